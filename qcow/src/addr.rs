@@ -1,0 +1,290 @@
+//! Addresses and counts: what is where, and in which address space.
+//!
+//! A guest offset is a byte of the virtual disk, a host offset a byte of the image file. Both come in bytes and in
+//! clusters, and mixing them up is how images are lost, so each is a type of its own with a private field. Only
+//! [`Geometry`], which alone knows the cluster size, shifts and masks them.
+
+use std::fmt;
+
+use crate::limits::{HOST_OFFSET_BITS, SECTOR_BYTES, SLICE_BYTES_MAX};
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Wraps a raw value; the caller vouches for its unit and address space.
+            pub const fn new(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            /// The raw value, for messages, on-disk fields and system calls.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+
+            /// This address moved up by `distance` of its own unit; `None` where it would pass 2^64.
+            pub fn checked_add(self, distance: u64) -> Option<Self> {
+                self.0.checked_add(distance).map(Self)
+            }
+
+            /// This address moved up by `distance` of its own unit, which must not pass 2^64.
+            #[must_use]
+            pub fn plus(self, distance: u64) -> Self {
+                Self(self.0.checked_add(distance).expect("an address beyond 2^64"))
+            }
+
+            /// How far `self` lies behind `earlier`, in the unit of both.
+            pub fn distance_from(self, earlier: Self) -> u64 {
+                self.0.checked_sub(earlier.0).expect("the earlier address lies behind the later one")
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+    };
+}
+
+address!(
+    /// A byte of the virtual disk that the guest sees.
+    GuestOffset
+);
+address!(
+    /// A byte of the image file.
+    HostOffset
+);
+address!(
+    /// A cluster of the virtual disk, counted from its start.
+    GuestCluster
+);
+address!(
+    /// A cluster of the image file, counted from its start.
+    HostCluster
+);
+
+/// A number of clusters of either space.
+pub type ClusterCount = u64;
+
+/// Index into an L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct L1Index(pub usize);
+
+/// Index into an L2 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct L2Index(pub usize);
+
+/// One slice of a table that fills whole clusters of the file: the unit in which metadata is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceKey {
+    /// The table's cluster.
+    pub table: HostCluster,
+    /// The slice's position in that cluster, counted in slices.
+    pub index: u32,
+}
+
+/// Cluster size and refcount width of one image, and all the arithmetic that follows from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    cluster_bits: u32,
+    refcount_order: u32,
+}
+
+impl Geometry {
+    /// The geometry of a validated header: `cluster_bits` in 9..=21, `refcount_order` in 0..=6.
+    pub fn new(cluster_bits: u32, refcount_order: u32) -> Self {
+        use crate::limits::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, REFCOUNT_ORDER_MAX};
+        assert!((CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits));
+        assert!(refcount_order <= REFCOUNT_ORDER_MAX);
+        Self { cluster_bits, refcount_order }
+    }
+
+    /// log2 of the cluster size in bytes.
+    pub const fn cluster_bits(self) -> u32 {
+        self.cluster_bits
+    }
+
+    /// Bytes of a cluster.
+    pub const fn cluster_size(self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Clusters that `len` bytes fill, the last one perhaps in part.
+    pub const fn clusters_for(self, len: u64) -> ClusterCount {
+        len.div_ceil(self.cluster_size())
+    }
+
+    /// Bytes of `count` clusters.
+    pub fn bytes(self, count: ClusterCount) -> u64 {
+        count.checked_mul(self.cluster_size()).expect("a cluster count beyond 2^64 bytes")
+    }
+
+    /// The cluster that holds `offset`.
+    pub const fn guest_cluster(self, offset: GuestOffset) -> GuestCluster {
+        GuestCluster(offset.0 >> self.cluster_bits)
+    }
+
+    /// First byte of `cluster`.
+    pub const fn guest_start(self, cluster: GuestCluster) -> GuestOffset {
+        GuestOffset(cluster.0 << self.cluster_bits)
+    }
+
+    /// Distance of `offset` from the start of its cluster, in bytes.
+    pub const fn in_guest_cluster(self, offset: GuestOffset) -> u64 {
+        offset.0 & (self.cluster_size() - 1)
+    }
+
+    /// The cluster that holds `offset`.
+    pub const fn host_cluster(self, offset: HostOffset) -> HostCluster {
+        HostCluster(offset.0 >> self.cluster_bits)
+    }
+
+    /// First byte of `cluster`.
+    pub const fn host_start(self, cluster: HostCluster) -> HostOffset {
+        HostOffset(cluster.0 << self.cluster_bits)
+    }
+
+    /// Distance of `offset` from the start of its cluster, in bytes.
+    pub const fn in_host_cluster(self, offset: HostOffset) -> u64 {
+        offset.0 & (self.cluster_size() - 1)
+    }
+
+    /// Whether `offset` is the first byte of a cluster.
+    pub const fn is_cluster_aligned(self, offset: u64) -> bool {
+        offset & (self.cluster_size() - 1) == 0
+    }
+
+    /// The clusters that `len` bytes at `offset` touch: the first one, and how many.
+    pub fn host_span(self, offset: HostOffset, len: u64) -> (HostCluster, ClusterCount) {
+        let first = self.host_cluster(offset);
+        (first, self.clusters_for(self.in_host_cluster(offset) + len))
+    }
+
+    /// Entries of an L2 table with standard (8-byte) entries.
+    pub const fn l2_entries(self) -> u64 {
+        self.cluster_size() / 8
+    }
+
+    /// L1 entries that a disk of `size` bytes needs.
+    pub const fn l1_entries_for(self, size: u64) -> u64 {
+        self.clusters_for(size).div_ceil(self.l2_entries())
+    }
+
+    /// The L1 entry that covers `cluster`.
+    pub const fn l1_index(self, cluster: GuestCluster) -> L1Index {
+        L1Index((cluster.0 / self.l2_entries()) as usize)
+    }
+
+    /// The entry of `cluster` in its L2 table.
+    pub const fn l2_index(self, cluster: GuestCluster) -> L2Index {
+        L2Index((cluster.0 % self.l2_entries()) as usize)
+    }
+
+    /// The guest cluster behind entry `l2` of the table behind entry `l1`.
+    pub const fn guest_cluster_at(self, l1: L1Index, l2: L2Index) -> GuestCluster {
+        GuestCluster(l1.0 as u64 * self.l2_entries() + l2.0 as u64)
+    }
+
+    /// log2 of the refcount width in bits.
+    pub const fn refcount_order(self) -> u32 {
+        self.refcount_order
+    }
+
+    /// Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64.
+    pub const fn refcount_bits(self) -> u32 {
+        1 << self.refcount_order
+    }
+
+    /// Largest count that a refcount entry can hold.
+    pub const fn refcount_max(self) -> u64 {
+        u64::MAX >> (64 - self.refcount_bits())
+    }
+
+    /// Refcounts in one refcount block.
+    pub const fn refcounts_per_block(self) -> u64 {
+        (self.cluster_size() * 8) >> self.refcount_order
+    }
+
+    /// The refcount table entry whose block counts `cluster`.
+    pub const fn refcount_block_index(self, cluster: HostCluster) -> u64 {
+        cluster.0 / self.refcounts_per_block()
+    }
+
+    /// The entry of `cluster` in its refcount block.
+    pub const fn index_in_refcount_block(self, cluster: HostCluster) -> u64 {
+        cluster.0 % self.refcounts_per_block()
+    }
+
+    /// First cluster that the refcount block at table entry `index` counts.
+    pub const fn refcount_block_first(self, index: u64) -> HostCluster {
+        HostCluster(index * self.refcounts_per_block())
+    }
+
+    /// Bytes of a metadata slice: a cluster, but at most [`SLICE_BYTES_MAX`].
+    pub const fn slice_bytes(self) -> u64 {
+        if self.cluster_size() < SLICE_BYTES_MAX { self.cluster_size() } else { SLICE_BYTES_MAX }
+    }
+
+    /// Slices of a table that fills one cluster.
+    pub const fn slices_per_table(self) -> u32 {
+        (self.cluster_size() / self.slice_bytes()) as u32
+    }
+
+    /// L2 entries in one slice.
+    pub const fn l2_entries_per_slice(self) -> u64 {
+        self.slice_bytes() / 8
+    }
+
+    /// The slice that holds entry `index` of the L2 table at `table`, and the entry's place in it.
+    pub const fn l2_slice(self, table: HostCluster, index: L2Index) -> (SliceKey, usize) {
+        let per = self.l2_entries_per_slice();
+        let (slice, at) = (index.0 as u64 / per, index.0 as u64 % per);
+        (SliceKey { table, index: slice as u32 }, at as usize)
+    }
+
+    /// Refcounts in one slice.
+    pub const fn refcounts_per_slice(self) -> u64 {
+        (self.slice_bytes() * 8) >> self.refcount_order
+    }
+
+    /// The slice of the refcount block at `block` that counts `cluster`, and the count's place in it.
+    pub const fn refcount_slice(
+        self,
+        block: HostCluster,
+        cluster: HostCluster,
+    ) -> (SliceKey, usize) {
+        let at = self.index_in_refcount_block(cluster);
+        let per = self.refcounts_per_slice();
+        (SliceKey { table: block, index: (at / per) as u32 }, (at % per) as usize)
+    }
+
+    /// Where a slice lies in the file.
+    pub const fn slice_start(self, key: SliceKey) -> HostOffset {
+        HostOffset((key.table.0 << self.cluster_bits) + key.index as u64 * self.slice_bytes())
+    }
+
+    /// Whether `len` bytes at `offset` stay below the highest offset that a table entry can name.
+    pub fn is_addressable(self, offset: HostOffset, len: u64) -> bool {
+        offset.0.checked_add(len).is_some_and(|end| end <= 1 << HOST_OFFSET_BITS)
+    }
+}
+
+/// `value` rounded down to whole sectors of 512 bytes.
+pub const fn sector_floor(value: u64) -> u64 {
+    value & !(SECTOR_BYTES - 1)
+}
+
+/// `value` rounded up to whole sectors of 512 bytes; `None` where that passes 2^64.
+pub const fn sector_ceil(value: u64) -> Option<u64> {
+    value.checked_next_multiple_of(SECTOR_BYTES)
+}

@@ -1,0 +1,301 @@
+//! A host file on io_uring: opening, locking, and the operations of [`Disk`].
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::unistd::Whence;
+
+use super::direct::{Alignment, BlockLocks};
+use super::lock;
+use super::ring::{self, Operation};
+use crate::addr::HostOffset;
+use crate::disk::{Buffer, Disk, FileExtent, Identity, Payload};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes of zeros that one write carries where the file system cannot zero a range by itself.
+const ZERO_WRITE_LEN: u64 = 4 << 20;
+
+/// How a file is to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only read, and locked against writers.
+    ReadOnly,
+    /// Only read, whatever others do with the file meanwhile (`--force-share`).
+    ReadOnlyShared,
+    /// Read and written, and locked against everybody else.
+    ReadWrite,
+    /// As `ReadWrite`, and made first; an existing file is cut to nothing once its lock is held.
+    Create,
+}
+
+/// Whether I/O goes through the host's page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Through the page cache.
+    PageCache,
+    /// Straight to the device (`O_DIRECT`).
+    Direct,
+}
+
+/// One open host file. Cheap to share between threads; every thread uses its own ring.
+#[derive(Debug)]
+pub struct UringDisk {
+    file: Arc<OwnedFd>,
+    writable: bool,
+    identity: Identity,
+    /// Set when I/O bypasses the page cache.
+    direct: Option<Direct>,
+}
+
+#[derive(Debug)]
+struct Direct {
+    alignment: Alignment,
+    locks: BlockLocks,
+}
+
+impl UringDisk {
+    /// Opens and locks the file at `path`.
+    pub fn open(path: &Path, access: Access, cache: CacheMode) -> Result<Self> {
+        Self::open_unnamed(path, access, cache).map_err(|e| e.in_file(path))
+    }
+
+    fn open_unnamed(path: &Path, access: Access, cache: CacheMode) -> Result<Self> {
+        ring::probe().map_err(|e| {
+            Error::io("cannot set up an io_uring (is kernel.io_uring_disabled set?)", &e)
+        })?;
+        let writable = matches!(access, Access::ReadWrite | Access::Create);
+        let mut options = OpenOptions::new();
+        options.read(true).write(writable).create(access == Access::Create);
+        // Nonblocking, so that a FIFO in the image's place cannot hang the program; regular files ignore it.
+        let direct = if cache == CacheMode::Direct { libc::O_DIRECT } else { 0 };
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | direct);
+        let file = options.open(path).map_err(|e| Error::io("Could not open", &e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("stat", &e))?;
+        refuse_odd_files(&metadata.file_type())?;
+        if access != Access::ReadOnlyShared {
+            lock::lock_image(&file, writable)?;
+        }
+        if access == Access::Create {
+            file.set_len(0).map_err(|e| Error::io("cut the file to nothing", &e))?;
+        }
+        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        let direct = (cache == CacheMode::Direct)
+            .then(|| Direct { alignment: Alignment::of(&file), locks: BlockLocks::default() });
+        Ok(Self { file: Arc::new(file.into()), writable, identity, direct })
+    }
+
+    /// The same file with a coarser alignment for direct I/O than the device asks for; for tests.
+    #[must_use]
+    pub fn with_alignment(mut self, offset: u64) -> Self {
+        assert!(offset.is_power_of_two());
+        let alignment = Alignment { memory: offset, offset };
+        self.direct = Some(Direct { alignment, locks: BlockLocks::default() });
+        self
+    }
+
+    async fn read_plain(&self, at: u64, into: &Payload) -> io::Result<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let rest = if done == 0 { into.clone() } else { into.slice(done, into.len() - done) };
+            match ring::submit(&self.file, Operation::Read { at: at + done, into: rest }).await {
+                Ok(0) => {
+                    into.zero(done, into.len() - done);
+                    return Ok(());
+                }
+                Ok(read) => done += u64::from(read),
+                Err(e) if is_transient(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_plain(&self, at: u64, from: &Payload) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len() {
+            let rest = if done == 0 { from.clone() } else { from.slice(done, from.len() - done) };
+            match ring::submit(&self.file, Operation::Write { at: at + done, from: rest }).await {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => done += u64::from(written),
+                Err(e) if is_transient(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_bounced(&self, direct: &Direct, at: u64, into: &Payload) -> io::Result<()> {
+        let wide = direct.alignment.widen(at..at + into.len());
+        let bounce = Buffer::zeroed((wide.end - wide.start) as usize).payload();
+        self.read_plain(wide.start, &bounce).await?;
+        into.copy_from_payload(&bounce.slice(at - wide.start, into.len()));
+        Ok(())
+    }
+
+    async fn write_direct(&self, direct: &Direct, at: u64, from: &Payload) -> io::Result<()> {
+        let wide = direct.alignment.widen(at..at + from.len());
+        let _blocks = direct.locks.hold(wide.clone()).await;
+        if direct.alignment.fits(at, from) {
+            return self.write_plain(at, from).await;
+        }
+        // The last block may reach past the end of the file; what the padding adds is cut off again.
+        let len = self.len()?;
+        let bounce = Buffer::zeroed((wide.end - wide.start) as usize).payload();
+        if wide != (at..at + from.len()) {
+            self.read_plain(wide.start, &bounce).await?;
+        }
+        bounce.slice(at - wide.start, from.len()).copy_from_payload(from);
+        self.write_plain(wide.start, &bounce).await?;
+        let end = len.max(at + from.len());
+        if wide.end > end && self.len()? == wide.end {
+            return self.set_len(end).await;
+        }
+        Ok(())
+    }
+
+    async fn fallocate(&self, mode: FallocateFlags, at: HostOffset, len: u64) -> io::Result<()> {
+        loop {
+            let operation = Operation::Fallocate { mode: mode.bits(), at: at.get(), len };
+            match ring::submit(&self.file, operation).await {
+                Ok(_) => return Ok(()),
+                Err(e) if is_transient(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    async fn write_zeroes_by_hand(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(ZERO_WRITE_LEN);
+            self.write(at.plus(done), &Payload::zeros(piece)).await?;
+            done += piece;
+        }
+        Ok(())
+    }
+}
+
+impl Disk for UringDisk {
+    async fn read(&self, at: HostOffset, into: &Payload) -> io::Result<()> {
+        assert!(into.is_writable(), "a read into a read-only payload");
+        match &self.direct {
+            Some(direct) if !direct.alignment.fits(at.get(), into) => {
+                self.read_bounced(direct, at.get(), into).await
+            }
+            _ => self.read_plain(at.get(), into).await,
+        }
+    }
+
+    async fn write(&self, at: HostOffset, from: &Payload) -> io::Result<()> {
+        match &self.direct {
+            Some(direct) => self.write_direct(direct, at.get(), from).await,
+            None => self.write_plain(at.get(), from).await,
+        }
+    }
+
+    async fn write_zeroes(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        match self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len).await {
+            Err(e) if is_unsupported(&e) => self.write_zeroes_by_hand(at, len).await,
+            other => other,
+        }
+    }
+
+    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match self.fallocate(mode, at, len).await {
+            Err(e) if is_unsupported(&e) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn allocate(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::empty(), at, len).await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        match ring::submit(&self.file, Operation::SetLen { len }).await {
+            Ok(_) => Ok(()),
+            // Kernels before 6.9 have no asynchronous ftruncate.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                let len = i64::try_from(len).map_err(|_| io::Error::from(Errno::EFBIG))?;
+                Ok(nix::unistd::ftruncate(&self.file, len)?)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        loop {
+            match ring::submit(&self.file, Operation::Sync).await {
+                Ok(_) => return Ok(()),
+                Err(e) if is_transient(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let stat = nix::sys::stat::fstat(&self.file)?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFBLK {
+            // A block device has no length of its own; its end is where seeking ends.
+            return Ok(nix::unistd::lseek64(&self.file, 0, Whence::SeekEnd)? as u64);
+        }
+        Ok(stat.st_size as u64)
+    }
+
+    fn allocated_len(&self) -> io::Result<u64> {
+        Ok(nix::sys::stat::fstat(&self.file)?.st_blocks as u64 * 512)
+    }
+
+    fn extent_at(&self, at: HostOffset) -> io::Result<FileExtent> {
+        let start = at.get() as i64;
+        let hole = match nix::unistd::lseek64(&self.file, start, Whence::SeekHole) {
+            Ok(hole) => hole,
+            // No holes known here: everything is data.
+            Err(Errno::EINVAL | Errno::ENXIO) => self.len()? as i64,
+            Err(e) => return Err(e.into()),
+        };
+        if hole > start {
+            return Ok(FileExtent { len: (hole - start) as u64, data: true });
+        }
+        let data = match nix::unistd::lseek64(&self.file, start, Whence::SeekData) {
+            Ok(data) => data,
+            Err(Errno::ENXIO) => self.len()? as i64,
+            Err(e) => return Err(e.into()),
+        };
+        Ok(FileExtent { len: (data - start).max(0) as u64, data: false })
+    }
+
+    fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+}
+
+fn refuse_odd_files(kind: &std::fs::FileType) -> Result<()> {
+    let what = if kind.is_dir() {
+        "is a directory, not an image"
+    } else if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    } else {
+        "is neither a regular file nor a block device"
+    };
+    Err(Error::new(ErrorKind::Invalid, what))
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
+}

@@ -1,0 +1,435 @@
+//! The calling thread's io_uring: queueing operations, parking until one ends, and waking from other threads.
+//!
+//! An operation keeps its buffers and its file alive inside the ring's slot until the kernel has finished with them, even
+//! when the future that asked for it is dropped: forgetting or cancelling a future can never free memory under DMA.
+#![expect(
+    unsafe_code,
+    reason = "submission entries name memory and descriptors by address and number"
+)]
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::disk::buffer::Payload;
+use crate::exec::{Park, Unpark};
+
+/// Submission entries of a ring; more operations than this only means more system calls.
+const RING_ENTRIES: u32 = 256;
+/// Longest segment list that the kernel takes (`UIO_MAXIOV`).
+const SEGMENT_COUNT_MAX: usize = 1024;
+/// `user_data` of the poll on the ring's own wake-up descriptor.
+const WAKE_UP: u64 = u64::MAX;
+
+thread_local! {
+    static RING: Rc<RefCell<Ring>> = Rc::new(RefCell::new(Ring::new()));
+}
+
+/// What the kernel is asked to do with a file.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Read { at: u64, into: Payload },
+    Write { at: u64, from: Payload },
+    Sync,
+    Fallocate { mode: i32, at: u64, len: u64 },
+    SetLen { len: u64 },
+}
+
+struct Ring {
+    uring: IoUring,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    unparker: Arc<RingUnpark>,
+}
+
+/// One operation from its submission to its completion.
+struct Slot {
+    state: SlotState,
+    /// Whatever the kernel may touch until the operation ends.
+    held: Option<Held>,
+    iovecs: Vec<libc::iovec>,
+}
+
+#[derive(Debug)]
+enum SlotState {
+    Free,
+    InFlight(Option<Waker>),
+    Done(i32),
+    /// Nobody waits for the result; the slot is freed on completion.
+    Orphaned,
+    /// A poll that completes again and again, with the events since the last look.
+    Repeating {
+        fired: bool,
+        ended: bool,
+        waker: Option<Waker>,
+    },
+}
+
+struct Held {
+    _file: Arc<OwnedFd>,
+    _operation: Option<Operation>,
+}
+
+impl Ring {
+    fn new() -> Self {
+        let unparker = Arc::new(RingUnpark::new());
+        let mut ring = Self { uring: set_up(), slots: Vec::new(), free: Vec::new(), unparker };
+        ring.watch_wake_ups();
+        ring
+    }
+
+    fn watch_wake_ups(&mut self) {
+        let fd = types::Fd(self.unparker.event.as_raw_fd());
+        let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+        self.push(&poll.user_data(WAKE_UP));
+    }
+
+    fn take_slot(&mut self, state: SlotState) -> usize {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { state: SlotState::Free, held: None, iovecs: Vec::new() });
+            self.slots.len() - 1
+        });
+        self.slots[index].state = state;
+        index
+    }
+
+    fn release(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        slot.state = SlotState::Free;
+        slot.held = None;
+        self.free.push(index);
+    }
+
+    fn start(&mut self, file: &Arc<OwnedFd>, operation: Operation) -> usize {
+        let index = self.take_slot(SlotState::InFlight(None));
+        let slot = &mut self.slots[index];
+        let entry = build(types::Fd(file.as_raw_fd()), &operation, &mut slot.iovecs);
+        slot.held = Some(Held { _file: Arc::clone(file), _operation: Some(operation) });
+        self.push(&entry.user_data(index as u64));
+        index
+    }
+
+    fn watch(&mut self, file: &Arc<OwnedFd>) -> usize {
+        let index =
+            self.take_slot(SlotState::Repeating { fired: false, ended: false, waker: None });
+        self.slots[index].held = Some(Held { _file: Arc::clone(file), _operation: None });
+        let fd = types::Fd(file.as_raw_fd());
+        let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+        self.push(&poll.user_data(index as u64));
+        index
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: needed to hand addresses to the kernel. Everything the entry points to lives in the slot that its
+            // `user_data` names (payload, iovecs, file), which is not released before the completion arrives.
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: what is in it goes to the kernel, which always takes at least one entry.
+            self.enter(0);
+        }
+    }
+
+    fn enter(&mut self, wait_for: usize) {
+        match self.uring.submit_and_wait(wait_for) {
+            Ok(_) => {}
+            // Interrupted by a signal, or short of completion room or memory for the moment: reap and come back.
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(e) => panic!("io_uring_enter failed for good: {e}"),
+        }
+    }
+
+    /// Takes completions off the ring; the wakers to call once the ring is no longer borrowed.
+    fn reap(&mut self, wakers: &mut Vec<Waker>) {
+        let mut rearm = false;
+        let completions: smallvec::SmallVec<[cqueue::Entry; 64]> =
+            self.uring.completion().collect();
+        for completion in completions {
+            if completion.user_data() == WAKE_UP {
+                rearm |= !cqueue::more(completion.flags());
+            } else {
+                self.complete(&completion, wakers);
+            }
+        }
+        if rearm {
+            self.watch_wake_ups();
+        }
+    }
+
+    fn complete(&mut self, completion: &cqueue::Entry, wakers: &mut Vec<Waker>) {
+        let index = completion.user_data() as usize;
+        let more = cqueue::more(completion.flags());
+        let slot = &mut self.slots[index];
+        match &mut slot.state {
+            SlotState::InFlight(waker) => {
+                wakers.extend(waker.take());
+                slot.held = None;
+                slot.state = SlotState::Done(completion.result());
+            }
+            SlotState::Repeating { fired, ended, waker } => {
+                *fired = true;
+                *ended = !more;
+                wakers.extend(waker.take());
+            }
+            SlotState::Orphaned if !more => self.release(index),
+            SlotState::Orphaned => {}
+            SlotState::Free | SlotState::Done(_) => unreachable!("a completion for an idle slot"),
+        }
+    }
+}
+
+fn set_up() -> IoUring {
+    let mut modern = IoUring::builder();
+    modern.setup_single_issuer().setup_defer_taskrun().setup_clamp();
+    modern
+        .build(RING_ENTRIES)
+        // Kernels before 6.1 lack deferred task work; everything else works the same.
+        .or_else(|_| IoUring::new(RING_ENTRIES))
+        .unwrap_or_else(|e| panic!("cannot set up an io_uring: {e} (is kernel.io_uring_disabled set?)"))
+}
+
+/// Fails with a sentence where this host does not allow io_uring at all.
+pub(super) fn probe() -> io::Result<()> {
+    IoUring::new(1).map(drop)
+}
+
+fn build(fd: types::Fd, operation: &Operation, iovecs: &mut Vec<libc::iovec>) -> squeue::Entry {
+    match operation {
+        Operation::Read { at, into } => match into.segments() {
+            [one] => opcode::Read::new(fd, one.start(), one.len() as u32).offset(*at).build(),
+            many => {
+                let (list, count) = fill_iovecs(iovecs, many);
+                opcode::Readv::new(fd, list, count).offset(*at).build()
+            }
+        },
+        Operation::Write { at, from } => match from.segments() {
+            [one] => opcode::Write::new(fd, one.start(), one.len() as u32).offset(*at).build(),
+            many => {
+                let (list, count) = fill_iovecs(iovecs, many);
+                opcode::Writev::new(fd, list, count).offset(*at).build()
+            }
+        },
+        Operation::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Fallocate { mode, at, len } => {
+            opcode::Fallocate::new(fd, *len).offset(*at).mode(*mode).build()
+        }
+        Operation::SetLen { len } => opcode::Ftruncate::new(fd, *len).build(),
+    }
+}
+
+fn fill_iovecs(
+    iovecs: &mut Vec<libc::iovec>,
+    segments: &[crate::disk::buffer::Segment],
+) -> (*const libc::iovec, u32) {
+    iovecs.clear();
+    iovecs.extend(
+        segments
+            .iter()
+            .take(SEGMENT_COUNT_MAX)
+            .map(|s| libc::iovec { iov_base: s.start().cast(), iov_len: s.len() }),
+    );
+    (iovecs.as_ptr(), iovecs.len() as u32)
+}
+
+/// An operation on the ring of this thread; its value is the kernel's non-negative result.
+pub(super) fn submit(
+    file: &Arc<OwnedFd>,
+    operation: Operation,
+) -> impl Future<Output = io::Result<u32>> {
+    let state = PendingState::Unsubmitted(Arc::clone(file), Some(operation));
+    Pending { state, ring: RING.with(Rc::clone) }
+}
+
+/// Not `Send`: it lives and dies on the thread whose ring it uses.
+struct Pending {
+    state: PendingState,
+    ring: Rc<RefCell<Ring>>,
+}
+
+enum PendingState {
+    Unsubmitted(Arc<OwnedFd>, Option<Operation>),
+    Submitted(usize),
+    Ended,
+}
+
+impl Future for Pending {
+    type Output = io::Result<u32>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let mut ring = this.ring.borrow_mut();
+        let index = match &mut this.state {
+            PendingState::Unsubmitted(file, operation) => {
+                let operation = operation.take().expect("an operation is submitted once");
+                let index = ring.start(file, operation);
+                this.state = PendingState::Submitted(index);
+                index
+            }
+            PendingState::Submitted(index) => *index,
+            PendingState::Ended => panic!("an operation polled after its end"),
+        };
+        match &mut ring.slots[index].state {
+            SlotState::InFlight(waker) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            SlotState::Done(result) => {
+                let result = *result;
+                ring.release(index);
+                this.state = PendingState::Ended;
+                Poll::Ready(
+                    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result)),
+                )
+            }
+            other => unreachable!("a waited-for operation in state {other:?}"),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let PendingState::Submitted(index) = self.state {
+            let mut ring = self.ring.borrow_mut();
+            match ring.slots[index].state {
+                SlotState::InFlight(_) => ring.slots[index].state = SlotState::Orphaned,
+                _ => ring.release(index),
+            }
+        }
+    }
+}
+
+/// Tells, again and again, that a descriptor has become readable; for an eventfd: that it was written to.
+///
+/// The descriptor is never read: the ring reports each write by itself, so a signal costs no system call here.
+pub struct Readiness {
+    index: usize,
+    file: Arc<OwnedFd>,
+    ring: Rc<RefCell<Ring>>,
+}
+
+impl Readiness {
+    /// Watches `file` on this thread's ring.
+    pub fn watch(file: Arc<OwnedFd>) -> Self {
+        let ring = RING.with(Rc::clone);
+        let index = ring.borrow_mut().watch(&file);
+        Self { index, file, ring }
+    }
+
+    /// Ready once per signal or burst of signals since the last time.
+    pub fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut ring = self.ring.borrow_mut();
+        let SlotState::Repeating { fired, ended, waker } = &mut ring.slots[self.index].state else {
+            unreachable!("a watch lost its slot");
+        };
+        if !std::mem::take(fired) {
+            *waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        if *ended {
+            // The kernel ends a repeating poll when it runs out of completion room; the signal has been seen.
+            ring.release(self.index);
+            self.index = ring.watch(&self.file);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Readiness {
+    fn drop(&mut self) {
+        let mut ring = self.ring.borrow_mut();
+        let ended =
+            matches!(ring.slots[self.index].state, SlotState::Repeating { ended: true, .. });
+        if ended {
+            ring.release(self.index);
+            return;
+        }
+        ring.slots[self.index].state = SlotState::Orphaned;
+        let cancel = opcode::PollRemove::new(self.index as u64).build();
+        let index = ring.take_slot(SlotState::Orphaned);
+        ring.push(&cancel.user_data(index as u64));
+    }
+}
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readiness").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// Parks this thread in its ring.
+pub struct RingPark {
+    ring: Rc<RefCell<Ring>>,
+}
+
+impl RingPark {
+    /// The calling thread's ring, set up on first use.
+    pub fn new() -> Self {
+        Self { ring: RING.with(Rc::clone) }
+    }
+}
+
+impl Default for RingPark {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for RingPark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RingPark")
+    }
+}
+
+impl Park for RingPark {
+    fn park(&self, woken: &AtomicBool) {
+        let mut wakers = Vec::new();
+        {
+            let mut ring = self.ring.borrow_mut();
+            let unparker = Arc::clone(&ring.unparker);
+            unparker.parked.store(true, Ordering::SeqCst);
+            // A wake-up before the store above left no signal, so it must be seen here.
+            let wait_for = usize::from(!woken.load(Ordering::SeqCst));
+            ring.enter(wait_for);
+            unparker.parked.store(false, Ordering::SeqCst);
+            ring.reap(&mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::<RingUnpark>::clone(&self.ring.borrow().unparker)
+    }
+}
+
+struct RingUnpark {
+    event: EventFd,
+    parked: AtomicBool,
+}
+
+impl RingUnpark {
+    fn new() -> Self {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .unwrap_or_else(|e| panic!("cannot make an eventfd: {e}"));
+        Self { event, parked: AtomicBool::new(false) }
+    }
+}
+
+impl Unpark for RingUnpark {
+    fn unpark(&self) {
+        if self.parked.load(Ordering::SeqCst) {
+            // The counter cannot overflow in the life of a program, and nothing else makes this write fail.
+            let _ = self.event.write(1);
+        }
+    }
+}

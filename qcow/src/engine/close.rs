@@ -1,0 +1,40 @@
+//! Leaving an image as clean as it can be: everything durable, nothing leaked.
+
+use super::Image;
+use super::layer::{Layer, Qcow2};
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::sync::lock;
+
+/// Rounds of flushing and freeing after which a close gives up on clusters that cannot be freed.
+const ROUNDS_MAX: u32 = 8;
+
+impl<D: Disk> Image<D> {
+    /// Writes everything back and frees what was unlinked. No request may be in flight.
+    ///
+    /// # Errors
+    /// The image could not be written back; it is as after a crash.
+    pub async fn close(&self) -> Result<()> {
+        if !self.is_writable() {
+            return Ok(());
+        }
+        match self.top() {
+            Layer::Raw(raw) => raw.flush().await,
+            Layer::Qcow2(qcow2) => qcow2.settle().await,
+        }
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    async fn settle(&self) -> Result<()> {
+        for _ in 0..ROUNDS_MAX {
+            self.flush_metadata().await?;
+            self.reclaim().await;
+            let meta = lock(&self.meta);
+            if meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Making writes durable: carrying out the order that `meta::order` lays down.
+
+use super::Image;
+use super::layer::{Layer, Qcow2};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::exec::join_all;
+use crate::meta::order::{FlushPlan, Stage, Turn};
+use crate::sync::lock;
+
+/// Metadata writes that are under way at the same time.
+const WRITES_IN_FLIGHT_MAX: usize = 64;
+
+impl<D: Disk> Image<D> {
+    /// Makes every write, zeroing and discard that completed before this call durable.
+    ///
+    /// # Errors
+    /// After a failed flush of the host file nothing more is promised: the image takes no more writes.
+    pub async fn flush(&self) -> Result<()> {
+        match self.top() {
+            Layer::Raw(raw) => raw.flush().await,
+            Layer::Qcow2(qcow2) if qcow2.flushes && self.is_writable() => {
+                qcow2.flush_metadata().await?;
+                qcow2.reclaim().await;
+                Ok(())
+            }
+            Layer::Qcow2(_) => Ok(()),
+        }
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Writes all metadata back in order; whoever asks while that is under way shares the next round.
+    pub(super) async fn flush_metadata(&self) -> Result<()> {
+        let ticket = lock(&self.meta).flush.ticket();
+        let turn = self.wait(|meta| match meta.flush.turn(ticket) {
+            Turn::Wait => None,
+            turn => Some(turn),
+        });
+        match turn.await {
+            Turn::Done(result) => result,
+            Turn::Lead | Turn::Wait => {
+                let mut lead = Lead { image: self, plan: None, result: Err(cut_short()) };
+                lead.result = lead.run().await;
+                lead.result.clone()
+            }
+        }
+    }
+
+    async fn carry_out(&self, plan: &FlushPlan) -> Result<()> {
+        let stages = plan.stages(self.geometry);
+        if stages.is_empty() {
+            return self.barrier().await;
+        }
+        for stage in &stages {
+            self.write_stage(stage).await?;
+            self.barrier().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_stage(&self, stage: &Stage) -> Result<()> {
+        for some in stage.writes.chunks(WRITES_IN_FLIGHT_MAX) {
+            let writes = some.iter().map(|write| self.write_bytes(write.at, &write.bytes));
+            join_all(writes).await.into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
+    }
+}
+
+/// The one who flushes for all. However it ends, the others learn of it.
+struct Lead<'a, D: Disk> {
+    image: &'a Qcow2<D>,
+    plan: Option<FlushPlan>,
+    result: Result<()>,
+}
+
+impl<D: Disk> Lead<'_, D> {
+    async fn run(&mut self) -> Result<()> {
+        let plan = {
+            let mut meta = lock(&self.image.meta);
+            meta.check_writable()?;
+            meta.plan_flush()
+        };
+        let plan = self.plan.insert(plan);
+        self.image.carry_out(plan).await
+    }
+}
+
+impl<D: Disk> Drop for Lead<'_, D> {
+    fn drop(&mut self) {
+        let mut meta = lock(&self.image.meta);
+        if let Some(plan) = self.plan.take() {
+            meta.end_flush(plan, self.result.is_ok());
+        }
+        meta.flush.end(&self.result);
+        drop(meta);
+        self.image.changed.wake_all();
+    }
+}
+
+fn cut_short() -> Error {
+    Error::new(crate::error::ErrorKind::Io, "a flush was cut short")
+}

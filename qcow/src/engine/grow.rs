@@ -1,0 +1,165 @@
+//! Making room for more refcounts: new refcount blocks, and a larger refcount table.
+//!
+//! A new block lies in the first free cluster of the stretch that it counts, and so counts itself. The table entry that
+//! names it goes to disk only after the block (see `meta::order`).
+//!
+//! A larger table is written beside its new blocks at the first clusters that nothing counts yet: those blocks count
+//! themselves and the table. Everything is durable before the header is pointed at it in one sector, and that before the
+//! old table is released.
+
+use super::layer::Qcow2;
+use crate::addr::{Geometry, HostCluster, HostOffset};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::limits::REFCOUNT_TABLE_BYTES_MAX;
+use crate::meta::reclaim::Reclaim;
+use crate::meta::refs::set_count;
+use crate::meta::{Meta, Run};
+use crate::sync::lock;
+
+/// Where the header names the refcount table: eight bytes of offset, four bytes of clusters.
+const HEADER_TABLE_FIELDS: HostOffset = HostOffset::new(48);
+
+impl<D: Disk> Qcow2<D> {
+    /// Makes the refcount block at `index` of the table, unless somebody has by now.
+    pub(super) async fn grow_refcounts(&self, index: u64) -> Result<()> {
+        let _structure = self.structure.acquire().await;
+        let (exists, table_len) = {
+            let meta = lock(&self.meta);
+            (meta.refs.has_block(index), meta.refs.table_len())
+        };
+        if exists {
+            return Ok(());
+        }
+        if index < table_len { self.add_block(index).await } else { self.grow_table(index).await }
+    }
+
+    async fn add_block(&self, index: u64) -> Result<()> {
+        let lowest = self.geometry.refcount_block_first(index);
+        let run = lock(&self.meta).alloc.take_uncounted(lowest, 1);
+        if let Err(e) = self.zero_cluster(run.first).await {
+            lock(&self.meta).alloc.freed(run.first);
+            return Err(e);
+        }
+        lock(&self.meta).refs.add_block(index, run.first);
+        Ok(())
+    }
+
+    async fn grow_table(&self, index: u64) -> Result<()> {
+        // Entries that wait for a flush must not be lost with the old table; nobody adds any while `structure` is held.
+        self.flush_metadata().await?;
+        let (growth, run) = {
+            let mut meta = lock(&self.meta);
+            let growth = Growth::plan(self.geometry, &meta, index)?;
+            let run =
+                meta.alloc.take_uncounted(growth.first, growth.block_count + growth.table_clusters);
+            assert_eq!(run.first, growth.first, "the first uncounted cluster is where it was");
+            (growth, run)
+        };
+        let result = self.install_table(&growth).await;
+        let mut meta = lock(&self.meta);
+        match result {
+            Ok(table) => growth.switch(self.geometry, &mut meta, &table),
+            Err(e) => {
+                meta.alloc.freed(run.first);
+                Err(e)
+            }
+        }
+    }
+
+    /// Writes new blocks and table, then points the header to them; the new table's entries.
+    async fn install_table(&self, growth: &Growth) -> Result<Vec<u64>> {
+        let geometry = self.geometry;
+        for (i, block) in growth.blocks(geometry).into_iter().enumerate() {
+            self.write_bytes(geometry.host_start(growth.first.plus(i as u64)), &block).await?;
+        }
+        let table = growth.table(geometry, lock(&self.meta).refs.raw_table());
+        let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
+        let offset = growth.table_offset(geometry);
+        self.write_bytes(offset, &bytes).await?;
+        self.barrier().await?;
+        let mut fields = offset.get().to_be_bytes().to_vec();
+        fields.extend((growth.table_clusters as u32).to_be_bytes());
+        self.write_bytes(HEADER_TABLE_FIELDS, &fields).await?;
+        self.barrier().await?;
+        let mut header = lock(&self.header);
+        header.refcount_table_offset = offset;
+        header.refcount_table_clusters = growth.table_clusters as u32;
+        Ok(table)
+    }
+}
+
+/// A larger refcount table and the blocks that count it.
+#[derive(Debug)]
+struct Growth {
+    /// The first new cluster: blocks first, then the table.
+    first: HostCluster,
+    /// Table index of the first new block.
+    block_index: u64,
+    block_count: u64,
+    table_clusters: u64,
+}
+
+impl Growth {
+    fn plan(geometry: Geometry, meta: &Meta, index: u64) -> Result<Self> {
+        let first = meta.alloc.first_uncounted(geometry.refcount_block_first(index));
+        let block_index = geometry.refcount_block_index(first);
+        let old_clusters = geometry.clusters_for(meta.refs.table_len() * 8);
+        let mut table_clusters = old_clusters + old_clusters / 2 + 1;
+        let mut block_count = 1;
+        loop {
+            let last = first.plus(block_count + table_clusters - 1);
+            let blocks = geometry.refcount_block_index(last) - block_index + 1;
+            let entries = block_index + blocks;
+            let clusters = table_clusters.max(geometry.clusters_for(entries * 8));
+            if (blocks, clusters) == (block_count, table_clusters) {
+                break;
+            }
+            (block_count, table_clusters) = (blocks.max(block_count), clusters);
+        }
+        if geometry.bytes(table_clusters) > REFCOUNT_TABLE_BYTES_MAX {
+            let max = REFCOUNT_TABLE_BYTES_MAX;
+            return Err(Error::limit(format!(
+                "the image file is full: its refcount table would exceed {max} bytes"
+            )));
+        }
+        Ok(Self { first, block_index, block_count, table_clusters })
+    }
+
+    fn table_offset(&self, geometry: Geometry) -> HostOffset {
+        geometry.host_start(self.first.plus(self.block_count))
+    }
+
+    /// The blocks' bytes: they count themselves and the table.
+    fn blocks(&self, geometry: Geometry) -> Vec<Vec<u8>> {
+        let mut blocks = vec![vec![0; geometry.cluster_size() as usize]; self.block_count as usize];
+        let count = self.block_count + self.table_clusters;
+        for cluster in (Run { first: self.first, count, fresh: false }).clusters() {
+            let block = geometry.refcount_block_index(cluster) - self.block_index;
+            let index = geometry.index_in_refcount_block(cluster) as usize;
+            set_count(&mut blocks[block as usize], geometry.refcount_order(), index, 1);
+        }
+        blocks
+    }
+
+    /// The new table's entries: the old ones and the new blocks.
+    fn table(&self, geometry: Geometry, mut table: Vec<u64>) -> Vec<u64> {
+        table.resize((geometry.bytes(self.table_clusters) / 8) as usize, 0);
+        for i in 0..self.block_count {
+            let entry = &mut table[(self.block_index + i) as usize];
+            assert_eq!(*entry, 0, "a new block takes a free place of the table");
+            *entry = geometry.host_start(self.first.plus(i)).get();
+        }
+        table
+    }
+
+    /// Goes on with the new table, and sends the old one on its way to being free: nothing on disk names it any more.
+    fn switch(&self, geometry: Geometry, meta: &mut Meta, table: &[u64]) -> Result<()> {
+        let (first, count) = meta.refs.table_span();
+        meta.refs.switch_table(self.table_offset(geometry), table)?;
+        let mut old = Reclaim::default();
+        old.unlink(first, count, false);
+        meta.reclaim.add_durable(old.take_unlinked().made_durable());
+        Ok(())
+    }
+}

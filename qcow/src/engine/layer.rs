@@ -1,0 +1,198 @@
+//! One image of a chain: its file, its metadata, and the loading of what metadata is missing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use crate::addr::{Geometry, HostCluster, HostOffset, SliceKey};
+use crate::disk::{Buffer, Disk};
+use crate::error::{Error, Result};
+use crate::foreign::raw::Raw;
+use crate::format::compression::CompressionType;
+use crate::format::header::Header;
+use crate::meta::cache::{Lookup, SliceCache};
+use crate::meta::drain::Drain;
+use crate::meta::{Asked, Meta, Need};
+use crate::sync::{Exclusive, WaitQueue, lock};
+
+/// One image of a chain.
+#[derive(Debug)]
+pub(super) enum Layer<D: Disk> {
+    Qcow2(Box<Qcow2<D>>),
+    Raw(Raw<D>),
+}
+
+impl<D: Disk> Layer<D> {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Qcow2(qcow2) => &qcow2.path,
+            Self::Raw(raw) => raw.path(),
+        }
+    }
+
+    /// Bytes of virtual disk that this image describes.
+    pub fn virtual_size(&self) -> u64 {
+        match self {
+            Self::Qcow2(qcow2) => qcow2.size,
+            Self::Raw(raw) => raw.size(),
+        }
+    }
+
+    pub fn disk(&self) -> &D {
+        match self {
+            Self::Qcow2(qcow2) => &qcow2.disk,
+            Self::Raw(raw) => raw.disk(),
+        }
+    }
+}
+
+/// An open qcow2 image.
+#[derive(Debug)]
+pub(super) struct Qcow2<D: Disk> {
+    pub disk: D,
+    pub path: PathBuf,
+    pub geometry: Geometry,
+    /// Bytes of virtual disk.
+    pub size: u64,
+    pub compression: CompressionType,
+    /// Whether flushes reach the disk.
+    pub flushes: bool,
+    /// The header as it is on disk.
+    pub header: Mutex<Header>,
+    /// Whether the header says what it must say while the image is being written.
+    pub prepared: AtomicBool,
+    pub meta: Mutex<Meta>,
+    /// Woken on every change in `meta` that somebody may wait for.
+    pub changed: WaitQueue,
+    /// Requests that may hold a host address.
+    pub drain: Drain,
+    /// Held by whoever changes the header or the refcount table.
+    pub structure: Exclusive,
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Asks the metadata a question, loading what it takes to answer it.
+    pub async fn ask<T>(
+        &self,
+        mut question: impl FnMut(&mut Meta) -> Asked<Result<T>>,
+    ) -> Result<T> {
+        loop {
+            let answer = question(&mut lock(&self.meta));
+            match answer {
+                Ok(answer) => return answer.map_err(|e| self.named(e)),
+                Err(need) => self.load(need).await.map_err(|e| self.named(e))?,
+            }
+        }
+    }
+
+    /// Waits until `ready` finds what it waits for in the metadata.
+    pub async fn wait<T>(&self, mut ready: impl FnMut(&mut Meta) -> Option<T>) -> T {
+        self.changed.until(|| ready(&mut lock(&self.meta))).await
+    }
+
+    /// Brings a slice into memory; however many ask for it, one loads it.
+    async fn load(&self, need: Need) -> Result<()> {
+        let (kind, key) = match need {
+            Need::L2(key) => (TableKind::L2, key),
+            Need::Refcounts(key) => (TableKind::Refcounts, key),
+        };
+        let mine = self.wait(|meta| self.begin_load(meta, kind, key)).await;
+        if !mine? {
+            return Ok(());
+        }
+        let mut load = Load { image: self, kind, key, bytes: None };
+        load.bytes = Some(self.read_slice(key).await?);
+        Ok(())
+    }
+
+    /// Whether the caller is to load the slice, or it is there; `None` while somebody else loads it.
+    fn begin_load(&self, meta: &mut Meta, kind: TableKind, key: SliceKey) -> Option<Result<bool>> {
+        match kind.cache(meta).lookup(key) {
+            Lookup::Hit(_) => return Some(Ok(false)),
+            Lookup::Loading => return None,
+            Lookup::Miss => {}
+        }
+        if !meta.alloc.is_inside_file(key.table) {
+            let (what, at) = (kind.name(), self.geometry.host_start(key.table));
+            return Some(Err(Error::corrupt(format!(
+                "{what} at {at} lies past the end of the file"
+            ))));
+        }
+        kind.cache(meta).begin_load(key);
+        Some(Ok(true))
+    }
+
+    async fn read_slice(&self, key: SliceKey) -> Result<Vec<u8>> {
+        let at = self.geometry.slice_start(key);
+        let buffer = Buffer::zeroed(self.geometry.slice_bytes() as usize);
+        let read = self.disk.read(at, &buffer.payload()).await;
+        read.map_err(|e| Error::io(format!("read metadata at {at}"), &e))?;
+        Ok(buffer.to_vec())
+    }
+
+    /// Writes `bytes` at `at`.
+    pub async fn write_bytes(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        let written = self.disk.write(at, &Buffer::from_bytes(bytes).payload()).await;
+        written.map_err(|e| self.named(Error::io(format!("write metadata at {at}"), &e)))
+    }
+
+    /// Makes a whole cluster read as zeros, and the file reach its end.
+    pub async fn zero_cluster(&self, cluster: HostCluster) -> Result<()> {
+        let (at, len) = (self.geometry.host_start(cluster), self.geometry.cluster_size());
+        let zeroed = self.disk.write_zeroes(at, len).await;
+        zeroed.map_err(|e| self.named(Error::io(format!("zero the cluster at {at}"), &e)))
+    }
+
+    /// Makes everything that has been written durable; after a failure the image takes no more writes.
+    pub async fn barrier(&self) -> Result<()> {
+        if !self.flushes {
+            return Ok(());
+        }
+        let synced = self.disk.sync().await;
+        synced.map_err(|e| {
+            // The kernel has dropped what it could not write and will not say so again.
+            let lost = self.named(Error::io("a flush failed, the image is read-only now", &e));
+            lock(&self.meta).fail(lost.clone());
+            lost
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TableKind {
+    L2,
+    Refcounts,
+}
+
+impl TableKind {
+    fn cache(self, meta: &mut Meta) -> &mut SliceCache {
+        match self {
+            Self::L2 => meta.map.slices_mut(),
+            Self::Refcounts => meta.refs.slices_mut(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::L2 => "L2 table",
+            Self::Refcounts => "refcount block",
+        }
+    }
+}
+
+/// A load under way; dropped early, it lets somebody else try.
+struct Load<'a, D: Disk> {
+    image: &'a Qcow2<D>,
+    kind: TableKind,
+    key: SliceKey,
+    bytes: Option<Vec<u8>>,
+}
+
+impl<D: Disk> Drop for Load<'_, D> {
+    fn drop(&mut self) {
+        let mut meta = lock(&self.image.meta);
+        self.kind.cache(&mut meta).finish_load(self.key, self.bytes.take());
+        drop(meta);
+        self.image.changed.wake_all();
+    }
+}

@@ -1,0 +1,73 @@
+//! Telling which parts of the disk hold what, and where.
+
+use super::Image;
+use super::layer::Layer;
+use super::read::Content;
+use crate::disk::Disk;
+use crate::error::Result;
+
+/// A stretch of the virtual disk that is all alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapExtent {
+    /// Bytes.
+    pub len: u64,
+    /// The image that has it, counted from the top; the last one of the chain where none has.
+    pub depth: usize,
+    /// Whether any image of the chain has something here.
+    pub present: bool,
+    /// Whether it reads as zeros, as far as mappings and holes tell.
+    pub zero: bool,
+    /// Whether bytes are stored for it.
+    pub data: bool,
+    /// Whether those bytes are compressed.
+    pub compressed: bool,
+    /// Where the bytes are in that image's file, if they are there as they are.
+    pub offset: Option<u64>,
+}
+
+impl MapExtent {
+    /// Whether `next`, which follows right behind, can be told as one with this.
+    pub fn continues_into(&self, next: &Self) -> bool {
+        let place = |e: &Self| (e.depth, e.present, e.zero, e.data, e.compressed);
+        place(self) == place(next) && self.offset.map(|o| o + self.len) == next.offset
+    }
+}
+
+impl<D: Disk> Image<D> {
+    /// What the disk holds from `at` on, for at most `len` bytes. May block for a moment where the chain ends in a raw
+    /// file: for tools.
+    ///
+    /// # Errors
+    /// The range does not lie inside the disk, or a table is damaged or cannot be read.
+    pub async fn map(&self, at: u64, len: u64) -> Result<MapExtent> {
+        let _inside = self.enter();
+        let source = self.resolve(0, at, len.min(self.virtual_size().saturating_sub(at))).await?;
+        let extent = MapExtent {
+            len: source.len,
+            depth: source.depth,
+            present: true,
+            zero: false,
+            data: false,
+            compressed: false,
+            offset: None,
+        };
+        Ok(match source.content {
+            Content::Nothing => MapExtent { present: false, zero: true, ..extent },
+            Content::Zeros { host } => {
+                MapExtent { zero: true, offset: host.map(|h| h.get()), ..extent }
+            }
+            Content::Compressed { .. } => MapExtent { data: true, compressed: true, ..extent },
+            Content::Bytes(host) => {
+                let offset = Some(host.get());
+                match &self.layers_from(source.depth)[0] {
+                    Layer::Qcow2(_) => MapExtent { data: true, offset, ..extent },
+                    Layer::Raw(raw) => {
+                        let file = raw.extent_at(at)?;
+                        let len = extent.len.min(file.len.max(1));
+                        MapExtent { len, data: file.data, zero: !file.data, offset, ..extent }
+                    }
+                }
+            }
+        })
+    }
+}

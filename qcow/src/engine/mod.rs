@@ -1,0 +1,157 @@
+//! The verbs: open, create, read, write, zero, discard, flush, map, check, close.
+//!
+//! An [`Image`] is a chain of [`layer::Layer`]s over [`Disk`]s. Requests are straight-line `async` code; what they know
+//! about tables they ask of [`crate::meta`], which never waits, and what is missing there they load. Any number of
+//! threads use one image at the same time, each driving its own requests on its own ring.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+
+mod claim;
+mod close;
+pub mod create;
+mod flush;
+mod grow;
+pub mod info;
+mod layer;
+mod map;
+mod open;
+mod options;
+mod read;
+mod reclaim;
+mod table;
+mod write;
+mod zero;
+
+pub use create::{CreateOptions, Preallocation, create};
+pub use map::MapExtent;
+pub use options::{DetectZeroes, Discard, Format, OpenOptions};
+
+use layer::{Layer, Qcow2};
+
+/// An open virtual disk: a chain of images, the top one perhaps writable.
+///
+/// Cloning is cheap, and clones are the same disk. The futures of its methods belong to the thread that polls them.
+/// A writable image has to be [closed](Image::close); one that is merely dropped is as after a crash.
+#[derive(Debug)]
+pub struct Image<D: Disk> {
+    inner: Arc<Inner<D>>,
+}
+
+#[derive(Debug)]
+struct Inner<D: Disk> {
+    /// The top layer first.
+    layers: Vec<Layer<D>>,
+    /// Bytes.
+    virtual_size: u64,
+    options: OpenOptions,
+}
+
+impl<D: Disk> Clone for Image<D> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<D: Disk> Image<D> {
+    /// Size of the virtual disk in bytes, a multiple of 512.
+    pub fn virtual_size(&self) -> u64 {
+        self.inner.virtual_size
+    }
+
+    /// Cluster size of the top image in bytes; `None` where it has no clusters.
+    pub fn cluster_size(&self) -> Option<u64> {
+        match self.top() {
+            Layer::Qcow2(qcow2) => Some(qcow2.geometry.cluster_size()),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// Format of the top image.
+    pub fn format(&self) -> Format {
+        match self.top() {
+            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Raw(_) => Format::Raw,
+        }
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.inner.options.writable
+    }
+
+    /// How many images the chain has.
+    pub fn layer_count(&self) -> usize {
+        self.inner.layers.len()
+    }
+
+    /// The file of the image `depth` places below the top.
+    pub fn layer_path(&self, depth: usize) -> &Path {
+        self.inner.layers[depth].path()
+    }
+
+    /// Format of the image `depth` places below the top.
+    pub fn layer_format(&self, depth: usize) -> Format {
+        match &self.inner.layers[depth] {
+            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Raw(_) => Format::Raw,
+        }
+    }
+
+    /// Fails once the image takes no more writes, with the reason: a lost flush, a corruption found.
+    pub fn health(&self) -> Result<()> {
+        match self.top() {
+            Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.meta).check_writable(),
+            Layer::Raw(raw) => raw.health(),
+        }
+    }
+
+    fn top(&self) -> &Layer<D> {
+        &self.inner.layers[0]
+    }
+
+    fn has_backing(&self) -> bool {
+        self.inner.layers.len() > 1
+    }
+
+    /// Checks a request's range.
+    fn check_range(&self, at: u64, len: u64) -> Result<()> {
+        let size = self.inner.virtual_size;
+        if at.checked_add(len).is_none_or(|end| end > size) {
+            let what = format!("a request for {len} bytes at {at:#x} of a disk of {size} bytes");
+            return Err(Error::invalid(what).in_file(self.top().path()));
+        }
+        if len > crate::limits::REQUEST_BYTES_MAX {
+            return Err(Error::limit(format!("a request for {len} bytes is too large")));
+        }
+        Ok(())
+    }
+
+    /// Checks that a changing request may go on.
+    fn check_write(&self, at: u64, len: u64) -> Result<()> {
+        if !self.inner.options.writable {
+            return Err(Error::read_only("the image is open read-only").in_file(self.top().path()));
+        }
+        let size = self.inner.virtual_size;
+        if at.checked_add(len).is_none_or(|end| end > size) {
+            let what = format!("a request for {len} bytes at {at:#x} of a disk of {size} bytes");
+            return Err(Error::invalid(what).in_file(self.top().path()));
+        }
+        self.health()
+    }
+
+    /// The chain's layers from `depth` down.
+    fn layers_from(&self, depth: usize) -> &[Layer<D>] {
+        &self.inner.layers[depth..]
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// `error`, said of this image's file.
+    fn named(&self, error: Error) -> Error {
+        error.in_file(&self.path)
+    }
+}

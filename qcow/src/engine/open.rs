@@ -1,0 +1,254 @@
+//! Opening a chain of images.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::layer::{Layer, Qcow2};
+use super::{Format, Image, Inner, OpenOptions};
+use crate::addr::HostOffset;
+use crate::disk::{Buffer, Disk, Identity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::foreign::raw::Raw;
+use crate::format::entry::L1Entry;
+use crate::format::feature::{Autoclear, Incompatible};
+use crate::format::header::{Header, Version};
+use crate::gate::Gate;
+use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
+use crate::meta::Meta;
+use crate::meta::alloc::Allocator;
+use crate::meta::drain::Drain;
+use crate::meta::map::Map;
+use crate::meta::refs::Refcounts;
+use crate::sync::{Exclusive, WaitQueue, lock};
+
+/// First bytes of every qcow2 image.
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+
+impl<D: Disk> Image<D> {
+    /// Opens the image at `path` and the images below it.
+    ///
+    /// # Errors
+    /// A file cannot be opened or is locked, the gate does not let it through, or an image is damaged, or uses a feature
+    /// that is not served.
+    pub async fn open<G: Gate<Disk = D>>(
+        gate: &G,
+        path: &Path,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let mut layers = Vec::new();
+        let mut seen: Vec<Identity> = Vec::new();
+        let disk = gate.open_image(path, options.writable)?;
+        let mut next = Some((path.to_owned(), disk, options.format));
+        while let Some((path, disk, format)) = next.take() {
+            if seen.contains(&disk.identity()) || seen.len() == CHAIN_DEPTH_MAX {
+                let message = if seen.len() == CHAIN_DEPTH_MAX {
+                    format!("the backing chain is longer than {CHAIN_DEPTH_MAX} images")
+                } else {
+                    "the backing chain comes back to this image".to_owned()
+                };
+                return Err(Error::new(ErrorKind::Limit, message).in_file(&path));
+            }
+            seen.push(disk.identity());
+            let top = layers.is_empty();
+            let layer = open_layer(disk, &path, format, top, options).await;
+            let layer = layer.map_err(|e| e.in_file(&path))?;
+            if options.backing {
+                next = open_backing(gate, &path, &layer).await?;
+            }
+            layers.push(layer);
+        }
+        let virtual_size = layers[0].virtual_size();
+        Ok(Self { inner: Arc::new(Inner { layers, virtual_size, options: options.clone() }) })
+    }
+}
+
+type Backing<D> = Option<(PathBuf, D, Option<Format>)>;
+
+async fn open_backing<G: Gate>(
+    gate: &G,
+    image: &Path,
+    layer: &Layer<G::Disk>,
+) -> Result<Backing<G::Disk>> {
+    let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
+    let (name, format) = {
+        let header = lock(&qcow2.header);
+        let Some(name) = header.backing_name.clone() else { return Ok(None) };
+        (name, header.extensions.backing_format.clone())
+    };
+    let format = match format {
+        Some(format) => Some(Format::from_str(&format).map_err(|e| {
+            Error::unsupported(format!("the backing file's format: {e}")).in_file(image)
+        })?),
+        None => None,
+    };
+    let opened = gate.open_backing(image, &name);
+    let (path, disk) = opened.map_err(|e| e.context("Could not open backing file"))?;
+    if format.is_none() && probe(&disk).await? == Format::Raw {
+        // A guest that may write to a raw disk can make it look like any format, with any backing file.
+        let message = format!(
+            "the backing file '{}' has no format in the image and is not qcow2: name its format (rebase -u -F raw)",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Denied, message).in_file(image));
+    }
+    Ok(Some((path, disk, format)))
+}
+
+async fn open_layer<D: Disk>(
+    disk: D,
+    path: &Path,
+    format: Option<Format>,
+    top: bool,
+    options: &OpenOptions,
+) -> Result<Layer<D>> {
+    let format = match format {
+        Some(format) => format,
+        None => probe(&disk).await?,
+    };
+    match format {
+        Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
+        Format::Qcow2 => {
+            let writable = top && options.writable;
+            Ok(Layer::Qcow2(Box::new(open_qcow2(disk, path, writable, options).await?)))
+        }
+    }
+}
+
+/// The format that the first bytes of a file show.
+pub async fn probe<D: Disk>(disk: &D) -> Result<Format> {
+    let prefix = read_bytes(disk, HostOffset::new(0), MAGIC.len() as u64, "header").await?;
+    Ok(if prefix == MAGIC { Format::Qcow2 } else { Format::Raw })
+}
+
+/// Reads and validates the header of a qcow2 image.
+pub async fn read_header<D: Disk>(disk: &D) -> Result<Header> {
+    let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
+    let prefix_len = file_len.min(SECTOR_BYTES);
+    let prefix = read_bytes(disk, HostOffset::new(0), prefix_len, "header").await?;
+    let cluster_bits = Header::cluster_bits_of(&prefix)?;
+    let cluster0 = read_bytes(disk, HostOffset::new(0), 1 << cluster_bits, "header").await?;
+    Header::parse(&cluster0, file_len)
+}
+
+async fn open_qcow2<D: Disk>(
+    disk: D,
+    path: &Path,
+    writable: bool,
+    options: &OpenOptions,
+) -> Result<Qcow2<D>> {
+    let header = read_header(&disk).await?;
+    refuse_unserved(&header, writable)?;
+    let geometry = header.geometry();
+    let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
+    let l1 = read_words(&disk, header.l1_table_offset, header.l1_size.into(), "L1 table").await?;
+    let refcount_table = if writable {
+        let entries = geometry.bytes(header.refcount_table_clusters.into()) / 8;
+        read_words(&disk, header.refcount_table_offset, entries, "refcount table").await?
+    } else {
+        Vec::new()
+    };
+    let meta = Meta::new(
+        Map::new(
+            geometry,
+            header.version == Version::V3,
+            header.l1_table_offset,
+            l1.into_iter().map(L1Entry).collect(),
+            options.l2_cache_bytes,
+        ),
+        Refcounts::new(
+            geometry,
+            header.refcount_table_offset,
+            &refcount_table,
+            REFCOUNT_CACHE_BYTES_DEFAULT,
+        )?,
+        Allocator::new(geometry, file_len),
+    );
+    Ok(Qcow2 {
+        disk,
+        path: path.to_owned(),
+        geometry,
+        size: header.virtual_size(),
+        compression: header.compression,
+        flushes: options.flushes,
+        header: Mutex::new(header),
+        prepared: AtomicBool::new(false),
+        meta: Mutex::new(meta),
+        changed: WaitQueue::default(),
+        drain: Drain::default(),
+        structure: Exclusive::default(),
+    })
+}
+
+fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
+    if let Some(feature) = header.unserved_feature() {
+        return Err(Error::unsupported(format!("{feature} is not supported yet")));
+    }
+    if writable && header.incompatible.contains(Incompatible::CORRUPT) {
+        return Err(Error::corrupt("Image is corrupt; cannot be opened read/write"));
+    }
+    if writable && header.incompatible.contains(Incompatible::DIRTY) {
+        return Err(Error::unsupported(
+            "the image was not closed cleanly (dirty bit): repair it first with 'qemu-img check -r all'",
+        ));
+    }
+    Ok(())
+}
+
+async fn read_words<D: Disk>(disk: &D, at: HostOffset, count: u64, what: &str) -> Result<Vec<u64>> {
+    let bytes = read_bytes(disk, at, count * 8, what).await?;
+    let word = |chunk: &[u8]| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    Ok(bytes.chunks_exact(8).map(word).collect())
+}
+
+pub(super) async fn read_bytes<D: Disk>(
+    disk: &D,
+    at: HostOffset,
+    len: u64,
+    what: &str,
+) -> Result<Vec<u8>> {
+    let buffer = Buffer::zeroed(len as usize);
+    let read = disk.read(at, &buffer.payload()).await;
+    read.map_err(|e| Error::io(format!("Could not read {what}"), &e))?;
+    Ok(buffer.to_vec())
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Makes the header say what it must say before the image's first change.
+    pub(super) async fn prepare_for_change(&self) -> Result<()> {
+        if self.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _structure = self.structure.acquire().await;
+        if self.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut header = lock(&self.header).clone();
+        if header.autoclear != Autoclear(0) {
+            // These bits vouch for data that this engine does not keep up to date.
+            if header.autoclear.contains(Autoclear::BITMAPS) {
+                let path = self.path.display();
+                tracing::warn!(
+                    "{path}: its persistent bitmaps are not kept up to date: invalid from now on"
+                );
+            }
+            header.autoclear = Autoclear(0);
+            self.write_header(header).await?;
+        }
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the changed fields of `header` durable. The caller holds `structure`.
+    async fn write_header(&self, header: Header) -> Result<()> {
+        let at = HostOffset::new(0);
+        let mut sector = read_bytes(&self.disk, at, SECTOR_BYTES, "header").await?;
+        header.patch_first_sector(&mut sector).map_err(|e| self.named(e))?;
+        self.write_bytes(at, &sector).await?;
+        self.barrier().await?;
+        *lock(&self.header) = header;
+        Ok(())
+    }
+}

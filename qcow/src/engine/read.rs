@@ -1,0 +1,185 @@
+//! Reading: each byte from the topmost image of the chain that has it.
+
+use std::cell::RefCell;
+
+use smallvec::SmallVec;
+
+use super::Image;
+use super::layer::{Layer, Qcow2};
+use crate::addr::{GuestOffset, HostOffset};
+use crate::codec::Decompressor;
+use crate::disk::{Buffer, Disk, Payload};
+use crate::error::{Error, Result};
+use crate::exec::join_all;
+use crate::format::entry::CompressedExtent;
+use crate::meta::drain::Inside;
+use crate::meta::map::Extent;
+
+thread_local! {
+    /// Contexts are large and slow to make: one set for each thread.
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::new(Decompressor::new());
+}
+
+/// Where a stretch of the virtual disk comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    /// The image that has it; the last one of the chain where none has.
+    pub depth: usize,
+    /// What that image says.
+    pub content: Content,
+    /// How many bytes are alike.
+    pub len: u64,
+}
+
+/// What a stretch of the virtual disk is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// No image has anything here: zeros.
+    Nothing,
+    /// Zeros that an image says are there, and where it keeps space for them.
+    Zeros { host: Option<HostOffset> },
+    /// Bytes of the image's file.
+    Bytes(HostOffset),
+    /// A compressed cluster or a part of it.
+    Compressed { extent: CompressedExtent, skip: u64 },
+}
+
+impl Content {
+    pub fn reads_as_zeros(self) -> bool {
+        matches!(self, Self::Nothing | Self::Zeros { .. })
+    }
+}
+
+impl<D: Disk> Image<D> {
+    /// Fills `into` with the disk's bytes from `at` on.
+    ///
+    /// # Errors
+    /// The range does not lie inside the disk, the image is damaged there, or the host failed. The content of `into` is
+    /// then undefined.
+    pub async fn read(&self, at: u64, into: &Payload) -> Result<()> {
+        self.check_range(at, into.len())?;
+        self.read_from(0, at, into).await
+    }
+
+    /// Keeps clusters that are freed from now on from being reused while the request that holds this runs. Only the top
+    /// image is ever changed.
+    pub(super) fn enter(&self) -> Option<Inside<'_>> {
+        match self.top() {
+            Layer::Qcow2(qcow2) => Some(qcow2.drain.enter()),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// As [`Self::read`], of the chain from `depth` down.
+    pub(super) async fn read_from(&self, depth: usize, at: u64, into: &Payload) -> Result<()> {
+        let _inside = self.enter();
+        let mut pieces: SmallVec<[(Source, Payload); 4]> = SmallVec::new();
+        let mut done = 0;
+        while done < into.len() {
+            let source = self.resolve(depth, at + done, into.len() - done).await?;
+            let whole = source.len == into.len();
+            let part = if whole { into.clone() } else { into.slice(done, source.len) };
+            done += source.len;
+            if source.content.reads_as_zeros() {
+                part.zero(0, part.len());
+            } else {
+                pieces.push((source, part));
+            }
+        }
+        match &pieces[..] {
+            [] => Ok(()),
+            [(source, part)] => self.fetch(*source, part).await,
+            many => {
+                let reads = many.iter().map(|(source, part)| self.fetch(*source, part));
+                join_all(reads).await.into_iter().collect()
+            }
+        }
+    }
+
+    /// Says where the bytes from `at` on come from, for at most `len` and at least one byte. The caller is inside the
+    /// drain of each image.
+    pub(super) async fn resolve(&self, depth: usize, at: u64, len: u64) -> Result<Source> {
+        let (mut depth, mut len) = (depth, len);
+        loop {
+            let layer = &self.layers_from(depth)[0];
+            let last = depth + 1 == self.layer_count();
+            if at >= layer.virtual_size() {
+                // A short image in the middle of a chain ends what lies below it, too.
+                return Ok(Source { depth, content: Content::Nothing, len });
+            }
+            len = len.min(layer.virtual_size() - at);
+            let (content, reach) = match layer {
+                Layer::Raw(_) => (Some(Content::Bytes(HostOffset::new(at))), len),
+                Layer::Qcow2(qcow2) => qcow2.resolve(at, len).await?,
+            };
+            len = reach;
+            match content {
+                Some(content) => return Ok(Source { depth, content, len }),
+                None if last => return Ok(Source { depth, content: Content::Nothing, len }),
+                None => depth += 1,
+            }
+        }
+    }
+
+    async fn fetch(&self, source: Source, into: &Payload) -> Result<()> {
+        let layer = &self.layers_from(source.depth)[0];
+        match (layer, source.content) {
+            (Layer::Raw(raw), Content::Bytes(at)) => raw.read(at.get(), into).await,
+            (Layer::Qcow2(qcow2), Content::Bytes(at)) => qcow2.read_data(at, into).await,
+            (Layer::Qcow2(qcow2), Content::Compressed { extent, skip }) => {
+                qcow2.read_compressed(extent, skip, into).await
+            }
+            (_, content) => unreachable!("{content:?} is not fetched"),
+        }
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    async fn resolve(&self, at: u64, len: u64) -> Result<(Option<Content>, u64)> {
+        let at = GuestOffset::new(at);
+        self.ask(|meta| {
+            let (extent, len) = match meta.map.resolve(at, len)? {
+                Ok(found) => found,
+                Err(e) => return Ok(Err(e)),
+            };
+            let content = match extent {
+                Extent::Unallocated => None,
+                Extent::Zero { host } => Some(Content::Zeros { host }),
+                Extent::Data(host) => match meta.check_data(self.geometry, host, len) {
+                    Ok(()) => Some(Content::Bytes(host)),
+                    Err(e) => return Ok(Err(e)),
+                },
+                Extent::Compressed { extent, skip } => Some(Content::Compressed { extent, skip }),
+            };
+            Ok(Ok((content, len)))
+        })
+        .await
+    }
+
+    async fn read_data(&self, at: HostOffset, into: &Payload) -> Result<()> {
+        let read = self.disk.read(at, into).await;
+        read.map_err(|e| self.named(Error::io(format!("read at {at}"), &e)))
+    }
+
+    async fn read_compressed(
+        &self,
+        extent: CompressedExtent,
+        skip: u64,
+        into: &Payload,
+    ) -> Result<()> {
+        // The length is an upper bound of at most two clusters, whatever the image says.
+        let packed = Buffer::zeroed(extent.len as usize);
+        self.read_data(extent.offset, &packed.payload()).await?;
+        let mut cluster = vec![0; self.geometry.cluster_size() as usize];
+        let packed = packed.to_vec();
+        let unpacked = DECOMPRESSOR.with_borrow_mut(|decompressor| {
+            decompressor.decompress(self.compression, &packed, &mut cluster)
+        });
+        unpacked.map_err(|e| {
+            self.named(e.context(format!("the compressed cluster at {}", extent.offset)))
+        })?;
+        let skip = skip as usize;
+        into.copy_from(0, &cluster[skip..skip + into.len() as usize]);
+        Ok(())
+    }
+}

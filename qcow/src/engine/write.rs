@@ -1,0 +1,266 @@
+//! Writing: in place where the cluster is this image's own, else to new clusters that are linked once they are filled.
+
+use smallvec::SmallVec;
+
+use super::Image;
+use super::claim::Claimed;
+use super::layer::{Layer, Qcow2};
+use super::options::DetectZeroes;
+use crate::addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+use crate::disk::{Buffer, Disk, Payload};
+use crate::error::{Error, Result};
+use crate::exec::join_all;
+use crate::format::entry::{Mapping, Owned};
+use crate::meta::plan::{Held, WriteStep};
+use crate::sync::lock;
+
+impl<D: Disk> Image<D> {
+    /// Writes `from` at `at`. Durable after the next successful [`Self::flush`].
+    ///
+    /// # Errors
+    /// The range does not lie inside the disk, the image is read-only or damaged there, or the host failed or is full.
+    /// Then each sector of the range holds its old or its new bytes, and all others what they held before.
+    pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
+        self.check_range(at, from.len())?;
+        self.check_write(at, from.len())?;
+        let detect = self.inner.options.detect_zeroes;
+        if detect != DetectZeroes::Off && !from.is_empty() && from.is_zero() {
+            return self.write_zeroes(at, from.len(), detect == DetectZeroes::Unmap).await;
+        }
+        match self.top() {
+            Layer::Raw(raw) => raw.write(at, from).await,
+            Layer::Qcow2(qcow2) => self.write_clusters(qcow2, at, from).await,
+        }
+    }
+
+    pub(super) async fn write_clusters(
+        &self,
+        qcow2: &Qcow2<D>,
+        at: u64,
+        from: &Payload,
+    ) -> Result<()> {
+        qcow2.prepare_for_change().await?;
+        let inside = self.enter();
+        let mut parts: SmallVec<[Part<'_, D>; 1]> = SmallVec::new();
+        let mut done = 0;
+        while done < from.len() {
+            let part = qcow2.next_part(at + done, done, from.len() - done).await?;
+            done += part.len();
+            parts.push(part);
+        }
+        let written = match parts.len() {
+            1 => {
+                let part = parts.pop().expect("one part");
+                self.write_part(qcow2, part, at, from).await
+            }
+            _ => {
+                let writes = parts.into_iter().map(|part| self.write_part(qcow2, part, at, from));
+                join_all(writes).await.into_iter().collect()
+            }
+        };
+        drop(inside);
+        if written.is_ok() && lock(&qcow2.meta).wants_flush() {
+            qcow2.flush_metadata().await?;
+        }
+        written
+    }
+
+    /// Writes one part of a request that covers `from` at `at`.
+    async fn write_part(
+        &self,
+        qcow2: &Qcow2<D>,
+        part: Part<'_, D>,
+        at: u64,
+        from: &Payload,
+    ) -> Result<()> {
+        match part {
+            Part::InPlace { host, offset, len } if len == from.len() => {
+                debug_assert_eq!(offset, 0);
+                qcow2.write_data(host, from).await
+            }
+            Part::InPlace { host, offset, len } => {
+                qcow2.write_data(host, &from.slice(offset, len)).await
+            }
+            Part::Allocate { allocation, offset, len } => {
+                let data = from.slice(offset, len);
+                self.fill_and_link(qcow2, allocation, at + offset, data).await
+            }
+        }
+    }
+
+    /// Fills newly claimed clusters with `data` at `at` and, around it, what the disk held there, then links them.
+    async fn fill_and_link(
+        &self,
+        qcow2: &Qcow2<D>,
+        allocation: Allocation<'_, D>,
+        at: u64,
+        data: Payload,
+    ) -> Result<()> {
+        let geometry = qcow2.geometry;
+        let start = geometry.guest_start(allocation.hold.held.first).get();
+        let end = start + geometry.bytes(allocation.hold.held.count);
+        let head = self.old_bytes(start, at).await?;
+        let tail = self.old_bytes(at + data.len(), end).await?;
+        let fresh = allocation.fresh();
+        let mut host = geometry.host_start(allocation.host);
+        let mut parts = Vec::with_capacity(3);
+        match head {
+            Old::Zeros(len) if fresh => host = host.plus(len),
+            head => parts.extend(head.payload()),
+        }
+        parts.push(data);
+        match tail {
+            Old::Zeros(_) if fresh => {}
+            tail => parts.extend(tail.payload()),
+        }
+        let all = if parts.len() == 1 { parts.remove(0) } else { Payload::concat(parts) };
+        qcow2.write_data(host, &all).await?;
+        allocation.link();
+        Ok(())
+    }
+
+    /// What the disk holds in `start..end`, a part of one cluster that nobody else can change now.
+    async fn old_bytes(&self, start: u64, end: u64) -> Result<Old> {
+        let len = end - start;
+        // Past the end of the disk there is nothing to keep; zeros, so that a larger disk would read zeros.
+        let inside = end.min(self.virtual_size()).saturating_sub(start);
+        let mut at = 0;
+        while at < inside {
+            let source = self.resolve(0, start + at, inside - at).await?;
+            if !source.content.reads_as_zeros() {
+                let buffer = Buffer::zeroed(len as usize);
+                self.read_from(0, start, &buffer.payload().slice(0, inside)).await?;
+                return Ok(Old::Bytes(buffer.payload()));
+            }
+            at += source.len;
+        }
+        Ok(Old::Zeros(len))
+    }
+}
+
+/// What a cluster holds around the bytes of a write.
+enum Old {
+    Zeros(u64),
+    Bytes(Payload),
+}
+
+impl Old {
+    fn payload(self) -> Option<Payload> {
+        match self {
+            Self::Zeros(0) => None,
+            Self::Zeros(len) => Some(Payload::zeros(len)),
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
+/// A part of a write that goes to consecutive places of the file.
+enum Part<'a, D: Disk> {
+    InPlace { host: HostOffset, offset: u64, len: u64 },
+    Allocate { allocation: Allocation<'a, D>, offset: u64, len: u64 },
+}
+
+impl<D: Disk> Part<'_, D> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::InPlace { len, .. } | Self::Allocate { len, .. } => *len,
+        }
+    }
+}
+
+/// Guest clusters held for a change, released when dropped.
+pub(super) struct Hold<'a, D: Disk> {
+    pub image: &'a Qcow2<D>,
+    pub held: Held,
+}
+
+impl<D: Disk> Drop for Hold<'_, D> {
+    fn drop(&mut self) {
+        lock(&self.image.meta).release_hold(&self.held);
+        self.image.changed.wake_all();
+    }
+}
+
+/// Guest clusters and the host clusters that they are going to map to.
+struct Allocation<'a, D: Disk> {
+    hold: Hold<'a, D>,
+    host: HostCluster,
+    /// `None` where the space had been kept in reserve.
+    claimed: Option<Claimed<'a, D>>,
+}
+
+impl<D: Disk> Allocation<'_, D> {
+    /// Whether the host clusters read as zeros before anything is written to them.
+    fn fresh(&self) -> bool {
+        self.claimed.as_ref().is_some_and(|claimed| claimed.run().fresh)
+    }
+
+    /// Maps the guest clusters to the host clusters, which hold their bytes now.
+    fn link(self) {
+        let image = self.hold.image;
+        {
+            let mut meta = lock(&image.meta);
+            for i in 0..self.hold.held.count {
+                let new = Mapping::Data(Owned { cluster: self.host.plus(i), copied: true });
+                meta.relink(image.geometry, self.hold.held.slot(i), new, false);
+            }
+        }
+        if let Some(claimed) = self.claimed {
+            claimed.keep();
+        }
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Decides where the next bytes of a write go, and claims what that takes.
+    async fn next_part(&self, at: u64, offset: u64, len: u64) -> Result<Part<'_, D>> {
+        loop {
+            let step = self.ask(|meta| meta.plan_write(self.geometry, GuestOffset::new(at), len));
+            match step.await? {
+                WriteStep::InPlace { host, len } => return Ok(Part::InPlace { host, offset, len }),
+                WriteStep::Table(l1) => self.make_table(l1).await?,
+                WriteStep::Busy => {
+                    let first = self.geometry.guest_cluster(GuestOffset::new(at));
+                    self.wait_until_free(first).await;
+                }
+                WriteStep::Allocate(held) => {
+                    let hold = Hold { image: self, held };
+                    return self.allocate(hold, at, offset, len).await;
+                }
+            }
+        }
+    }
+
+    async fn allocate<'a>(
+        &'a self,
+        mut hold: Hold<'a, D>,
+        at: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<Part<'a, D>> {
+        let (host, claimed) = match hold.held.reserved {
+            Some(host) => (host, None),
+            None => {
+                let claimed = self.claim(hold.held.count).await?;
+                let run = claimed.run();
+                lock(&self.meta).shrink_hold(&mut hold.held, run.count);
+                (run.first, Some(claimed))
+            }
+        };
+        self.changed.wake_all();
+        let inside = self.geometry.in_guest_cluster(GuestOffset::new(at));
+        let len = len.min(self.geometry.bytes(hold.held.count) - inside);
+        Ok(Part::Allocate { allocation: Allocation { hold, host, claimed }, offset, len })
+    }
+
+    /// Waits until nobody is changing the mapping of `cluster`.
+    pub(super) async fn wait_until_free(&self, cluster: GuestCluster) {
+        self.wait(|meta| (meta.busy.free_prefix(cluster, 1) == 1).then_some(())).await;
+    }
+
+    async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {
+        lock(&self.meta).check_data(self.geometry, at, from.len()).map_err(|e| self.named(e))?;
+        let written = self.disk.write(at, from).await;
+        written.map_err(|e| self.named(Error::io(format!("write at {at}"), &e)))
+    }
+}

@@ -1,0 +1,3 @@
+//! Image formats other than qcow2.
+
+pub mod raw;

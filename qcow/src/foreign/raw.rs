@@ -1,0 +1,100 @@
+//! Raw images: the disk's bytes and nothing else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::addr::{HostOffset, sector_ceil};
+use crate::disk::{Disk, FileExtent, Payload};
+use crate::error::{Error, Result};
+use crate::sync::lock;
+
+/// An open raw image.
+#[derive(Debug)]
+pub struct Raw<D: Disk> {
+    disk: D,
+    path: PathBuf,
+    size: u64,
+    flushes: bool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl<D: Disk> Raw<D> {
+    /// The raw image in `disk`; its virtual size is the file's, rounded up to whole sectors.
+    pub fn new(disk: D, path: &Path, flushes: bool) -> Result<Self> {
+        let len = disk.len().map_err(|e| Error::io("find the length", &e).in_file(path))?;
+        let size =
+            sector_ceil(len).ok_or_else(|| Error::limit("the file is too long").in_file(path))?;
+        Ok(Self { disk, path: path.to_owned(), size, flushes, failure: Mutex::new(None) })
+    }
+
+    /// The file's name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// Virtual size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fails once a flush has failed.
+    pub fn health(&self) -> Result<()> {
+        lock(&self.failure).clone().map_or(Ok(()), Err)
+    }
+
+    /// Reads from `at`; bytes past the end are zeros.
+    pub async fn read(&self, at: u64, into: &Payload) -> Result<()> {
+        let read = self.disk.read(HostOffset::new(at), into).await;
+        read.map_err(|e| self.failed("read", at, &e))
+    }
+
+    /// Writes at `at`.
+    pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
+        let written = self.disk.write(HostOffset::new(at), from).await;
+        written.map_err(|e| self.failed("write", at, &e))
+    }
+
+    /// Makes a range read as zeros.
+    pub async fn write_zeroes(&self, at: u64, len: u64) -> Result<()> {
+        let zeroed = self.disk.write_zeroes(HostOffset::new(at), len).await;
+        zeroed.map_err(|e| self.failed("write zeroes", at, &e))
+    }
+
+    /// Gives the space of a range back.
+    pub async fn discard(&self, at: u64, len: u64) -> Result<()> {
+        let punched = self.disk.punch_hole(HostOffset::new(at), len).await;
+        punched.map_err(|e| self.failed("discard", at, &e))
+    }
+
+    /// Makes completed writes durable; after a failure the image takes no more writes.
+    pub async fn flush(&self) -> Result<()> {
+        if !self.flushes {
+            return Ok(());
+        }
+        self.health()?;
+        let synced = self.disk.sync().await;
+        synced.map_err(|e| {
+            let lost =
+                Error::io("a flush failed, the image is read-only now", &e).in_file(&self.path);
+            lock(&self.failure).get_or_insert(lost).clone()
+        })
+    }
+
+    /// The stretch of data or hole at `at`, which lies inside the disk.
+    pub fn extent_at(&self, at: u64) -> Result<FileExtent> {
+        let len = self.disk.len().map_err(|e| self.failed("map", at, &e))?;
+        if at >= len {
+            return Ok(FileExtent { len: self.size.saturating_sub(at), data: false });
+        }
+        self.disk.extent_at(HostOffset::new(at)).map_err(|e| self.failed("map", at, &e))
+    }
+
+    fn failed(&self, what: &str, at: u64, error: &std::io::Error) -> Error {
+        Error::io(format!("{what} at {at:#x}"), error).in_file(&self.path)
+    }
+}

@@ -1,0 +1,153 @@
+//! The image header: what it says, validated.
+//!
+//! [`Header::parse`] takes the header cluster and refuses whatever the engine could not serve safely, so that the rest
+//! of the engine never sees an offset or a size that has not been checked. Features that are merely not served yet
+//! pass, because `info` wants to tell of them; [`Header::unserved_feature`] names them.
+
+mod encode;
+mod fixed;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+
+use super::compression::CompressionType;
+use super::extension::Extensions;
+use super::feature::{Autoclear, Compatible, Incompatible};
+use crate::addr::{Geometry, HostOffset, sector_floor};
+use crate::error::Result;
+
+/// Bytes of the fields of a version 2 header.
+pub const HEADER_LENGTH_V2: u32 = 72;
+/// Bytes of the header that QEMU writes for new version 3 images: 104 bytes of fields, the compression type, padding.
+pub const HEADER_LENGTH_V3: u32 = 112;
+/// The shortest version 3 header, as old programs wrote it: without the compression type.
+const HEADER_LENGTH_V3_MIN: u32 = 104;
+
+/// Version of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// `compat=0.10`: no feature bits, no zero flag, 16-bit refcounts.
+    V2 = 2,
+    /// `compat=1.1`.
+    V3 = 3,
+}
+
+/// How guest data is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CryptMethod {
+    /// Not at all; on disk 0.
+    #[default]
+    None,
+    /// AES-CBC, the legacy way; on disk 1.
+    Aes,
+    /// LUKS; on disk 2. The extensions say where the LUKS header lies.
+    Luks,
+}
+
+/// A validated image header with its extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Version of the format.
+    pub version: Version,
+    /// The backing file as the image names it, at most 1023 bytes and never empty. Untrusted.
+    pub backing_name: Option<OsString>,
+    /// log2 of the cluster size in bytes, 9 to 21.
+    pub cluster_bits: u32,
+    /// The disk's size in bytes as stored, perhaps not a multiple of 512; see [`Header::virtual_size`].
+    pub size: u64,
+    /// How guest data is encrypted.
+    pub crypt_method: CryptMethod,
+    /// Entries of the active L1 table: enough for `size`, and at most 32 MiB of them.
+    pub l1_size: u32,
+    /// Where the active L1 table starts: at a cluster boundary, and inside the file with all its entries.
+    pub l1_table_offset: HostOffset,
+    /// Where the refcount table starts: at a cluster boundary, and inside the file.
+    pub refcount_table_offset: HostOffset,
+    /// Clusters of the refcount table: at least one, and at most 8 MiB.
+    pub refcount_table_clusters: u32,
+    /// Internal snapshots, at most 65536.
+    pub snapshot_count: u32,
+    /// Where the snapshot table starts: at a cluster boundary, and inside the file unless there are no snapshots.
+    pub snapshots_offset: HostOffset,
+    /// Features without which the image cannot be read; only known bits. Empty in version 2.
+    pub incompatible: Incompatible,
+    /// Features that may be ignored, unknown bits included. Empty in version 2.
+    pub compatible: Compatible,
+    /// Features that a writer must know or clear, unknown bits included. Empty in version 2.
+    pub autoclear: Autoclear,
+    /// log2 of the refcount width in bits, 0 to 6. 4 in version 2.
+    pub refcount_order: u32,
+    /// Bytes of the header's fields: 72 in version 2; in version 3 a multiple of 8, at least 104. New images:
+    /// [`HEADER_LENGTH_V2`] or [`HEADER_LENGTH_V3`].
+    pub header_length: u32,
+    /// How compressed clusters are compressed.
+    pub compression: CompressionType,
+    /// The header's bytes from 112 to `header_length`, which belong to features this engine does not know.
+    pub unknown_fields: Vec<u8>,
+    /// What follows the header's fields.
+    pub extensions: Extensions,
+}
+
+impl Header {
+    /// log2 of the cluster size of the image that starts with `prefix`, its first 512 bytes (or all of a shorter
+    /// file): how much [`Header::parse`] wants.
+    ///
+    /// # Errors
+    /// Not a qcow2 image, an unsupported version or cluster size, or a file too short to hold a header.
+    pub fn cluster_bits_of(prefix: &[u8]) -> Result<u32> {
+        parse::cluster_bits_of(prefix)
+    }
+
+    /// The header in `cluster0`, the image's first cluster (zero-padded where the file is shorter), of a file of
+    /// `file_len` bytes.
+    ///
+    /// # Errors
+    /// Names the field that is wrong, unsupported or beyond a limit.
+    pub fn parse(cluster0: &[u8], file_len: u64) -> Result<Self> {
+        parse::parse(cluster0, file_len)
+    }
+
+    /// The header area: fields, extensions and backing file name, padded with zeros to a multiple of 512 bytes.
+    ///
+    /// # Errors
+    /// The area does not fit a cluster, or the header says what its version cannot express.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        encode::encode(self)
+    }
+
+    /// Writes the fields that change during an image's life (sizes, tables, snapshots, features) into
+    /// `first_sector`, the raw first bytes of the image as they are on disk, and leaves all other bytes alone.
+    ///
+    /// # Errors
+    /// `first_sector` is too short or is not the start of an image of this version.
+    pub fn patch_first_sector(&self, first_sector: &mut [u8]) -> Result<()> {
+        encode::patch_first_sector(self, first_sector)
+    }
+
+    /// Cluster size and refcount width.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.cluster_bits, self.refcount_order)
+    }
+
+    /// The disk's size in bytes as the guest sees it: whole sectors of 512 bytes.
+    pub fn virtual_size(&self) -> u64 {
+        sector_floor(self.size)
+    }
+
+    /// The first feature of this image that the engine does not serve yet, if any.
+    pub fn unserved_feature(&self) -> Option<&'static str> {
+        let external = self.incompatible.contains(Incompatible::EXTERNAL_DATA)
+            || self.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA);
+        match self.crypt_method {
+            CryptMethod::Aes => Some("encryption (AES)"),
+            CryptMethod::Luks => Some("encryption (LUKS)"),
+            CryptMethod::None if external => Some("external data file"),
+            CryptMethod::None if self.incompatible.contains(Incompatible::EXTENDED_L2) => {
+                Some("extended L2 entries")
+            }
+            CryptMethod::None => None,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Bytes to validated types and back. No I/O, no clock, no allocation by hostile numbers.
+
+pub mod bitmap;
+mod bytes;
+pub mod compression;
+pub mod entry;
+pub mod extension;
+pub mod feature;
+pub mod header;
+pub mod snapshot;
+mod table;
+#[cfg(test)]
+pub(crate) mod test_images;

@@ -1,0 +1,113 @@
+//! Which host files an image may be made of.
+//!
+//! The user names the top image. Everything below it is named by bytes inside an image, which may be hostile: those
+//! names are plain local paths or nothing, and a [`BackingPolicy`] says which directories they may lead to.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::disk::Disk;
+use crate::disk::uring::{Access, CacheMode, UringDisk};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Opens the files of a chain.
+pub trait Gate {
+    /// What the files are opened as.
+    type Disk: Disk;
+
+    /// Opens the image that the user named.
+    fn open_image(&self, path: &Path, writable: bool) -> Result<Self::Disk>;
+
+    /// Opens the file that `image` names as its backing file, read-only, and says where it is.
+    fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, Self::Disk)>;
+}
+
+/// Which files an image may name as its backing file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackingPolicy {
+    /// None.
+    Deny,
+    /// Files in the image's own directory or below, and in or below these.
+    Beside(Vec<PathBuf>),
+    /// Any local file: for tools that a user runs on images of his own.
+    Anywhere,
+}
+
+/// The host's file system.
+#[derive(Clone, Debug)]
+pub struct HostGate {
+    /// Whether I/O goes through the page cache.
+    pub cache: CacheMode,
+    /// Read an image that somebody else may be writing (`--force-share`).
+    pub shared: bool,
+    /// Which files an image may name.
+    pub backing: BackingPolicy,
+}
+
+impl Gate for HostGate {
+    type Disk = UringDisk;
+
+    fn open_image(&self, path: &Path, writable: bool) -> Result<UringDisk> {
+        let access = match (writable, self.shared) {
+            (true, _) => Access::ReadWrite,
+            (false, true) => Access::ReadOnlyShared,
+            (false, false) => Access::ReadOnly,
+        };
+        UringDisk::open(path, access, self.cache)
+    }
+
+    fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, UringDisk)> {
+        let path = resolve_name(image, name)?;
+        self.admit(image, &path)?;
+        let disk = self.open_image(&path, false)?;
+        Ok((path, disk))
+    }
+}
+
+impl HostGate {
+    fn admit(&self, image: &Path, path: &Path) -> Result<()> {
+        let extra = match &self.backing {
+            BackingPolicy::Anywhere => return Ok(()),
+            BackingPolicy::Deny => return Err(denied(path, "backing files are not allowed here")),
+            BackingPolicy::Beside(extra) => extra,
+        };
+        // Links are followed first, so that none leads out of the directories that are allowed.
+        let real = canonical(path)?;
+        let own = canonical(image)?;
+        let own = own.parent().unwrap_or(Path::new("/"));
+        let mut allowed = vec![own.to_owned()];
+        for directory in extra {
+            allowed.push(canonical(directory)?);
+        }
+        if allowed.iter().any(|directory| real.starts_with(directory)) {
+            return Ok(());
+        }
+        Err(denied(path, "the backing file lies outside the directories that are allowed"))
+    }
+}
+
+/// The path that `name`, found inside `image`, stands for: relative names start from the image's directory.
+pub fn resolve_name(image: &Path, name: &OsStr) -> Result<PathBuf> {
+    let text = name.as_bytes();
+    let plain = text.strip_prefix(b"file:").unwrap_or(text);
+    let before_slash = plain.split(|&b| b == b'/').next().unwrap_or_default();
+    if before_slash.contains(&b':') || plain.contains(&0) || plain.is_empty() {
+        let shown = String::from_utf8_lossy(text);
+        let message = format!("backing file '{shown}': only plain local paths are opened");
+        return Err(Error::new(ErrorKind::Denied, message).in_file(image));
+    }
+    let path = Path::new(OsStr::from_bytes(plain));
+    Ok(match image.parent() {
+        Some(directory) if path.is_relative() => directory.join(path),
+        _ => path.to_owned(),
+    })
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| Error::io("Could not open", &e).in_file(path))
+}
+
+fn denied(path: &Path, why: &str) -> Error {
+    Error::new(ErrorKind::Denied, why).in_file(path)
+}

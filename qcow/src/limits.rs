@@ -1,0 +1,44 @@
+//! Every limit of the engine, with its reason. Checked before anything is allocated.
+
+/// Smallest cluster: 512 bytes (specification, header field `cluster_bits`).
+pub const CLUSTER_BITS_MIN: u32 = 9;
+/// Largest cluster: 2 MiB (QEMU's `MAX_CLUSTER_BITS`; the specification leaves it to the implementation).
+pub const CLUSTER_BITS_MAX: u32 = 21;
+/// Smallest cluster that can be divided into 32 subclusters of at least 512 bytes.
+pub const EXTENDED_L2_CLUSTER_BITS_MIN: u32 = 14;
+/// Widest refcount entry: `1 << 6` = 64 bits (specification, `refcount_order`).
+pub const REFCOUNT_ORDER_MAX: u32 = 6;
+/// Largest L1 table in bytes, active or of a snapshot (QEMU's `QCOW_MAX_L1_SIZE`).
+pub const L1_BYTES_MAX: u64 = 32 << 20;
+/// Largest refcount table in bytes (QEMU's `QCOW_MAX_REFTABLE_SIZE`).
+pub const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+/// Most internal snapshots (QEMU's `QCOW_MAX_SNAPSHOTS`).
+pub const SNAPSHOT_COUNT_MAX: u32 = 65_536;
+/// Largest snapshot table in bytes (QEMU's `QCOW_MAX_SNAPSHOTS_SIZE`).
+pub const SNAPSHOT_TABLE_BYTES_MAX: u64 = 64 << 20;
+/// Most extra data of one snapshot table entry in bytes (QEMU's `QCOW_MAX_SNAPSHOT_EXTRA_DATA`).
+pub const SNAPSHOT_EXTRA_BYTES_MAX: u32 = 1024;
+/// Most persistent bitmaps (QEMU's `QCOW2_MAX_BITMAPS`).
+pub const BITMAP_COUNT_MAX: u32 = 65_535;
+/// Largest bitmap directory in bytes (QEMU's `QCOW2_MAX_BITMAP_DIRECTORY_SIZE`).
+pub const BITMAP_DIRECTORY_BYTES_MAX: u64 = 64 << 20;
+/// Longest backing file name in bytes (specification).
+pub const BACKING_NAME_BYTES_MAX: u32 = 1023;
+/// Longest backing format name in bytes (QEMU's buffer).
+pub const BACKING_FORMAT_BYTES_MAX: usize = 15;
+/// Most header extensions of one image: ours; real images have fewer than ten.
+pub const HEADER_EXTENSION_COUNT_MAX: usize = 64;
+/// Host offsets fit bits 0 to 55 of a table entry (specification).
+pub const HOST_OFFSET_BITS: u32 = 56;
+/// Longest backing chain, the top layer included: ours; deeper chains cost memory and time on each read.
+pub const CHAIN_DEPTH_MAX: usize = 64;
+/// Metadata is cached, loaded and written in slices of at most this many bytes.
+pub const SLICE_BYTES_MAX: u64 = 4096;
+/// Durable unit of a metadata write: no disk tears a sector, so no table entry is ever torn.
+pub const SECTOR_BYTES: u64 = 512;
+/// Default bytes of L2 slices that are kept in memory (QEMU's default on Linux).
+pub const L2_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
+/// Default bytes of refcount slices that are kept in memory.
+pub const REFCOUNT_CACHE_BYTES_DEFAULT: u64 = 8 << 20;
+/// Largest request that the engine takes in one piece; larger ones are the caller's to split.
+pub const REQUEST_BYTES_MAX: u64 = 1 << 30;

@@ -1,0 +1,84 @@
+//! Finding free clusters: first fit, from the lowest cluster that may be free.
+
+use super::refs::Refcounts;
+use super::{Asked, Claim, Run};
+use crate::addr::{Geometry, HostCluster};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where the next free cluster may be, and where the file has never been written.
+#[derive(Debug)]
+pub struct Allocator {
+    geometry: Geometry,
+    /// Every cluster below is in use.
+    lowest_free: HostCluster,
+    /// From here on nobody has ever written: the file ends before, so these clusters read as zeros.
+    fresh_from: HostCluster,
+}
+
+impl Allocator {
+    /// An allocator for a file of `file_len` bytes, of which nothing is known yet.
+    pub fn new(geometry: Geometry, file_len: u64) -> Self {
+        let fresh_from = HostCluster::new(geometry.clusters_for(file_len));
+        // Cluster 0 is the header, whatever its refcount says.
+        Self { geometry, lowest_free: HostCluster::new(1), fresh_from }
+    }
+
+    /// The first `count_max` free clusters in a row, or fewer. Nothing is changed yet but what is known of used ones.
+    pub fn find_run(&mut self, refs: &mut Refcounts, count_max: u64) -> Asked<Result<Claim>> {
+        loop {
+            let first = self.lowest_free;
+            let Some(free) = refs.free_prefix(first, count_max)? else {
+                return Ok(Ok(Claim::MissingBlock(self.geometry.refcount_block_index(first))));
+            };
+            if free == 0 {
+                self.lowest_free = first.plus(refs.used_prefix(first)?);
+                continue;
+            }
+            let run = self.run(first, free);
+            return Ok(if run.is_addressable(self.geometry) {
+                Ok(Claim::Run(run))
+            } else {
+                Err(Error::new(ErrorKind::NoSpace, "the image file cannot grow beyond 2^56 bytes"))
+            });
+        }
+    }
+
+    /// A run that is fresh as a whole or not at all.
+    fn run(&self, first: HostCluster, count: u64) -> Run {
+        let fresh = first >= self.fresh_from;
+        let until_fresh = self.fresh_from.get().saturating_sub(first.get());
+        Run { first, count: if fresh { count } else { count.min(until_fresh) }, fresh }
+    }
+
+    /// The first cluster from `lowest` on that may be free, where no block counts what lies from `lowest` on.
+    pub fn first_uncounted(&self, lowest: HostCluster) -> HostCluster {
+        self.lowest_free.max(lowest)
+    }
+
+    /// Takes clusters that no block counts yet, for the blocks that will.
+    pub fn take_uncounted(&mut self, lowest: HostCluster, count: u64) -> Run {
+        let first = self.first_uncounted(lowest);
+        let run = Run { first, count, fresh: first >= self.fresh_from };
+        self.claimed(&run);
+        run
+    }
+
+    /// Notes that a run at the lowest free place is in use now.
+    pub fn claimed(&mut self, run: &Run) {
+        let end = run.first.plus(run.count);
+        if run.first <= self.lowest_free {
+            self.lowest_free = self.lowest_free.max(end);
+        }
+        self.fresh_from = self.fresh_from.max(end);
+    }
+
+    /// Whether `cluster` is part of the file, at least with its first byte.
+    pub fn is_inside_file(&self, cluster: HostCluster) -> bool {
+        cluster < self.fresh_from
+    }
+
+    /// Notes that the count of `cluster` has become zero.
+    pub fn freed(&mut self, cluster: HostCluster) {
+        self.lowest_free = self.lowest_free.min(cluster);
+    }
+}

@@ -1,0 +1,235 @@
+//! A bounded cache of table slices: loaded once however many ask, never evicted while changed or in use.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::addr::SliceKey;
+use crate::limits::SECTOR_BYTES;
+
+/// Fewest slices a cache holds, so that one request can always make progress.
+const SLICE_COUNT_MIN: usize = 16;
+
+/// What the cache knows of a slice.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// In memory.
+    Hit(&'a mut Slice),
+    /// Somebody is loading it.
+    Loading,
+    /// Nobody has asked for it yet.
+    Miss,
+}
+
+/// The bytes of one slice as they are to be on disk.
+#[derive(Debug)]
+pub struct Slice {
+    bytes: Box<[u8]>,
+    /// One bit per sector that differs from what was last handed to a flush.
+    dirty: u8,
+    /// A flush is writing it; a reload from disk could see the past.
+    writing: bool,
+    pins: u32,
+    recently_used: bool,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Loading,
+    Ready(Slice),
+}
+
+/// Changed sectors of one slice, copied for a flush.
+#[derive(Debug)]
+pub struct DirtySectors {
+    /// The slice.
+    pub key: SliceKey,
+    /// Distance of the first byte from the start of the slice.
+    pub offset: u64,
+    /// Whole sectors, from the first changed one to the last.
+    pub bytes: Vec<u8>,
+    mask: u8,
+}
+
+/// Slices by their place in the file.
+#[derive(Debug)]
+pub struct SliceCache {
+    entries: HashMap<SliceKey, Entry>,
+    /// Eviction order: second chance.
+    queue: VecDeque<SliceKey>,
+    dirty: BTreeSet<SliceKey>,
+    count_max: usize,
+    slice_bytes: usize,
+}
+
+impl Slice {
+    fn new(bytes: Box<[u8]>) -> Self {
+        Self { bytes, dirty: 0, writing: false, pins: 0, recently_used: true }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The big-endian word at `index`, counted in words of eight bytes.
+    pub fn word(&self, index: usize) -> u64 {
+        let (at, mut word) = (index * 8, [0; 8]);
+        word.copy_from_slice(&self.bytes[at..at + 8]);
+        u64::from_be_bytes(word)
+    }
+
+    fn is_evictable(&self) -> bool {
+        self.dirty == 0 && !self.writing && self.pins == 0
+    }
+}
+
+impl SliceCache {
+    /// An empty cache that keeps about `bytes_max` bytes in slices of `slice_bytes`.
+    pub fn new(bytes_max: u64, slice_bytes: u64) -> Self {
+        let count_max = usize::try_from(bytes_max / slice_bytes).unwrap_or(usize::MAX);
+        Self {
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            dirty: BTreeSet::new(),
+            count_max: count_max.max(SLICE_COUNT_MIN),
+            slice_bytes: slice_bytes as usize,
+        }
+    }
+
+    /// Looks for a slice.
+    pub fn lookup(&mut self, key: SliceKey) -> Lookup<'_> {
+        match self.entries.get_mut(&key) {
+            Some(Entry::Ready(slice)) => {
+                slice.recently_used = true;
+                Lookup::Hit(slice)
+            }
+            Some(Entry::Loading) => Lookup::Loading,
+            None => Lookup::Miss,
+        }
+    }
+
+    /// The slice, if it is in memory.
+    pub fn get(&mut self, key: SliceKey) -> Option<&mut Slice> {
+        match self.lookup(key) {
+            Lookup::Hit(slice) => Some(slice),
+            Lookup::Loading | Lookup::Miss => None,
+        }
+    }
+
+    /// Promises that the caller will load a missing slice and report with [`Self::finish_load`].
+    pub fn begin_load(&mut self, key: SliceKey) {
+        let before = self.entries.insert(key, Entry::Loading);
+        assert!(before.is_none(), "a slice is loaded once");
+    }
+
+    /// Ends a load: with the slice's bytes, or with nothing where the load failed.
+    pub fn finish_load(&mut self, key: SliceKey, bytes: Option<Vec<u8>>) {
+        // A slice that was forgotten during its load belongs to a table that is no longer one.
+        if !matches!(self.entries.get(&key), Some(Entry::Loading)) {
+            return;
+        }
+        match bytes {
+            Some(bytes) => self.insert(key, bytes.into_boxed_slice()),
+            None => drop(self.entries.remove(&key)),
+        }
+    }
+
+    /// Puts a slice of a new, empty table in memory; its zeros are on disk already.
+    pub fn insert_zeroed(&mut self, key: SliceKey) {
+        self.insert(key, vec![0; self.slice_bytes].into_boxed_slice());
+    }
+
+    fn insert(&mut self, key: SliceKey, bytes: Box<[u8]>) {
+        assert_eq!(bytes.len(), self.slice_bytes);
+        self.make_room();
+        self.entries.insert(key, Entry::Ready(Slice::new(bytes)));
+        self.queue.push_back(key);
+    }
+
+    /// Forgets everything about the table at the cluster of `key` up to `slices` slices: the cluster is free.
+    pub fn forget_table(&mut self, table: crate::addr::HostCluster, slices: u32) {
+        for index in 0..slices {
+            let key = SliceKey { table, index };
+            self.entries.remove(&key);
+            self.dirty.remove(&key);
+        }
+    }
+
+    /// Overwrites bytes of a slice that is in memory.
+    pub fn change(&mut self, key: SliceKey, offset: usize, new: &[u8]) {
+        let Some(slice) = self.get(key) else {
+            panic!("a change to {key:?}, which is not in memory")
+        };
+        slice.bytes[offset..offset + new.len()].copy_from_slice(new);
+        slice.dirty |= 1 << (offset as u64 / SECTOR_BYTES);
+        self.dirty.insert(key);
+    }
+
+    /// Keeps a slice that is in memory there until [`Self::unpin`].
+    pub fn pin(&mut self, key: SliceKey) {
+        let slice = self.get(key).expect("only a slice in memory can be pinned");
+        slice.pins += 1;
+    }
+
+    /// Takes back one [`Self::pin`].
+    pub fn unpin(&mut self, key: SliceKey) {
+        let slice = self.get(key).expect("a pinned slice stays in memory");
+        slice.pins -= 1;
+    }
+
+    /// Whether any slice waits to be written.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Whether unwritten slices fill half of the cache.
+    pub fn is_crowded(&self) -> bool {
+        self.dirty.len() >= self.count_max / 2
+    }
+
+    /// Copies every changed sector for a flush, in file order; each must be reported with [`Self::written`].
+    pub fn take_dirty(&mut self) -> Vec<DirtySectors> {
+        let keys = std::mem::take(&mut self.dirty);
+        keys.into_iter().map(|key| self.take_sectors(key)).collect()
+    }
+
+    fn take_sectors(&mut self, key: SliceKey) -> DirtySectors {
+        let slice = self.get(key).expect("a changed slice stays in memory");
+        let mask = std::mem::take(&mut slice.dirty);
+        slice.writing = true;
+        let sector = SECTOR_BYTES as usize;
+        let first = mask.trailing_zeros() as usize * sector;
+        let end = (8 - mask.leading_zeros() as usize) * sector;
+        let bytes = slice.bytes[first..end].to_vec();
+        DirtySectors { key, offset: first as u64, bytes, mask }
+    }
+
+    /// Ends the write of sectors that [`Self::take_dirty`] gave out; after a failure they are as changed as before.
+    pub fn written(&mut self, sectors: &DirtySectors, success: bool) {
+        let Some(slice) = self.get(sectors.key) else { return };
+        slice.writing = false;
+        if !success {
+            slice.dirty |= sectors.mask;
+            self.dirty.insert(sectors.key);
+        }
+    }
+
+    /// Evicts until there is room for one more slice. Where everything is in use, the cache grows for a while.
+    fn make_room(&mut self) {
+        let mut tries = 2 * self.queue.len();
+        while self.entries.len() >= self.count_max && tries > 0 {
+            tries -= 1;
+            let Some(key) = self.queue.pop_front() else { break };
+            match self.entries.get_mut(&key) {
+                Some(Entry::Ready(slice)) if slice.is_evictable() && !slice.recently_used => {
+                    self.entries.remove(&key);
+                }
+                Some(Entry::Ready(slice)) => {
+                    slice.recently_used = false;
+                    self.queue.push_back(key);
+                }
+                // Forgotten, and perhaps being loaded again: it is queued anew when it arrives.
+                Some(Entry::Loading) | None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Guest clusters to host clusters: the L1 table in memory, the L2 tables in a slice cache.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::cache::{Lookup, SliceCache};
+use super::{Asked, Need};
+use crate::addr::{
+    Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index, SliceKey,
+};
+use crate::error::{Error, Result};
+use crate::format::entry::{CompressedExtent, L1Entry, L2Entry, Mapping, Owned};
+use crate::limits::SECTOR_BYTES;
+
+/// What a stretch of the virtual disk reads as, in one image of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// This image has nothing here: the backing file shows through.
+    Unallocated,
+    /// Zeros; `host` is where space is kept for them, if any is.
+    Zero {
+        /// First byte of the reserved space.
+        host: Option<HostOffset>,
+    },
+    /// Bytes of the file, from here on.
+    Data(HostOffset),
+    /// One compressed cluster, or a part of it.
+    Compressed {
+        /// Where the compressed bytes lie.
+        extent: CompressedExtent,
+        /// Distance of the stretch from the start of the cluster, in bytes.
+        skip: u64,
+    },
+}
+
+/// The tables that map the virtual disk.
+#[derive(Debug)]
+pub struct Map {
+    geometry: Geometry,
+    /// Whether bit 0 of an L2 entry means zeros (version 3).
+    zero_flag: bool,
+    l1_offset: HostOffset,
+    l1: Vec<L1Entry>,
+    /// Sectors of the L1 table that differ from the disk.
+    l1_dirty: BTreeSet<u64>,
+    slices: SliceCache,
+    /// L1 entries whose L2 table somebody is making.
+    making: HashSet<usize>,
+}
+
+/// Where the entry of a guest cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// There is no L2 table.
+    NoTable,
+    /// The L2 table is shared with a snapshot, and has to be copied before a change.
+    SharedTable(Slot),
+    /// The L2 table is this image's own.
+    OwnTable(Slot),
+}
+
+/// An L2 entry by its slice and its index there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The slice.
+    pub key: SliceKey,
+    /// The entry's index in the slice.
+    pub index: usize,
+}
+
+/// L1 entries in one sector.
+const ENTRIES_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
+
+impl Map {
+    /// The map behind the L1 table at `l1_offset`, given its raw entries.
+    pub fn new(
+        geometry: Geometry,
+        zero_flag: bool,
+        l1_offset: HostOffset,
+        l1: Vec<L1Entry>,
+        cache_bytes: u64,
+    ) -> Self {
+        let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
+        let (l1_dirty, making) = (BTreeSet::new(), HashSet::new());
+        Self { geometry, zero_flag, l1_offset, l1, l1_dirty, slices, making }
+    }
+
+    /// Whether version 3's zero flag may be used.
+    pub fn has_zero_flag(&self) -> bool {
+        self.zero_flag
+    }
+
+    /// What the disk reads as from `at` on, and for how long (at most `len` bytes, at least one).
+    pub fn resolve(&mut self, at: GuestOffset, len: u64) -> Asked<Result<(Extent, u64)>> {
+        let cluster = self.geometry.guest_cluster(at);
+        let inside = self.geometry.in_guest_cluster(at);
+        let slot = match self.place(cluster) {
+            Ok(Place::NoTable) => {
+                return Ok(Ok((Extent::Unallocated, len.min(self.to_table_end(at)))));
+            }
+            Ok(Place::SharedTable(slot) | Place::OwnTable(slot)) => slot,
+            Err(e) => return Ok(Err(e)),
+        };
+        let first = match self.mapping(slot)? {
+            Ok(mapping) => mapping,
+            Err(e) => return Ok(Err(e)),
+        };
+        let wanted = self.geometry.clusters_for(inside + len);
+        let count = self.count_alike(slot, first, wanted)?;
+        let reach = (self.geometry.bytes(count) - inside).min(len);
+        Ok(Ok((self.extent(first, inside), reach)))
+    }
+
+    /// What the entry at `slot` means.
+    pub fn mapping(&mut self, slot: Slot) -> Asked<Result<Mapping>> {
+        match self.slices.lookup(slot.key) {
+            Lookup::Hit(slice) => {
+                Ok(L2Entry(slice.word(slot.index)).parse(self.geometry, self.zero_flag))
+            }
+            Lookup::Loading | Lookup::Miss => Err(Need::L2(slot.key)),
+        }
+    }
+
+    /// How many entries from `slot` on continue `first`: same kind, and consecutive host clusters. At most `count_max`,
+    /// and no further than the slice.
+    fn count_alike(&mut self, slot: Slot, first: Mapping, count_max: u64) -> Asked<u64> {
+        let left = self.geometry.l2_entries_per_slice() - slot.index as u64;
+        let mut count = 1;
+        while count < count_max.min(left) {
+            let next = Slot { index: slot.index + count as usize, ..slot };
+            match self.mapping(next)? {
+                Ok(mapping) if continues(first, mapping, count) => count += 1,
+                _ => break,
+            }
+        }
+        Ok(count)
+    }
+
+    fn extent(&self, mapping: Mapping, inside: u64) -> Extent {
+        let host = |o: Owned| self.geometry.host_start(o.cluster).plus(inside);
+        match mapping {
+            Mapping::Unallocated => Extent::Unallocated,
+            Mapping::Zero { preallocated } => Extent::Zero { host: preallocated.map(host) },
+            Mapping::Data(owned) => Extent::Data(host(owned)),
+            Mapping::Compressed(extent) => Extent::Compressed { extent, skip: inside },
+        }
+    }
+
+    /// Where the entry of `cluster` is; an error where the L1 entry is damaged.
+    pub fn place(&self, cluster: GuestCluster) -> Result<Place> {
+        let l1 = self.geometry.l1_index(cluster);
+        let Some(entry) = self.l1.get(l1.0) else {
+            return Err(Error::invalid(format!("guest cluster {cluster} lies past the L1 table")));
+        };
+        let Some(Owned { cluster: table, copied }) = entry.parse(self.geometry)? else {
+            return Ok(Place::NoTable);
+        };
+        let (key, index) = self.geometry.l2_slice(table, self.geometry.l2_index(cluster));
+        let slot = Slot { key, index };
+        Ok(if copied { Place::OwnTable(slot) } else { Place::SharedTable(slot) })
+    }
+
+    /// Changes what a guest cluster maps to; what it mapped to before. Its slice is in memory.
+    pub fn replace(&mut self, slot: Slot, new: Mapping) -> Mapping {
+        let old = match self.mapping(slot) {
+            Ok(Ok(mapping)) => mapping,
+            other => panic!("an entry was looked at before it is changed, but now: {other:?}"),
+        };
+        let word = L2Entry::from_mapping(self.geometry, new).0;
+        self.slices.change(slot.key, slot.index * 8, &word.to_be_bytes());
+        old
+    }
+
+    /// Bytes from `at` to the end of what its L2 table covers.
+    fn to_table_end(&self, at: GuestOffset) -> u64 {
+        let index = self.geometry.l2_index(self.geometry.guest_cluster(at)).0 as u64;
+        let clusters = self.geometry.l2_entries() - index;
+        self.geometry.bytes(clusters) - self.geometry.in_guest_cluster(at)
+    }
+
+    /// Claims the making of the L2 table behind `l1`; false where somebody is at it.
+    pub fn begin_table(&mut self, l1: L1Index) -> bool {
+        self.making.insert(l1.0)
+    }
+
+    /// Ends the making of a table, hooked in or not.
+    pub fn end_table(&mut self, l1: L1Index) {
+        self.making.remove(&l1.0);
+    }
+
+    /// The L2 table behind `l1`.
+    pub fn table(&self, l1: L1Index) -> Result<Option<Owned>> {
+        self.l1[l1.0].parse(self.geometry)
+    }
+
+    /// Points `l1` to the table at `table`, whose bytes are on disk; what it pointed to before.
+    pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<Option<Owned>> {
+        let old = self.table(l1)?;
+        self.l1[l1.0] = L1Entry::to_table(self.geometry, table, true);
+        self.l1_dirty.insert((l1.0 / ENTRIES_PER_SECTOR) as u64);
+        Ok(old)
+    }
+
+    /// Forgets the L2 table that `cluster` may have been: it is free.
+    pub fn forget_table(&mut self, cluster: HostCluster) {
+        self.slices.forget_table(cluster, self.geometry.slices_per_table());
+    }
+
+    /// The L1 table's raw entries.
+    pub fn l1(&self) -> &[L1Entry] {
+        &self.l1
+    }
+
+    /// Where the L1 table lies: its first cluster, and how many it fills.
+    pub fn l1_span(&self) -> (HostCluster, u64) {
+        self.geometry.host_span(self.l1_offset, self.l1.len() as u64 * 8)
+    }
+
+    /// The slice cache, for loading and flushing.
+    pub fn slices(&self) -> &SliceCache {
+        &self.slices
+    }
+
+    /// The slice cache, for loading and flushing.
+    pub fn slices_mut(&mut self) -> &mut SliceCache {
+        &mut self.slices
+    }
+
+    /// Whether anything waits to be written.
+    pub fn is_dirty(&self) -> bool {
+        self.slices.is_dirty() || !self.l1_dirty.is_empty()
+    }
+
+    /// The changed sectors of the L1 table, for a flush.
+    pub fn take_dirty_l1(&mut self) -> Vec<(u64, HostOffset, Vec<u8>)> {
+        let sectors = std::mem::take(&mut self.l1_dirty);
+        sectors.into_iter().map(|sector| self.l1_sector(sector)).collect()
+    }
+
+    /// Marks a sector of the L1 table as changed again, after its write failed.
+    pub fn redirty_l1(&mut self, sector: u64) {
+        self.l1_dirty.insert(sector);
+    }
+
+    fn l1_sector(&self, sector: u64) -> (u64, HostOffset, Vec<u8>) {
+        let first = sector as usize * ENTRIES_PER_SECTOR;
+        let entries = &self.l1[first..(first + ENTRIES_PER_SECTOR).min(self.l1.len())];
+        let bytes = entries.iter().flat_map(|e| e.0.to_be_bytes()).collect();
+        (sector, self.l1_offset.plus(sector * SECTOR_BYTES), bytes)
+    }
+}
+
+/// Whether `next`, `distance` clusters after `first`, can be read or written in one go with it.
+fn continues(first: Mapping, next: Mapping, distance: u64) -> bool {
+    let follows = |a: Owned, b: Owned| {
+        a.copied == b.copied && a.cluster.checked_add(distance) == Some(b.cluster)
+    };
+    match (first, next) {
+        (Mapping::Unallocated, Mapping::Unallocated)
+        | (Mapping::Zero { preallocated: None }, Mapping::Zero { preallocated: None }) => true,
+        (Mapping::Zero { preallocated: Some(a) }, Mapping::Zero { preallocated: Some(b) })
+        | (Mapping::Data(a), Mapping::Data(b)) => follows(a, b),
+        _ => false,
+    }
+}

@@ -1,0 +1,233 @@
+//! Deciding what a change of guest clusters takes: nothing, a wait, a table, or new clusters.
+
+use super::map::{Place, Slot};
+use super::{Asked, Meta};
+use crate::addr::{Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index};
+use crate::error::Result;
+use crate::format::entry::{Mapping, Owned};
+
+/// The next step of a write.
+#[derive(Clone, Copy, Debug)]
+pub enum WriteStep {
+    /// The first `len` bytes go straight to `host`: these clusters are this image's own.
+    InPlace {
+        /// Where the first byte goes.
+        host: HostOffset,
+        /// How many bytes.
+        len: u64,
+    },
+    /// The L2 table behind this entry is missing or shared: make one, then ask again.
+    Table(L1Index),
+    /// Somebody is changing the first cluster: wait, then ask again.
+    Busy,
+    /// These clusters need new places. They are held now, and have to be released.
+    Allocate(Held),
+}
+
+/// The next step of a change that replaces mappings: zeroing or discarding whole clusters.
+#[derive(Clone, Copy, Debug)]
+pub enum ChangeStep {
+    /// The first `count` clusters have no L2 table.
+    NoTable {
+        /// How many clusters.
+        count: u64,
+    },
+    /// The L2 table behind this entry is shared with a snapshot: copy it, then ask again.
+    Table(L1Index),
+    /// Somebody is changing the first cluster: wait, then ask again.
+    Busy,
+    /// These clusters are held now, and have to be released.
+    Held(Held),
+}
+
+/// Guest clusters in one slice of an L2 table that nobody else may change until they are released.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// The first cluster.
+    pub first: GuestCluster,
+    /// How many.
+    pub count: u64,
+    /// The first cluster's entry.
+    pub slot: Slot,
+    /// The clusters are mapped as zeros with space in reserve from here on, to be used instead of new clusters.
+    pub reserved: Option<HostCluster>,
+}
+
+impl Held {
+    /// The entry of the cluster `index` places after the first.
+    pub fn slot(&self, index: u64) -> Slot {
+        Slot { index: self.slot.index + index as usize, ..self.slot }
+    }
+}
+
+impl Meta {
+    /// What to do about a write of `len` bytes at `at`, or about the first part of it.
+    pub fn plan_write(
+        &mut self,
+        geometry: Geometry,
+        at: GuestOffset,
+        len: u64,
+    ) -> Asked<Result<WriteStep>> {
+        let cluster = geometry.guest_cluster(at);
+        let inside = geometry.in_guest_cluster(at);
+        if self.busy.free_prefix(cluster, 1) == 0 {
+            return Ok(Ok(WriteStep::Busy));
+        }
+        let slot = match self.map.place(cluster) {
+            Ok(Place::OwnTable(slot)) => slot,
+            Ok(Place::NoTable | Place::SharedTable(_)) => {
+                return Ok(Ok(WriteStep::Table(geometry.l1_index(cluster))));
+            }
+            Err(e) => return Ok(Err(e)),
+        };
+        let first = match self.map.mapping(slot)? {
+            Ok(mapping) => mapping,
+            Err(e) => return Ok(Err(e)),
+        };
+        let count_max = self.reach(geometry, cluster, slot, geometry.clusters_for(inside + len));
+        let need = Target::of(first);
+        let count = self.count_with_target(slot, need, count_max)?;
+        Ok(Ok(match need {
+            Target::Own(host) => WriteStep::InPlace {
+                host: geometry.host_start(host).plus(inside),
+                len: (geometry.bytes(count) - inside).min(len),
+            },
+            Target::Reserved(host) => WriteStep::Allocate(self.hold(Held {
+                first: cluster,
+                count,
+                slot,
+                reserved: Some(host),
+            })),
+            Target::New => {
+                WriteStep::Allocate(self.hold(Held { first: cluster, count, slot, reserved: None }))
+            }
+        }))
+    }
+
+    /// What to do about a change of the mapping of `count` clusters from `first` on, or of the first of them.
+    pub fn plan_change(
+        &mut self,
+        geometry: Geometry,
+        first: GuestCluster,
+        count: u64,
+    ) -> Asked<Result<ChangeStep>> {
+        if self.busy.free_prefix(first, 1) == 0 {
+            return Ok(Ok(ChangeStep::Busy));
+        }
+        let slot = match self.map.place(first) {
+            Ok(Place::OwnTable(slot)) => slot,
+            Ok(Place::SharedTable(_)) => {
+                return Ok(Ok(ChangeStep::Table(geometry.l1_index(first))));
+            }
+            Ok(Place::NoTable) => {
+                let left = geometry.l2_entries() - geometry.l2_index(first).0 as u64;
+                let count = self.busy.free_prefix(first, left.min(count));
+                return Ok(Ok(ChangeStep::NoTable { count }));
+            }
+            Err(e) => return Ok(Err(e)),
+        };
+        // Looked at before it is held, so that everything up to the release finds the slice in memory and sound.
+        let reach = self.reach(geometry, first, slot, count);
+        let mut held = 0;
+        while held < reach {
+            match self.map.mapping(Slot { index: slot.index + held as usize, ..slot })? {
+                Ok(_) => held += 1,
+                Err(e) if held == 0 => return Ok(Err(e)),
+                Err(_) => break,
+            }
+        }
+        Ok(Ok(ChangeStep::Held(self.hold(Held { first, count: held, slot, reserved: None }))))
+    }
+
+    /// How many of the clusters from `first` on are free to be changed and have their entries in the slice of `slot`.
+    fn reach(&self, geometry: Geometry, first: GuestCluster, slot: Slot, count: u64) -> u64 {
+        let in_slice = geometry.l2_entries_per_slice() - slot.index as u64;
+        self.busy.free_prefix(first, count.min(in_slice))
+    }
+
+    fn count_with_target(&mut self, slot: Slot, first: Target, count_max: u64) -> Asked<u64> {
+        let mut count = 1;
+        while count < count_max {
+            let next = Slot { index: slot.index + count as usize, ..slot };
+            match self.map.mapping(next)? {
+                Ok(mapping) if Target::of(mapping).continues(first, count) => count += 1,
+                _ => break,
+            }
+        }
+        Ok(count)
+    }
+
+    fn hold(&mut self, held: Held) -> Held {
+        self.busy.hold(held.first, held.count);
+        self.map.slices_mut().pin(held.slot.key);
+        held
+    }
+
+    /// Keeps only the first `count` of the held clusters.
+    pub fn shrink_hold(&mut self, held: &mut Held, count: u64) {
+        self.busy.release(held.first, held.count);
+        held.count = count;
+        self.busy.hold(held.first, held.count);
+    }
+
+    /// Lets others change the clusters again.
+    pub fn release_hold(&mut self, held: &Held) {
+        self.busy.release(held.first, held.count);
+        self.map.slices_mut().unpin(held.slot.key);
+    }
+
+    /// Maps held clusters anew, and sends what they mapped to before on its way to being free.
+    pub fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
+        let old = self.map.replace(slot, new);
+        let kept = cluster_of(new);
+        match old {
+            Mapping::Compressed(extent) => {
+                let (first, count) = geometry.host_span(extent.offset, extent.len);
+                self.reclaim.unlink(first, count, punch);
+            }
+            _ => match cluster_of(old) {
+                Some(cluster) if kept != Some(cluster) => self.reclaim.unlink(cluster, 1, punch),
+                _ => {}
+            },
+        }
+    }
+}
+
+/// Where a write to a cluster goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Own(HostCluster),
+    Reserved(HostCluster),
+    New,
+}
+
+impl Target {
+    fn of(mapping: Mapping) -> Self {
+        match mapping {
+            Mapping::Data(Owned { cluster, copied: true }) => Self::Own(cluster),
+            Mapping::Zero { preallocated: Some(Owned { cluster, copied: true }) } => {
+                Self::Reserved(cluster)
+            }
+            _ => Self::New,
+        }
+    }
+
+    fn continues(self, first: Self, distance: u64) -> bool {
+        match (first, self) {
+            (Self::Own(a), Self::Own(b)) | (Self::Reserved(a), Self::Reserved(b)) => {
+                a.checked_add(distance) == Some(b)
+            }
+            (Self::New, Self::New) => true,
+            _ => false,
+        }
+    }
+}
+
+fn cluster_of(mapping: Mapping) -> Option<HostCluster> {
+    match mapping {
+        Mapping::Data(owned) | Mapping::Zero { preallocated: Some(owned) } => Some(owned.cluster),
+        Mapping::Zero { preallocated: None } | Mapping::Unallocated | Mapping::Compressed(_) => {
+            None
+        }
+    }
+}
