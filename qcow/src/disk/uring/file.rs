@@ -104,16 +104,24 @@ impl UringDisk {
         while done < into.len() {
             let rest = if done == 0 { into.clone() } else { into.slice(done, into.len() - done) };
             match ring::submit(&self.file, Operation::Read { at: at + done, into: rest }).await {
-                Ok(0) => {
-                    into.zero(done, into.len() - done);
-                    return Ok(());
+                Ok(0) => break,
+                Ok(read) => {
+                    done += u64::from(read);
+                    if self.ends_inside_block(done) {
+                        break;
+                    }
                 }
-                Ok(read) => done += u64::from(read),
                 Err(e) if is_transient(&e) => {}
                 Err(e) => return Err(e),
             }
         }
+        into.zero(done, into.len() - done);
         Ok(())
+    }
+
+    /// Whether a direct read of `len` bytes must have met the end of the file: only there it stops inside a block.
+    fn ends_inside_block(&self, len: u64) -> bool {
+        self.direct.as_ref().is_some_and(|direct| !len.is_multiple_of(direct.alignment.offset))
     }
 
     async fn write_plain(&self, at: u64, from: &Payload) -> io::Result<()> {
@@ -144,19 +152,13 @@ impl UringDisk {
         if direct.alignment.fits(at, from) {
             return self.write_plain(at, from).await;
         }
-        // The last block may reach past the end of the file; what the padding adds is cut off again.
-        let len = self.len()?;
+        // Where the last block reaches past the end of the file, the file grows by the zeros read there.
         let bounce = Buffer::zeroed((wide.end - wide.start) as usize).payload();
         if wide != (at..at + from.len()) {
             self.read_plain(wide.start, &bounce).await?;
         }
         bounce.slice(at - wide.start, from.len()).copy_from_payload(from);
-        self.write_plain(wide.start, &bounce).await?;
-        let end = len.max(at + from.len());
-        if wide.end > end && self.len()? == wide.end {
-            return self.set_len(end).await;
-        }
-        Ok(())
+        self.write_plain(wide.start, &bounce).await
     }
 
     async fn fallocate(&self, mode: FallocateFlags, at: HostOffset, len: u64) -> io::Result<()> {
@@ -178,6 +180,12 @@ impl UringDisk {
             done += piece;
         }
         Ok(())
+    }
+}
+
+impl Drop for UringDisk {
+    fn drop(&mut self) {
+        lock::unlock_image(&self.file);
     }
 }
 

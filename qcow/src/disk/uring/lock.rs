@@ -53,6 +53,15 @@ pub(super) fn lock_image(file: impl AsFd, writable: bool) -> Result<()> {
     Ok(())
 }
 
+/// Gives all image locks of `file` back at once. Closing it would, too, but only when the last copy of the descriptor is
+/// gone, and a child process that is just being started holds copies for a moment.
+pub(super) fn unlock_image(file: impl AsFd) {
+    let mut all = one_byte(libc::F_UNLCK, USED_BASE);
+    all.l_len = 2 * (UNSHARED_BASE - USED_BASE);
+    // Nothing to do about a failure: the locks then go with the descriptor.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
+}
+
 fn conflict(how: &str, permission: Permission) -> Error {
     Error::new(
         ErrorKind::Locked,

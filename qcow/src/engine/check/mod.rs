@@ -1,0 +1,153 @@
+//! `check`: whether an image agrees with itself, and the repair of what can be repaired safely.
+//!
+//! The steps, each a file: [`references`] walks all metadata and counts who points where; [`compare`] holds that against
+//! the counts that the image stores; [`repair`] lowers counts that are too high; [`copied`] checks the COPIED flags of
+//! the active tables against the stored counts. What is found is a [`Finding`], told to the caller at once and added up
+//! in the [`CheckSummary`].
+//!
+//! Everything counts as QEMU 10 counts. A hostile image costs no more than its file is worth: memory is bounded by the
+//! clusters of the file, holes are not read, and a table that is named many times is read once and counted many times.
+
+use std::path::Path;
+
+use super::open::read_header;
+use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::feature::Incompatible;
+use crate::format::header::Header;
+
+mod compare;
+mod copied;
+mod counts;
+mod finding;
+mod loose;
+mod references;
+mod repair;
+mod snapshots;
+mod stored;
+mod tables;
+mod tally;
+mod uses;
+
+pub use finding::{Finding, Severity};
+pub use tally::CheckSummary;
+
+use stored::StoredCounts;
+use tally::Tally;
+
+/// Most clusters of a file that can be checked (QEMU's limit).
+const CLUSTERS_MAX: ClusterCount = i32::MAX as ClusterCount;
+
+/// What `check` may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: it only looks.
+    None,
+    /// Counts of clusters that fewer tables point to than the image says, which wastes space but endangers nothing; and,
+    /// where nothing is wrong beyond that, COPIED flags and the dirty and corrupt bits.
+    Leaks,
+}
+
+/// Checks the qcow2 image in `disk`, the file at `path`, and repairs what `repair` allows. Nobody else may write to it
+/// meanwhile. Findings go to `report` as they are made; one that applies several times is reported once and counted as
+/// often as it applies.
+///
+/// After a repair the summary tells what was found and fixed; whether all is well now, a second check tells. An encrypted
+/// image is checked without its key.
+///
+/// # Errors
+/// The file cannot be read or, for a repair, written; the header or the snapshot table is so broken that nothing behind
+/// it can be found; or the image uses a feature that is not supported yet. Whatever else is wrong is a finding.
+pub async fn check<D: Disk>(
+    disk: &D,
+    path: &Path,
+    repair: Repair,
+    report: &mut dyn FnMut(&Finding),
+) -> Result<CheckSummary> {
+    check_unnamed(disk, repair, report).await.map_err(|e| e.in_file(path))
+}
+
+async fn check_unnamed<D: Disk>(
+    disk: &D,
+    repair: Repair,
+    report: &mut dyn FnMut(&Finding),
+) -> Result<CheckSummary> {
+    if repair != Repair::None && !disk.is_writable() {
+        return Err(Error::read_only("cannot be repaired: it is open read-only"));
+    }
+    let target = Target::open(disk).await?;
+    let mut tally = Tally::new(report);
+    tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
+
+    let mut stored = StoredCounts::read(&target).await?;
+    let found = references::collect(&target, &stored, &mut tally).await?;
+    compare::compare(&target, &found.counts, &mut stored, &mut tally).await?;
+    if repair == Repair::Leaks {
+        if tally.rebuild_needed {
+            // Writing to blocks that are not trustworthy themselves would do harm.
+            tally.note(&Finding::RebuildNeeded, 1);
+            return Ok(tally.summary);
+        }
+        repair::lower_leaked(&target, &found.counts, &mut stored, &mut tally).await?;
+    }
+    let fix_flags = repair == Repair::Leaks && tally.summary.is_clean();
+    copied::check_flags(&target, &found.tables, &mut stored, fix_flags, &mut tally).await?;
+    if repair == Repair::Leaks && tally.summary.check_errors == 0 && tally.summary.corruptions == 0
+    {
+        repair::clear_damage_bits(&target).await?;
+    }
+    Ok(tally.summary)
+}
+
+/// The image under test.
+struct Target<'d, D> {
+    disk: &'d D,
+    header: Header,
+    geometry: Geometry,
+    /// Bytes.
+    file_len: u64,
+}
+
+impl<'d, D: Disk> Target<'d, D> {
+    async fn open(disk: &'d D) -> Result<Self> {
+        let header = read_header(disk).await?;
+        let unsupported = if header.incompatible.contains(Incompatible::EXTERNAL_DATA) {
+            Some("an external data file")
+        } else if header.incompatible.contains(Incompatible::EXTENDED_L2) {
+            Some("extended L2 entries")
+        } else {
+            None
+        };
+        if let Some(feature) = unsupported {
+            return Err(Error::unsupported(format!(
+                "check does not support images with {feature} yet"
+            )));
+        }
+        let geometry = header.geometry();
+        let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
+        let clusters = geometry.clusters_for(file_len);
+        if clusters > CLUSTERS_MAX {
+            return Err(Error::limit(format!(
+                "the file has {clusters} clusters, and check handles at most {CLUSTERS_MAX}"
+            )));
+        }
+        Ok(Self { disk, header, geometry, file_len })
+    }
+
+    /// Clusters of the file, the last one perhaps in part.
+    fn clusters(&self) -> ClusterCount {
+        self.geometry.clusters_for(self.file_len)
+    }
+
+    /// The cluster that holds byte `offset`, aligned or not.
+    fn cluster_at(&self, offset: u64) -> HostCluster {
+        self.geometry.host_cluster(HostOffset::new(offset))
+    }
+}
+
+/// The big-endian words of a table.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    let (words, _) = bytes.as_chunks();
+    words.iter().map(|&word| u64::from_be_bytes(word))
+}

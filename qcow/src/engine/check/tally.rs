@@ -1,0 +1,72 @@
+//! Adds up what a check finds.
+
+use super::finding::{Finding, Severity};
+use crate::addr::ClusterCount;
+
+/// The figures of a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckSummary {
+    /// Contradictions that endanger data, not counting those that were fixed.
+    pub corruptions: u64,
+    /// Clusters that are counted higher than they are used, not counting those that were fixed.
+    pub leaks: u64,
+    /// Leaks that were repaired.
+    pub leaks_fixed: u64,
+    /// Corruptions that were repaired.
+    pub corruptions_fixed: u64,
+    /// Things that could not be checked or repaired.
+    pub check_errors: u64,
+    /// Clusters of the virtual disk.
+    pub total_clusters: ClusterCount,
+    /// Clusters of the virtual disk that have a place in the file.
+    pub allocated_clusters: ClusterCount,
+    /// Allocated clusters that are compressed.
+    pub compressed_clusters: ClusterCount,
+    /// Allocated clusters that do not lie right behind the one before; compressed ones always count.
+    pub fragmented_clusters: ClusterCount,
+    /// Where the last cluster in use ends, in bytes of the file.
+    pub image_end_offset: u64,
+}
+
+impl CheckSummary {
+    /// Whether nothing is wrong, or nothing any more.
+    pub fn is_clean(&self) -> bool {
+        self.corruptions == 0 && self.leaks == 0 && self.check_errors == 0
+    }
+}
+
+/// A summary in the making, and who wants to hear of findings.
+pub(super) struct Tally<'r> {
+    pub(super) summary: CheckSummary,
+    /// The refcount structures cannot be repaired in place.
+    pub(super) rebuild_needed: bool,
+    report: &'r mut dyn FnMut(&Finding),
+}
+
+impl<'r> Tally<'r> {
+    pub(super) fn new(report: &'r mut dyn FnMut(&Finding)) -> Self {
+        Self { summary: CheckSummary::default(), rebuild_needed: false, report }
+    }
+
+    /// Reports `finding`, which applies `times` times.
+    pub(super) fn note(&mut self, finding: &Finding, times: u64) {
+        if times == 0 {
+            return;
+        }
+        (self.report)(finding);
+        self.rebuild_needed |= finding.needs_rebuild();
+        let summary = &mut self.summary;
+        let figure = match finding.severity() {
+            Severity::Corruption => &mut summary.corruptions,
+            Severity::Leak => &mut summary.leaks,
+            Severity::CheckError => &mut summary.check_errors,
+            Severity::CorruptionFixed => &mut summary.corruptions_fixed,
+            Severity::LeakFixed => {
+                // It was found first and fixed later.
+                summary.leaks -= times;
+                &mut summary.leaks_fixed
+            }
+        };
+        *figure = figure.saturating_add(times);
+    }
+}

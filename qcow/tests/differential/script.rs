@@ -1,0 +1,283 @@
+//! One script: an image, and turns of random requests by either program.
+
+use std::path::{Path, PathBuf};
+
+use qcow::disk::sim::Random;
+use qcow::disk::uring::CacheMode;
+
+use crate::model::Model;
+use crate::{ours, qemu};
+
+const TURNS: u64 = 4;
+const OPS_PER_TURN_MAX: u64 = 14;
+
+/// One request, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Write { at: u64, len: u64, byte: u8 },
+    Zero { at: u64, len: u64, unmap: bool },
+    Discard { at: u64, len: u64 },
+    Flush,
+}
+
+impl Op {
+    /// The request as `qemu-io` takes it.
+    pub fn to_qemu_io(self) -> String {
+        match self {
+            Self::Write { at, len, byte } => format!("write -P {byte} {at} {len}"),
+            Self::Zero { at, len, unmap: true } => format!("write -z -u {at} {len}"),
+            Self::Zero { at, len, unmap: false } => format!("write -z {at} {len}"),
+            Self::Discard { at, len } => format!("discard {at} {len}"),
+            Self::Flush => "flush".to_owned(),
+        }
+    }
+
+    fn apply(self, model: &mut Model) {
+        match self {
+            Self::Write { at, len, byte } => model.fill(at, len, byte),
+            Self::Zero { at, len, .. } => model.fill(at, len, 0),
+            Self::Discard { at, len } => model.discard(at, len),
+            Self::Flush => {}
+        }
+    }
+}
+
+/// What lies below the image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Base {
+    None,
+    Raw,
+    Qcow2,
+    Compressed(&'static str),
+}
+
+struct Script {
+    random: Random,
+    directory: tempfile::TempDir,
+    size: u64,
+    cluster: u64,
+    version: &'static str,
+    refcount_bits: u64,
+    compression: &'static str,
+    base: Base,
+    /// The image itself starts out full of compressed clusters.
+    starts_compressed: bool,
+    cache: CacheMode,
+}
+
+/// Runs the script of `seed`; panics where the programs differ.
+pub fn run(seed: u64) {
+    let mut script = Script::new(seed);
+    println!("seed {seed}: {}", script.describe());
+    let base = script.make_base();
+    let image = script.file("image.qcow2");
+    let mut model = Model::new(script.size, &base);
+    if script.starts_compressed {
+        let bytes = script.make_compressed_image(&image);
+        model = Model::new(script.size, &bytes);
+    } else {
+        script.make_image(&image);
+    }
+    let mut snapshot: Option<Vec<u8>> = None;
+    let first = script.random.below(2);
+    for turn in 0..TURNS {
+        if turn == 1 && script.can_snapshot() && script.random.below(2) == 0 {
+            qemu::img(&["snapshot", "-c", "before", qemu::path(&image)]);
+            snapshot = Some(model.bytes().to_vec());
+        }
+        let by_qemu = (turn + first).is_multiple_of(2);
+        let ops = script.make_ops();
+        if by_qemu {
+            qemu::io(&image, &ops);
+        } else {
+            ours::io(&image, &ops, script.cache);
+        }
+        ops.iter().for_each(|op| op.apply(&mut model));
+        let who = if by_qemu { "after qemu-io" } else { "after us" };
+        model.check(&format!("{who}, QEMU reads"), &qemu::read_all(&image));
+        model.check(&format!("{who}, we read"), &ours::read_all(&image, script.cache));
+        qemu::check(&image);
+        ours::check(&image);
+    }
+    if let Some(bytes) = snapshot {
+        qemu::img(&["snapshot", "-a", "before", qemu::path(&image)]);
+        let read = ours::read_all(&image, script.cache);
+        Model::new(script.size, &bytes).check("the snapshot, we read", &read);
+        qemu::check(&image);
+    }
+}
+
+impl Script {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let cluster = 512 << random.below(13);
+        let v3 = random.below(5) > 0;
+        let bases = [
+            Base::None,
+            Base::None,
+            Base::Raw,
+            Base::Qcow2,
+            Base::Compressed("zlib"),
+            Base::Compressed("zstd"),
+        ];
+        // Small clusters make the refcount table grow; large ones need a few clusters at all.
+        let size_max = (cluster * 24).clamp(3 << 20, 12 << 20);
+        let sectors = 1 + random.below(size_max / 512);
+        let base = bases[random.below(bases.len() as u64) as usize];
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            size: sectors * 512,
+            cluster,
+            version: if v3 { "v3" } else { "v2" },
+            refcount_bits: if v3 { 1 << random.below(7) } else { 16 },
+            compression: if v3 && random.below(2) == 0 { "zstd" } else { "zlib" },
+            base,
+            starts_compressed: base == Base::None && random.below(2) == 0,
+            cache: [CacheMode::PageCache, CacheMode::Direct][random.below(2) as usize],
+            random,
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "{} bytes, {} cluster_size={} refcount_bits={} {} {:?} {:?}{}",
+            self.size,
+            self.version,
+            self.cluster,
+            self.refcount_bits,
+            self.compression,
+            self.base,
+            self.cache,
+            if self.starts_compressed { ", compressed" } else { "" },
+        )
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Makes the backing file, if any; its bytes.
+    fn make_base(&mut self) -> Vec<u8> {
+        if self.base == Base::None {
+            return Vec::new();
+        }
+        // Shorter or longer than the image, and no multiple of its clusters.
+        let len = (1 + self.random.below(self.size / 512 * 3 / 2)) * 512;
+        let mut bytes = vec![0; len as usize];
+        self.scribble(&mut bytes);
+        let raw = self.file("base.raw");
+        std::fs::write(&raw, &bytes).expect("write the base");
+        let (raw, base) = (qemu::path(&raw), self.file("base.qcow2"));
+        match self.base {
+            Base::None | Base::Raw => {}
+            Base::Qcow2 => {
+                drop(qemu::img(&["convert", "-f", "raw", "-O", "qcow2", raw, qemu::path(&base)]))
+            }
+            Base::Compressed(kind) => {
+                let option = format!("compression_type={kind}");
+                let args = [
+                    "convert",
+                    "-c",
+                    "-o",
+                    &option,
+                    "-f",
+                    "raw",
+                    "-O",
+                    "qcow2",
+                    raw,
+                    qemu::path(&base),
+                ];
+                qemu::img(&args);
+            }
+        }
+        bytes
+    }
+
+    fn make_image(&self, image: &Path) {
+        let options = self.create_options();
+        let (base, format) = match self.base {
+            Base::None => (None, ""),
+            Base::Raw => (Some("base.raw"), "raw"),
+            Base::Qcow2 | Base::Compressed(_) => (Some("base.qcow2"), "qcow2"),
+        };
+        let size = self.size.to_string();
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+        if let Some(base) = base {
+            args.extend(["-b", base, "-F", format]);
+        }
+        args.extend([qemu::path(image), &size]);
+        qemu::img(&args);
+    }
+
+    /// Makes the image out of compressed clusters; its bytes.
+    fn make_compressed_image(&mut self, image: &Path) -> Vec<u8> {
+        let mut bytes = vec![0; self.size as usize];
+        self.scribble(&mut bytes);
+        let raw = self.file("start.raw");
+        std::fs::write(&raw, &bytes).expect("write the start");
+        let options = self.create_options();
+        let (raw, image) = (qemu::path(&raw), qemu::path(image));
+        qemu::img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, raw, image]);
+        bytes
+    }
+
+    fn create_options(&self) -> String {
+        let (cluster, bits, version) = (self.cluster, self.refcount_bits, self.version);
+        let mut options = format!("cluster_size={cluster},refcount_bits={bits},compat={version}");
+        if self.version == "v3" {
+            options += &format!(",compression_type={}", self.compression);
+        }
+        options
+    }
+
+    /// Fills some stretches, each with a byte of its own.
+    fn scribble(&mut self, bytes: &mut [u8]) {
+        let len = bytes.len() as u64;
+        for _ in 0..6 {
+            let at = self.random.below(len);
+            let end = (at + 1 + self.random.below(len / 2 + 1)).min(len);
+            bytes[at as usize..end as usize].fill(0x80 | self.random.below(64) as u8);
+        }
+    }
+
+    fn make_ops(&mut self) -> Vec<Op> {
+        let count = 1 + self.random.below(OPS_PER_TURN_MAX);
+        (0..count).map(|_| self.make_op()).collect()
+    }
+
+    fn make_op(&mut self) -> Op {
+        let (at, len) = self.make_range();
+        let byte = 1 + self.random.below(127) as u8;
+        let kind = self.random.below(10);
+        match kind {
+            0 | 1 => Op::Zero { at, len, unmap: kind == 0 },
+            2 | 3 => Op::Discard { at: at & !511, len: (len | 511) + 1 }.clip(self.size),
+            4 => Op::Flush,
+            _ => Op::Write { at, len, byte },
+        }
+    }
+
+    /// A snapshot adds one to every count, and compressed clusters that share a cluster of the file may fill a narrow one.
+    fn can_snapshot(&self) -> bool {
+        self.refcount_bits >= 16 || self.refcount_bits > 1 && !self.starts_compressed
+    }
+
+    /// Single bytes, sectors, clusters and long stretches; aligned and not.
+    fn make_range(&mut self) -> (u64, u64) {
+        let unit = [1, 512, self.cluster, self.cluster][self.random.below(4) as usize];
+        let at = self.random.below(self.size) / unit * unit;
+        let len = (1 + self.random.below(8)) * unit;
+        let len =
+            if self.random.below(8) == 0 { 1 + self.random.below(self.size / 2 + 1) } else { len };
+        (at, len.min(self.size - at))
+    }
+}
+
+impl Op {
+    fn clip(self, size: u64) -> Self {
+        match self {
+            Self::Discard { at, len } => Self::Discard { at, len: len.min(size - at) },
+            other => other,
+        }
+    }
+}
