@@ -37,6 +37,7 @@ pub struct FileExtent {
 ///
 /// A write or change of size is durable once a later [`Disk::sync`] that started after its completion has succeeded.
 /// Operations that overlap in time may take effect in any order.
+#[expect(clippy::len_without_is_empty, reason = "an empty file is nothing special")]
 pub trait Disk: Debug + Send + Sync + Sized + 'static {
     /// Fills `into` from `at`; bytes past the end of the file read as zeros.
     fn read(&self, at: HostOffset, into: &Payload) -> impl Future<Output = io::Result<()>>;

@@ -37,13 +37,6 @@ impl<D: Disk> Layer<D> {
             Self::Raw(raw) => raw.size(),
         }
     }
-
-    pub fn disk(&self) -> &D {
-        match self {
-            Self::Qcow2(qcow2) => &qcow2.disk,
-            Self::Raw(raw) => raw.disk(),
-        }
-    }
 }
 
 /// An open qcow2 image.

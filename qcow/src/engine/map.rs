@@ -3,6 +3,7 @@
 use super::Image;
 use super::layer::Layer;
 use super::read::Content;
+use crate::addr::HostOffset;
 use crate::disk::Disk;
 use crate::error::Result;
 
@@ -54,7 +55,7 @@ impl<D: Disk> Image<D> {
         Ok(match source.content {
             Content::Nothing => MapExtent { present: false, zero: true, ..extent },
             Content::Zeros { host } => {
-                MapExtent { zero: true, offset: host.map(|h| h.get()), ..extent }
+                MapExtent { zero: true, offset: host.map(HostOffset::get), ..extent }
             }
             Content::Compressed { .. } => MapExtent { data: true, compressed: true, ..extent },
             Content::Bytes(host) => {

@@ -79,13 +79,16 @@ impl Meta {
     }
 
     /// Fails unless data may lie in `len` bytes at `host`: inside the file, and clear of header and tables.
-    ///
-    /// The tables looked at are the few that are known without I/O: header, L1 table and refcount table.
     pub fn check_data(&self, geometry: Geometry, host: HostOffset, len: u64) -> Result<()> {
         let (first, count) = geometry.host_span(host, len);
         if !self.alloc.is_inside_file(first.plus(count - 1)) {
             return Err(Error::corrupt(format!("data at {host} lies past the end of the file")));
         }
+        self.check_clear(first, count)
+    }
+
+    /// Fails unless clusters are clear of the tables that are known without I/O: header, L1 table and refcount table.
+    pub fn check_clear(&self, first: HostCluster, count: u64) -> Result<()> {
         let header = (HostCluster::new(0), 1);
         let tables = [
             ("header", header),
@@ -94,7 +97,10 @@ impl Meta {
         ];
         for (name, (start, clusters)) in tables {
             if first < start.plus(clusters) && start < first.plus(count) {
-                return Err(Error::corrupt(format!("data at {host} overlaps the {name}")));
+                return Err(Error::corrupt(format!(
+                    "{count} clusters from cluster {} on overlap the {name}",
+                    first.get()
+                )));
             }
         }
         Ok(())
@@ -127,6 +133,9 @@ impl Meta {
     pub fn claim(&mut self, count: u64) -> Asked<Result<Claim>> {
         let claim = self.alloc.find_run(&mut self.refs, count)?;
         if let Ok(Claim::Run(run)) = &claim {
+            if let Err(e) = self.check_clear(run.first, run.count) {
+                return Ok(Err(e.context("a refcount of zero is wrong")));
+            }
             for cluster in run.clusters() {
                 self.refs.set(cluster, 1)?;
             }

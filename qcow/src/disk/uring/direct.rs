@@ -59,7 +59,7 @@ impl Alignment {
 
     /// Whether a transfer of these memory segments at `at` can go to the device as it is.
     pub fn fits(&self, at: u64, payload: &crate::disk::Payload) -> bool {
-        at % self.offset == 0
+        at.is_multiple_of(self.offset)
             && payload.segments().iter().all(|s| {
                 (s.start() as u64).is_multiple_of(self.memory)
                     && (s.len() as u64).is_multiple_of(self.offset)

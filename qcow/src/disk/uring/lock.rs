@@ -75,9 +75,8 @@ fn conflict(how: &str, permission: Permission) -> Error {
 fn take(file: impl AsFd, byte: i64) -> Result<()> {
     let lock = one_byte(libc::F_RDLCK, byte);
     match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-        Ok(_) => Ok(()),
         // File systems without locks cannot protect anybody; QEMU goes on without, too.
-        Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+        Ok(_) | Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(Error::new(
             ErrorKind::Locked,
             format!("Failed to lock byte {byte}: is another process using the image?"),

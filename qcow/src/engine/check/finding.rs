@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::fault::Fault;
 use crate::addr::{ClusterCount, HostCluster};
 
 /// How bad a [`Finding`] is.
@@ -43,53 +44,6 @@ pub enum Finding {
         /// How often it is used.
         reference: u64,
     },
-    /// More tables point to a cluster than a count of this image's width can tell.
-    CountOverflow {
-        /// First byte of the cluster.
-        offset: u64,
-    },
-    /// An entry names bytes that end a cluster or more behind the end of the file.
-    PastEnd {
-        /// First byte named.
-        offset: u64,
-        /// Bytes named.
-        len: u64,
-    },
-    /// An L1 entry has bits set that must be zero.
-    L1ReservedBits {
-        /// The entry.
-        entry: u64,
-    },
-    /// An L2 table does not start at a cluster boundary.
-    L2TableUnaligned {
-        /// Where it starts.
-        offset: u64,
-    },
-    /// An L2 entry has bits set that must be zero.
-    L2ReservedBits {
-        /// The entry.
-        entry: u64,
-    },
-    /// An L2 entry of a version 2 image has the zero flag of version 3.
-    ZeroFlagInVersion2 {
-        /// The entry.
-        entry: u64,
-    },
-    /// The L2 entry of a compressed cluster has the COPIED flag.
-    CompressedCopied {
-        /// First byte of the compressed data.
-        offset: u64,
-    },
-    /// A data cluster does not start at a cluster boundary.
-    DataUnaligned {
-        /// Where it starts.
-        offset: u64,
-    },
-    /// A cluster kept in reserve for zeros does not start at a cluster boundary.
-    PreallocatedUnaligned {
-        /// Where it starts.
-        offset: u64,
-    },
     /// The COPIED flag of an L1 entry contradicts the L2 table's count.
     CopiedFlagOfTable {
         /// Position of the entry.
@@ -110,56 +64,8 @@ pub enum Finding {
         /// Whether the flag was corrected.
         repaired: bool,
     },
-    /// A snapshot's L1 table does not start at a cluster boundary; it was not followed.
-    SnapshotL1Unaligned {
-        /// The snapshot's identifier.
-        id: String,
-        /// The snapshot's name.
-        name: String,
-        /// Where the table claims to start.
-        offset: u64,
-    },
-    /// A snapshot's L1 table is larger than any image needs; it was not followed.
-    SnapshotL1TooLarge {
-        /// The snapshot's identifier.
-        id: String,
-        /// The snapshot's name.
-        name: String,
-        /// Entries that it claims to have.
-        entries: u32,
-    },
-    /// The bitmap directory breaks a rule; no bitmap was followed.
-    BitmapDirectory {
-        /// Which rule, and where.
-        reason: String,
-    },
-    /// An entry of a bitmap's table breaks a rule.
-    BitmapTableEntry {
-        /// Which rule.
-        reason: String,
-    },
-    /// A refcount table entry has bits set that must be zero.
-    RefcountTableReservedBits {
-        /// Position of the entry.
-        index: u64,
-    },
-    /// A refcount block does not start at a cluster boundary.
-    RefcountBlockUnaligned {
-        /// Position of its entry in the refcount table.
-        index: u64,
-    },
-    /// A refcount block lies behind the end of the file.
-    RefcountBlockOutside {
-        /// Position of its entry in the refcount table.
-        index: u64,
-    },
-    /// A refcount block is used as something else, too.
-    RefcountBlockShared {
-        /// Position of its entry in the refcount table.
-        index: u64,
-        /// How often its cluster is used.
-        reference: u64,
-    },
+    /// An entry or a table is wrong in itself.
+    Fault(Fault),
     /// The counts of some clusters cannot be read.
     RefcountUnknown {
         /// The first of them.
@@ -184,7 +90,10 @@ impl Finding {
             Self::RefcountUnknown { .. } | Self::TooManyUnalignedTables | Self::RebuildNeeded => {
                 Severity::CheckError
             }
-            _ => Severity::Corruption,
+            Self::Undercounted { .. }
+            | Self::CopiedFlagOfTable { .. }
+            | Self::CopiedFlagOfCluster { .. }
+            | Self::Fault(_) => Severity::Corruption,
         }
     }
 
@@ -193,9 +102,11 @@ impl Finding {
         matches!(
             self,
             Self::Undercounted { refcount: 0, .. }
-                | Self::RefcountTableReservedBits { .. }
-                | Self::RefcountBlockUnaligned { .. }
-                | Self::RefcountBlockShared { .. }
+                | Self::Fault(
+                    Fault::RefcountTableReservedBits { .. }
+                        | Fault::RefcountBlockUnaligned { .. }
+                        | Fault::RefcountBlockShared { .. }
+                )
         )
     }
 }
@@ -226,9 +137,10 @@ impl fmt::Display for Finding {
                 f.write_str("ERROR too many unaligned L2 tables; the rest was not checked")
             }
             Self::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
-            other => {
-                f.write_str("ERROR ")?;
-                other.fmt_structure(f)
+            Self::Fault(fault) => write!(f, "ERROR {fault}"),
+            Self::RefcountUnknown { first, count } => {
+                let (first, last) = (first.get(), first.get() + count - 1);
+                write!(f, "Can't get refcount for clusters {first} to {last}")
             }
         }
     }
@@ -236,75 +148,4 @@ impl fmt::Display for Finding {
 
 fn verb_of(repaired: bool) -> &'static str {
     if repaired { "Repairing" } else { "ERROR" }
-}
-
-impl Finding {
-    /// The lines about entries and tables that are wrong in themselves.
-    fn fmt_structure(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CountOverflow { offset } => write!(
-                f,
-                "overflow cluster offset={offset:#x}: increase the refcount width (amend) or make a clean copy (convert)"
-            ),
-            Self::PastEnd { offset, len } => write!(
-                f,
-                "counting reference for region exceeding the end of the file by one cluster or more: \
-                 offset {offset:#x} size {len:#x}"
-            ),
-            Self::L1ReservedBits { entry } => {
-                write!(f, "found L1 entry with reserved bits set: {entry:x}")
-            }
-            Self::L2TableUnaligned { offset } => {
-                write!(f, "l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted")
-            }
-            Self::L2ReservedBits { entry } => {
-                write!(f, "found l2 entry with reserved bits set: {entry:x}")
-            }
-            Self::ZeroFlagInVersion2 { entry } => {
-                write!(f, "found l2 entry with the zero flag in a version 2 image: {entry:x}")
-            }
-            Self::CompressedCopied { offset } => write!(
-                f,
-                "coffset={offset:#x}: copied flag must never be set for compressed clusters"
-            ),
-            Self::DataUnaligned { offset } => write!(
-                f,
-                "offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
-            ),
-            Self::PreallocatedUnaligned { offset } => write!(
-                f,
-                "offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
-            ),
-            Self::SnapshotL1Unaligned { id, name, offset } => write!(
-                f,
-                "snapshot {id} ({name}) l1_offset={offset:#x}: L1 table is not cluster aligned; \
-                 snapshot table entry corrupted"
-            ),
-            Self::SnapshotL1TooLarge { id, name, entries } => write!(
-                f,
-                "snapshot {id} ({name}) l1_size={entries:#x}: L1 table is too large; \
-                 snapshot table entry corrupted"
-            ),
-            Self::BitmapDirectory { reason } => write!(f, "bitmap directory: {reason}"),
-            Self::BitmapTableEntry { reason } => f.write_str(reason),
-            Self::RefcountTableReservedBits { index } => {
-                write!(f, "refcount table entry {index} has reserved bits set")
-            }
-            Self::RefcountBlockUnaligned { index } => write!(
-                f,
-                "refcount block {index} is not cluster aligned; refcount table entry corrupted"
-            ),
-            Self::RefcountBlockOutside { index } => {
-                write!(f, "refcount block {index} is outside image")
-            }
-            Self::RefcountBlockShared { index, reference } => {
-                write!(f, "refcount block {index} refcount={reference}")
-            }
-            Self::RefcountUnknown { first, count } => {
-                let (first, last) = (first.get(), first.get() + count - 1);
-                write!(f, "Can't get refcount for clusters {first} to {last}")
-            }
-            _ => unreachable!("every other finding has its line in `Display`"),
-        }
-    }
 }

@@ -20,6 +20,7 @@ use crate::format::header::Header;
 mod compare;
 mod copied;
 mod counts;
+mod fault;
 mod finding;
 mod loose;
 mod references;
@@ -30,6 +31,7 @@ mod tables;
 mod tally;
 mod uses;
 
+pub use fault::Fault;
 pub use finding::{Finding, Severity};
 pub use tally::CheckSummary;
 

@@ -2,7 +2,7 @@
 
 use super::loose::LooseRefcountTable;
 use super::{Target, words};
-use crate::addr::{Geometry, HostCluster, HostOffset};
+use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::engine::open::read_bytes;
 use crate::error::Result;
@@ -24,8 +24,10 @@ pub(super) enum Block {
 pub(super) struct StoredCounts {
     geometry: Geometry,
     table: Vec<LooseRefcountTable>,
-    /// A bit per cluster.
+    /// A bit per cluster, up to `compared`.
     singles: Vec<u64>,
+    /// Clusters whose bits are set.
+    compared: ClusterCount,
     /// The sector of a block that was read last, and where it lies.
     sector: Option<(u64, Vec<u8>)>,
 }
@@ -39,7 +41,7 @@ impl StoredCounts {
         // One more than the file has: an unaligned entry can reach into the cluster behind it.
         let singles = vec![0; (target.clusters() + 1).div_ceil(64) as usize];
         let table = words(&bytes).map(LooseRefcountTable).collect();
-        Ok(Self { geometry, table, singles, sector: None })
+        Ok(Self { geometry, table, singles, compared: 0, sector: None })
     }
 
     /// The entries of the refcount table.
@@ -62,14 +64,15 @@ impl StoredCounts {
     /// Records whether the count of `cluster` is exactly one.
     pub(super) fn set_single(&mut self, cluster: HostCluster, single: bool) {
         let (word, bit) = (cluster.get() / 64, cluster.get() % 64);
+        self.compared = self.compared.max(cluster.get() + 1);
         let word = &mut self.singles[word as usize];
         *word = *word & !(1 << bit) | u64::from(single) << bit;
     }
 
-    /// Whether the count of `cluster` is known to be one, or known not to be; `None` where it must be read.
-    pub(super) fn is_single(&self, cluster: HostCluster, clusters: u64) -> Option<bool> {
+    /// Whether the count of `cluster` is one, as far as it has been recorded; `None` behind the end of the file.
+    pub(super) fn is_single(&self, cluster: HostCluster) -> Option<bool> {
         let at = cluster.get();
-        (at < clusters).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
+        (at < self.compared).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
     }
 
     /// The count of any cluster, in the file or behind it, from the disk; `None` where it cannot be read.

@@ -1,0 +1,106 @@
+//! Changes to the image: lower counts, and a header that no longer tells of damage.
+//!
+//! Each change is safe on its own, so that a crash at any point leaves an image that is no worse than before.
+
+use std::ops::Range;
+
+use super::Target;
+use super::compare::{batches, clusters_of};
+use super::counts::Counts;
+use super::finding::Finding;
+use super::stored::StoredCounts;
+use super::tables::TableReader;
+use super::tally::Tally;
+use crate::addr::{HostCluster, HostOffset};
+use crate::disk::{Buffer, Disk};
+use crate::engine::open::read_bytes;
+use crate::error::{Error, Result};
+use crate::format::feature::Incompatible;
+use crate::limits::SECTOR_BYTES;
+use crate::meta::refs::{read_count, set_count};
+
+/// Lowers the counts of leaked clusters to their references, and makes that durable.
+pub(super) async fn lower_leaked<D: Disk>(
+    target: &Target<'_, D>,
+    references: &Counts,
+    stored: &mut StoredCounts,
+    tally: &mut Tally<'_>,
+) -> Result<()> {
+    if tally.summary.leaks == 0 {
+        return Ok(());
+    }
+    let geometry = target.geometry;
+    let mut reader = TableReader::new(target);
+    for batch in batches::<D>(geometry, references.len(), stored.table().len() as u64) {
+        let blocks = batch.filter_map(|index| Some((index, stored.block(index).place()?)));
+        let (indices, places): (Vec<u64>, Vec<u64>) = blocks.unzip();
+        let read = reader.read(&places, geometry.cluster_size()).await?;
+        for ((index, place), bytes) in indices.into_iter().zip(places).zip(read) {
+            let clusters = clusters_of(geometry, index, references.len());
+            let mut lowering = Lowering { references, stored, tally };
+            if let Some(mut bytes) = bytes
+                && lowering.lower(geometry.refcount_order(), clusters, &mut bytes)
+            {
+                write(target, HostOffset::new(place), &bytes, "refcount block").await?;
+            }
+        }
+    }
+    stored.forget_sector();
+    sync(target).await
+}
+
+struct Lowering<'l, 'r> {
+    references: &'l Counts,
+    stored: &'l mut StoredCounts,
+    tally: &'l mut Tally<'r>,
+}
+
+impl Lowering<'_, '_> {
+    /// Lowers counts in a block; returns whether there were any to lower.
+    fn lower(&mut self, order: u32, clusters: Range<u64>, block: &mut [u8]) -> bool {
+        let mut changed = false;
+        for (index, cluster) in clusters.map(HostCluster::new).enumerate() {
+            let refcount = read_count(block, order, index);
+            let reference = self.references.get(cluster);
+            if refcount > reference {
+                set_count(block, order, index, reference);
+                self.stored.set_single(cluster, reference == 1);
+                let repaired = true;
+                self.tally.note(&Finding::Leaked { cluster, refcount, reference, repaired }, 1);
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+/// Takes the dirty and the corrupt bit out of the header of an image that has been found to be neither.
+pub(super) async fn clear_damage_bits<D: Disk>(target: &Target<'_, D>) -> Result<()> {
+    let damage = Incompatible::DIRTY.with(Incompatible::CORRUPT);
+    let mut header = target.header.clone();
+    header.incompatible = header.incompatible.without(damage);
+    if header.incompatible == target.header.incompatible {
+        return Ok(());
+    }
+    let at = HostOffset::new(0);
+    let mut sector = read_bytes(target.disk, at, SECTOR_BYTES, "header").await?;
+    header.patch_first_sector(&mut sector)?;
+    write(target, at, &sector, "header").await?;
+    sync(target).await
+}
+
+/// Writes `bytes` of `what` at `at`.
+pub(super) async fn write<D: Disk>(
+    target: &Target<'_, D>,
+    at: HostOffset,
+    bytes: &[u8],
+    what: &str,
+) -> Result<()> {
+    let written = target.disk.write(at, &Buffer::from_bytes(bytes).payload()).await;
+    written.map_err(|e| Error::io(format!("Could not write {what} at {at}"), &e))
+}
+
+/// Makes all writes durable.
+pub(super) async fn sync<D: Disk>(target: &Target<'_, D>) -> Result<()> {
+    target.disk.sync().await.map_err(|e| Error::io("Could not make the repair durable", &e))
+}

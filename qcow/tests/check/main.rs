@@ -1,0 +1,172 @@
+//! `check` against `qemu-img check`, on sound images and on hundreds that are damaged at random.
+//!
+//! A failure names its seed; `CHECK_SEED=N cargo test -p qcow --test check` repeats it alone. `SOAK_FACTOR` multiplies
+//! the number of images.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use qcow::disk::sim::Random;
+use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
+use qcow::engine::check::{CheckSummary, Fault, Finding, Repair, check};
+use tempfile::TempDir;
+
+mod damage;
+mod images;
+mod qemu;
+
+use images::RECIPES;
+use qemu::Verdict;
+
+const DAMAGED_IMAGES: u64 = 400;
+
+/// What our check said.
+#[derive(Debug)]
+struct Ours {
+    outcome: Result<CheckSummary, String>,
+    findings: Vec<Finding>,
+}
+
+fn our_check(path: &Path, repair: Repair) -> Ours {
+    let access = if repair == Repair::None { Access::ReadOnly } else { Access::ReadWrite };
+    let disk = UringDisk::open(path, access, CacheMode::PageCache).unwrap();
+    let mut findings = Vec::new();
+    let mut report = |finding: &Finding| findings.push(finding.clone());
+    let outcome = block_on(check(&disk, path, repair, &mut report));
+    Ours { outcome: outcome.map_err(|e| e.to_string()), findings }
+}
+
+impl Ours {
+    /// What a program exits with.
+    fn exit(&self) -> i32 {
+        match &self.outcome {
+            Err(_) => 1,
+            Ok(summary) if summary.check_errors > 0 => 1,
+            Ok(summary) if summary.corruptions > 0 => 2,
+            Ok(summary) if summary.leaks > 0 => 3,
+            Ok(_) => 0,
+        }
+    }
+
+    /// Whether we know better than QEMU, on purpose: its check does not mind the zero flag in a version 2 image, although
+    /// the image cannot be read there.
+    fn is_stricter(&self) -> bool {
+        let zero_flag = |finding: &Finding| matches!(finding, Finding::Fault(Fault::ZeroFlagInVersion2 { .. }));
+        self.findings.iter().any(zero_flag)
+    }
+}
+
+fn compare(ours: &Ours, theirs: &Verdict) {
+    if ours.is_stricter() {
+        assert_eq!(ours.exit().min(2), if theirs.exit == 1 { 1 } else { 2 });
+        return;
+    }
+    assert_eq!(ours.exit(), theirs.exit, "exit code");
+    let (Ok(summary), Some(_)) = (&ours.outcome, &theirs.figures) else { return };
+    let figures = [
+        ("corruptions", summary.corruptions),
+        ("leaks", summary.leaks),
+        ("check-errors", summary.check_errors),
+        ("total-clusters", summary.total_clusters),
+        ("allocated-clusters", summary.allocated_clusters),
+        ("compressed-clusters", summary.compressed_clusters),
+        ("fragmented-clusters", summary.fragmented_clusters),
+        ("image-end-offset", summary.image_end_offset),
+    ];
+    for (name, figure) in figures {
+        assert_eq!(figure, theirs.figure(name), "{name}");
+    }
+    let lines: BTreeSet<String> = ours.findings.iter().map(ToString::to_string).collect();
+    let expected: BTreeSet<String> = theirs.lines.iter().cloned().collect();
+    assert_eq!(lines, expected, "lines");
+}
+
+#[test]
+fn sound_images_are_clean_and_their_figures_are_qemus() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("image");
+    for recipe in RECIPES {
+        recipe.make(&path);
+        let (ours, theirs) = (our_check(&path, Repair::None), qemu::check(&path, &[]));
+        println!("{}: {ours:?}", recipe.name);
+        assert_eq!(theirs.exit, 0, "{}: {theirs:?}", recipe.name);
+        compare(&ours, &theirs);
+        assert!(ours.findings.is_empty());
+    }
+}
+
+#[test]
+fn damaged_images_are_judged_and_repaired_as_qemu_does() {
+    let directory = TempDir::new().unwrap();
+    let scratch = directory.path().join("sound");
+    let sound: Vec<Vec<u8>> = RECIPES.iter().map(|recipe| recipe.make(&scratch)).collect();
+    if let Some(seed) = std::env::var("CHECK_SEED").ok() {
+        check_damaged(&sound, directory.path(), seed.parse().expect("CHECK_SEED is a number"));
+        return;
+    }
+    let factor = std::env::var("SOAK_FACTOR").ok().and_then(|f| f.parse().ok()).unwrap_or(1);
+    let next = AtomicU64::new(0);
+    let workers = std::thread::available_parallelism().unwrap().get();
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= DAMAGED_IMAGES * factor {
+                        break;
+                    }
+                    let report = SeedReport(seed);
+                    check_damaged(&sound, directory.path(), seed);
+                    std::mem::forget(report);
+                }
+            });
+        }
+    });
+}
+
+/// Tells the seed of a failure.
+struct SeedReport(u64);
+
+impl Drop for SeedReport {
+    fn drop(&mut self) {
+        eprintln!("repeat with: CHECK_SEED={} cargo test -p qcow --test check", self.0);
+    }
+}
+
+fn check_damaged(sound: &[Vec<u8>], directory: &Path, seed: u64) {
+    let mut random = Random::new(seed);
+    let kind = random.below(sound.len() as u64) as usize;
+    let mut image = sound[kind].clone();
+    let damage = damage::damage(&mut image, &mut random);
+    let file = |role: &str| directory.join(format!("{seed}-{role}"));
+    let (ours_path, theirs_path) = (file("ours"), file("theirs"));
+    std::fs::write(&ours_path, &image).unwrap();
+
+    let (ours, theirs) = (our_check(&ours_path, Repair::None), qemu::check(&ours_path, &[]));
+    println!("seed {seed}, {}: {damage:#?}\nours: {ours:#?}\ntheirs: {theirs:#?}", RECIPES[kind].name);
+    compare(&ours, &theirs);
+
+    std::fs::write(&theirs_path, &image).unwrap();
+    compare_repairs(&ours_path, &theirs_path);
+    for path in [ours_path, theirs_path] {
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// Repairs both copies of an image, one each, and compares what is left.
+fn compare_repairs(ours_path: &PathBuf, theirs_path: &PathBuf) {
+    let ours = our_check(ours_path, Repair::Leaks);
+    let theirs = qemu::check(theirs_path, &["-r", "leaks"]);
+    println!("our repair: {ours:#?}\ntheir repair: {theirs:#?}");
+    let (left, theirs_left) = (qemu::check(ours_path, &[]), qemu::check(theirs_path, &[]));
+    println!("left by us: {left:#?}\nleft by them: {theirs_left:#?}");
+    assert_eq!(left.exit, theirs_left.exit, "exit code after repairs");
+    if left.figures.is_some() {
+        for name in ["corruptions", "leaks", "check-errors"] {
+            assert_eq!(left.figure(name), theirs_left.figure(name), "{name} after repairs");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Runs `qemu-img` and `qemu-io`, and reads what `qemu-img check` says.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `qemu-img`, which must succeed.
+pub fn qemu_img(arguments: &[&str]) {
+    let output = run("qemu-img", arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-img {arguments:?}: {stderr}");
+}
+
+/// Runs commands in `qemu-io`, all of which must succeed.
+pub fn qemu_io(image: &str, commands: &[&str]) {
+    let mut arguments = vec!["-f", "qcow2"];
+    for command in commands {
+        arguments.extend(["-c", *command]);
+    }
+    arguments.push(image);
+    let output = run("qemu-io", &arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-io {arguments:?}: {stderr}");
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(program).args(arguments).output();
+    output.expect("this test needs qemu-img and qemu-io: install qemu-utils")
+}
+
+/// The result of `qemu-img check`.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The exit code: 0 clean, 1 could not check, 2 corruptions, 3 leaks.
+    pub exit: i32,
+    /// The figures; absent where it could not check at all.
+    pub figures: Option<serde_json::Value>,
+    /// The lines about findings.
+    pub lines: Vec<String>,
+}
+
+impl Verdict {
+    /// A figure by its JSON name; those that QEMU leaves out are zero.
+    pub fn figure(&self, name: &str) -> u64 {
+        let figures = self.figures.as_ref().expect("figures of a finished check");
+        figures.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0)
+    }
+}
+
+/// Runs `qemu-img check` with `options` on the image at `path`.
+pub fn check(path: &Path, options: &[&str]) -> Verdict {
+    let mut arguments = vec!["check", "-f", "qcow2", "--output=json"];
+    arguments.extend(options);
+    arguments.push(path.to_str().unwrap());
+    let output = run("qemu-img", &arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Verdict {
+        exit: output.status.code().expect("qemu-img was not killed"),
+        figures: serde_json::from_slice(&output.stdout).ok(),
+        lines: stderr.lines().map(str::to_owned).collect(),
+    }
+}
