@@ -10,7 +10,6 @@ set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 QEMU_MAJOR=10 # the version whose behaviour `qcow` follows
-BACKPORTS_URL=http://deb.debian.org/debian
 
 main() {
     if [ "${1:-}" = --refresh ]; then
@@ -37,7 +36,7 @@ fail() {
 
 require_rust() {
     command -v cargo >/dev/null && return
-    fail "Rust is missing (no cargo on the PATH): see https://rustup.rs, then run this again"
+    fail "Rust is missing (no cargo on the PATH): install it with rustup, then run this again"
 }
 
 # Prints the package of every command or file that is not there, one per line.
@@ -109,8 +108,12 @@ has_suite() {
     apt-cache policy | grep "n=$1," >/dev/null
 }
 
+# The suite $1 lies on the same mirror as the release that this machine installs from.
 source_line() {
-    echo "deb $BACKPORTS_URL $1 main"
+    local release=${1%-*} mirror
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        awk -v release="$release" '$2 == release { print $1; exit }')
+    echo "deb ${mirror:?apt knows no mirror of $release} $1 main"
 }
 
 source_file() {
