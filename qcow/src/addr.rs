@@ -273,6 +273,11 @@ impl Geometry {
         HostOffset((key.table.0 << self.cluster_bits) + key.index as u64 * self.slice_bytes())
     }
 
+    /// The first cluster that no table entry can name.
+    pub const fn host_cluster_end(self) -> HostCluster {
+        HostCluster(1 << (HOST_OFFSET_BITS - self.cluster_bits))
+    }
+
     /// Whether `len` bytes at `offset` stay below the highest offset that a table entry can name.
     pub fn is_addressable(self, offset: HostOffset, len: u64) -> bool {
         offset.0.checked_add(len).is_some_and(|end| end <= 1 << HOST_OFFSET_BITS)

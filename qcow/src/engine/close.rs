@@ -28,8 +28,7 @@ impl<D: Disk> Image<D> {
 impl<D: Disk> Qcow2<D> {
     async fn settle(&self) -> Result<()> {
         for _ in 0..ROUNDS_MAX {
-            self.flush_metadata().await?;
-            self.reclaim().await;
+            self.write_back().await?;
             let meta = lock(&self.meta);
             if meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty() {
                 break;

@@ -19,17 +19,20 @@ impl<D: Disk> Image<D> {
     pub async fn flush(&self) -> Result<()> {
         match self.top() {
             Layer::Raw(raw) => raw.flush().await,
-            Layer::Qcow2(qcow2) if qcow2.flushes && self.is_writable() => {
-                qcow2.flush_metadata().await?;
-                qcow2.reclaim().await;
-                Ok(())
-            }
+            Layer::Qcow2(qcow2) if qcow2.flushes && self.is_writable() => qcow2.write_back().await,
             Layer::Qcow2(_) => Ok(()),
         }
     }
 }
 
 impl<D: Disk> Qcow2<D> {
+    /// Writes all metadata back, and frees what may be freed after that. To be called outside of the drain.
+    pub(super) async fn write_back(&self) -> Result<()> {
+        self.flush_metadata().await?;
+        self.reclaim().await;
+        Ok(())
+    }
+
     /// Writes all metadata back in order; whoever asks while that is under way shares the next round.
     pub(super) async fn flush_metadata(&self) -> Result<()> {
         let ticket = lock(&self.meta).flush.ticket();

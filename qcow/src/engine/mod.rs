@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
+pub mod check;
 mod claim;
 mod close;
 pub mod create;

@@ -60,7 +60,7 @@ impl<D: Disk> Image<D> {
         };
         drop(inside);
         if written.is_ok() && lock(&qcow2.meta).wants_flush() {
-            qcow2.flush_metadata().await?;
+            qcow2.write_back().await?;
         }
         written
     }

@@ -95,7 +95,7 @@ impl<D: Disk> Image<D> {
         while done < count {
             done += self.change_some(qcow2, first.plus(done), count - done, change).await?;
             if lock(&qcow2.meta).wants_flush() {
-                qcow2.flush_metadata().await?;
+                qcow2.write_back().await?;
             }
         }
         Ok(())

@@ -27,6 +27,12 @@ impl Allocator {
     pub fn find_run(&mut self, refs: &mut Refcounts, count_max: u64) -> Asked<Result<Claim>> {
         loop {
             let first = self.lowest_free;
+            if first >= self.geometry.host_cluster_end() {
+                return Ok(Err(Error::new(
+                    ErrorKind::NoSpace,
+                    "the image file cannot grow any more",
+                )));
+            }
             let Some(free) = refs.free_prefix(first, count_max)? else {
                 return Ok(Ok(Claim::MissingBlock(self.geometry.refcount_block_index(first))));
             };
@@ -34,12 +40,8 @@ impl Allocator {
                 self.lowest_free = first.plus(refs.used_prefix(first)?);
                 continue;
             }
-            let run = self.run(first, free);
-            return Ok(if run.is_addressable(self.geometry) {
-                Ok(Claim::Run(run))
-            } else {
-                Err(Error::new(ErrorKind::NoSpace, "the image file cannot grow beyond 2^56 bytes"))
-            });
+            let left = self.geometry.host_cluster_end().distance_from(first);
+            return Ok(Ok(Claim::Run(self.run(first, free.min(left)))));
         }
     }
 

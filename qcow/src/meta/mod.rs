@@ -162,11 +162,6 @@ impl Run {
         let first = self.first;
         (0..self.count).map(move |i| first.plus(i))
     }
-
-    /// Whether it ends below the highest offset that a table entry can name.
-    pub fn is_addressable(&self, geometry: Geometry) -> bool {
-        geometry.is_addressable(geometry.host_start(self.first), geometry.bytes(self.count))
-    }
 }
 
 /// What came of asking for clusters.

@@ -1,11 +1,11 @@
 //! Reference counts of host clusters: the refcount table in memory, its blocks in a slice cache.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::cache::{Lookup, SliceCache};
 use super::{Asked, Need};
 use crate::addr::{Geometry, HostCluster, HostOffset};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::entry::RefcountTableEntry;
 use crate::limits::SECTOR_BYTES;
 
@@ -31,10 +31,7 @@ impl Refcounts {
         table: &[u64],
         cache_bytes: u64,
     ) -> Result<Self> {
-        let table = table
-            .iter()
-            .map(|&raw| RefcountTableEntry(raw).parse(geometry))
-            .collect::<Result<Vec<_>>>()?;
+        let table = parse_table(geometry, table)?;
         let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
         Ok(Self { geometry, table_offset, table, dirty: BTreeSet::new(), slices })
     }
@@ -128,10 +125,7 @@ impl Refcounts {
     /// Goes on with the table at `offset`, which is on disk and in use.
     pub fn switch_table(&mut self, offset: HostOffset, table: &[u64]) -> Result<()> {
         assert!(self.dirty.is_empty(), "a table is replaced only when it is clean");
-        self.table = table
-            .iter()
-            .map(|&raw| RefcountTableEntry(raw).parse(self.geometry))
-            .collect::<Result<Vec<_>>>()?;
+        self.table = parse_table(self.geometry, table)?;
         self.table_offset = offset;
         Ok(())
     }
@@ -182,6 +176,20 @@ impl Refcounts {
     pub fn has_block(&self, index: u64) -> bool {
         usize::try_from(index).ok().and_then(|i| self.table.get(i)).is_some_and(Option::is_some)
     }
+}
+
+/// The blocks that the raw entries of a table name. A block that two entries name would count two places at once, and a
+/// small file could pretend to be full up to any size.
+fn parse_table(geometry: Geometry, raw: &[u64]) -> Result<Vec<Option<HostCluster>>> {
+    let mut seen = HashSet::new();
+    let parse = |&raw: &u64| match RefcountTableEntry(raw).parse(geometry)? {
+        Some(block) if !seen.insert(block) => {
+            let at = geometry.host_start(block);
+            Err(Error::corrupt(format!("the refcount table names the block at {at} twice")))
+        }
+        block => Ok(block),
+    };
+    raw.iter().map(parse).collect()
 }
 
 /// The count at `index` of a slice, for entries of `1 << order` bits.

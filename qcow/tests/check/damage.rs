@@ -15,6 +15,8 @@ struct Anatomy {
     l2: Vec<Place>,
     refcount_table: Place,
     refcount_blocks: Vec<Place>,
+    /// Where the last table ends that the header names: without it, an image is refused as a whole.
+    named_end: usize,
 }
 
 /// Damages `image` in one to four places; says how.
@@ -56,11 +58,11 @@ fn change_entry(
         1 => old ^ 1 << random.below(64),
         2 => old ^ 1 << 63,
         3 => old ^ 1,
-        4 => old ^ (1 << 62 | random.next() >> 8),
+        4 => old ^ (1 << 62 | random.draw() >> 8),
         5 => old ^ 1 << (9 + random.below(8)),
         6 => (1 << 63) | (random.below(clusters + 3) * cluster),
         7 => random.below(clusters) * cluster,
-        8 => random.next(),
+        8 => random.draw(),
         _ => pick(&used, random).map_or(old, |&other| read(image, other)),
     };
     image[at..at + 8].copy_from_slice(&new.to_be_bytes());
@@ -71,22 +73,26 @@ fn change_counts(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> St
     let Some(block) = pick(&anatomy.refcount_blocks, random) else { return "no counts".into() };
     // Counts of clusters that exist, mostly.
     let used = (image.len() / anatomy.cluster_size).clamp(1, block.len);
-    let at = block.at + random.below(if random.below(8) == 0 { block.len } else { used } as u64) as usize;
+    let reach = if random.below(8) == 0 { block.len } else { used };
+    let at = block.at + random.below(reach as u64) as usize;
     let old = image[at];
     image[at] = match random.below(4) {
         0 => 0,
         1 => old ^ 1 << random.below(8),
         2 => old.wrapping_add(1),
-        _ => random.next() as u8,
+        _ => random.draw() as u8,
     };
     format!("count byte at {at:#x}: {old:#x} -> {:#x}", image[at])
 }
 
-/// Cuts off less than half a cluster or adds a few clusters.
+/// Cuts off less than half a cluster, but nothing that the header names, or adds a few clusters.
 fn change_length(image: &mut Vec<u8>, anatomy: &Anatomy, random: &mut Random) -> String {
     let cluster = anatomy.cluster_size as u64;
     let len = match random.below(2) {
-        0 => image.len() - random.below(cluster / 2) as usize,
+        0 => {
+            let cut = image.len() - random.below(cluster / 2) as usize;
+            cut.max(anatomy.named_end).min(image.len())
+        }
         _ => image.len() + random.below(3 * cluster) as usize,
     };
     image.resize(len, 0);
@@ -100,6 +106,9 @@ impl Anatomy {
         let mut l1 = vec![table(read(image, 40), read32(image, 36) as usize * 8)];
         l1.extend(snapshot_l1s(image));
         let refcount_table = table(read(image, 48), read32(image, 56) as usize * cluster_size);
+        let snapshots = table(read(image, 64), if l1.len() > 1 { cluster_size } else { 0 });
+        let ends = [&l1[0], &refcount_table, &snapshots].map(|table| table.at + table.len);
+        let named_end = ends.into_iter().max().unwrap();
         let whole = |at: u64| table(at, cluster_size);
         let inside = |place: &Place| place.at > 0 && place.at + place.len <= image.len();
         let below = |tables: &[Place]| -> Vec<Place> {
@@ -109,7 +118,7 @@ impl Anatomy {
         };
         let l2 = below(&l1);
         let refcount_blocks = below(std::slice::from_ref(&refcount_table));
-        Self { cluster_size, l1, l2, refcount_table, refcount_blocks }
+        Self { cluster_size, l1, l2, refcount_table, refcount_blocks, named_end }
     }
 }
 
@@ -117,8 +126,12 @@ fn snapshot_l1s(image: &[u8]) -> Vec<Place> {
     let mut at = read(image, 64) as usize;
     let mut places = Vec::new();
     for _ in 0..read32(image, 60) {
-        let names: usize = [12, 14].map(|field| usize::from(image[at + field]) << 8 | usize::from(image[at + field + 1])).iter().sum();
-        places.push(Place { at: read(image, at) as usize, len: read32(image, at + 8) as usize * 8 });
+        let names: usize = [12, 14]
+            .map(|field| usize::from(image[at + field]) << 8 | usize::from(image[at + field + 1]))
+            .iter()
+            .sum();
+        places
+            .push(Place { at: read(image, at) as usize, len: read32(image, at + 8) as usize * 8 });
         at = (at + 40 + read32(image, at + 36) as usize + names).next_multiple_of(8);
     }
     places

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::qemu::{qemu_img, qemu_io};
+use crate::qemu::{KEY, qemu_img, qemu_io};
 
 /// How an image is made.
 pub struct Recipe {
@@ -51,51 +51,67 @@ const REWRITTEN: Step = Io(&["write -P 7 30k 90k", "write -P 8 2M 40k", "write -
 pub const RECIPES: &[Recipe] = &[
     recipe("plain", &[], "8M", &[SCATTERED]),
     recipe("empty", &[], "8M", &[]),
-    recipe("version 2", &["-o", "compat=0.10,cluster_size=4k"], "8M", &[
-        Io(&["write -P 1 0 300k", "write -P 2 3M 200k", "write -P 3 700k 5k"]),
-    ]),
+    recipe(
+        "version 2",
+        &["-o", "compat=0.10,cluster_size=4k"],
+        "8M",
+        &[Io(&["write -P 1 0 300k", "write -P 2 3M 200k", "write -P 3 700k 5k"])],
+    ),
     recipe("512-byte clusters", &["-o", "cluster_size=512"], "4M", &[SCATTERED]),
     recipe("2 MiB clusters", &["-o", "cluster_size=2M"], "64M", &[SCATTERED]),
-    recipe("snapshots", &["-o", "cluster_size=4k"], "8M", &[
-        SCATTERED,
-        Snapshot("one"),
-        REWRITTEN,
-        Snapshot("two"),
-        Snapshot("three"),
-        Io(&["write -P 9 0 10k"]),
-    ]),
+    recipe(
+        "snapshots",
+        &["-o", "cluster_size=4k"],
+        "8M",
+        &[
+            SCATTERED,
+            Snapshot("one"),
+            REWRITTEN,
+            Snapshot("two"),
+            Snapshot("three"),
+            Io(&["write -P 9 0 10k"]),
+        ],
+    ),
     recipe("compressed", &[], "8M", &[COMPRESSED]),
-    recipe("compressed with snapshots", &["-o", "cluster_size=64k,refcount_bits=8"], "8M", &[
-        COMPRESSED,
-        Snapshot("one"),
-        REWRITTEN,
-    ]),
+    recipe(
+        "compressed with snapshots",
+        &["-o", "cluster_size=64k,refcount_bits=8"],
+        "8M",
+        &[COMPRESSED, Snapshot("one"), REWRITTEN],
+    ),
     recipe("1-bit counts", &["-o", "refcount_bits=1,cluster_size=4k"], "8M", &[SCATTERED]),
-    recipe("2-bit counts", &["-o", "refcount_bits=2,cluster_size=1k"], "8M", &[
-        SCATTERED,
-        Snapshot("one"),
-        REWRITTEN,
-    ]),
+    recipe(
+        "2-bit counts",
+        &["-o", "refcount_bits=2,cluster_size=1k"],
+        "8M",
+        &[SCATTERED, Snapshot("one"), REWRITTEN],
+    ),
     recipe("4-bit counts", &["-o", "refcount_bits=4,cluster_size=2k"], "8M", &[SCATTERED]),
     recipe("8-bit counts", &["-o", "refcount_bits=8,cluster_size=512"], "8M", &[SCATTERED]),
-    recipe("32-bit counts", &["-o", "refcount_bits=32,cluster_size=4k"], "8M", &[
-        SCATTERED,
-        Snapshot("one"),
-        REWRITTEN,
-    ]),
+    recipe(
+        "32-bit counts",
+        &["-o", "refcount_bits=32,cluster_size=4k"],
+        "8M",
+        &[SCATTERED, Snapshot("one"), REWRITTEN],
+    ),
     recipe("64-bit counts", &["-o", "refcount_bits=64,cluster_size=1k"], "8M", &[SCATTERED]),
     recipe("preallocated", &["-o", "preallocation=metadata,cluster_size=8k"], "8M", &[REWRITTEN]),
-    recipe("bitmaps", &["-o", "cluster_size=4k"], "8M", &[
-        Bitmap(&["--add", "-g", "64k"], "first"),
-        SCATTERED,
-        Bitmap(&["--add", "--disable"], "second"),
-    ]),
-    recipe("LUKS", LUKS, "2M", &[]),
+    recipe(
+        "bitmaps",
+        &["-o", "cluster_size=4k"],
+        "8M",
+        &[
+            Bitmap(&["--add", "-g", "64k"], "first"),
+            SCATTERED,
+            Bitmap(&["--add", "--disable"], "second"),
+        ],
+    ),
+    recipe("LUKS", LUKS, "2M", &[Io(&["write -P 1 0 300k", "write -P 2 1M 40k"])]),
 ];
 
 const LUKS: &[&str] = &[
     "--object",
-    "secret,id=key,data=secret",
+    KEY,
     "-o",
     "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10,cluster_size=16k",
 ];
@@ -120,7 +136,7 @@ impl Recipe {
         qemu_img(&create);
         for step in self.steps {
             match step {
-                Io(commands) => qemu_io(image, commands),
+                Io(commands) => qemu_io(path, commands),
                 Snapshot(name) => qemu_img(&["snapshot", "-c", name, image]),
                 Bitmap(arguments, name) => {
                     let mut all = vec!["bitmap", "-f", "qcow2"];

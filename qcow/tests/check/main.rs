@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow::disk::sim::Random;
@@ -54,7 +54,8 @@ impl Ours {
     /// Whether we know better than QEMU, on purpose: its check does not mind the zero flag in a version 2 image, although
     /// the image cannot be read there.
     fn is_stricter(&self) -> bool {
-        let zero_flag = |finding: &Finding| matches!(finding, Finding::Fault(Fault::ZeroFlagInVersion2 { .. }));
+        let zero_flag =
+            |finding: &Finding| matches!(finding, Finding::Fault(Fault::ZeroFlagInVersion2 { .. }));
         self.findings.iter().any(zero_flag)
     }
 }
@@ -79,9 +80,22 @@ fn compare(ours: &Ours, theirs: &Verdict) {
     for (name, figure) in figures {
         assert_eq!(figure, theirs.figure(name), "{name}");
     }
-    let lines: BTreeSet<String> = ours.findings.iter().map(ToString::to_string).collect();
-    let expected: BTreeSet<String> = theirs.lines.iter().cloned().collect();
+    let expected = theirs.lines.iter().map(String::as_str);
+    let expected: BTreeSet<&str> = expected.filter(is_about_a_finding).collect();
+    let text = text_of(&ours.findings);
+    let lines: BTreeSet<&str> = text.lines().filter(is_about_a_finding).collect();
     assert_eq!(lines, expected, "lines");
+}
+
+/// QEMU has a line for each cluster that an unreadable block counts, we have one for all; the rest of what this leaves out
+/// is about the program.
+fn is_about_a_finding(line: &&str) -> bool {
+    let others = ["Can't get refcount for cluster", "qemu-img: ", "qcow2: Image is corrupt: "];
+    !others.iter().any(|other| line.starts_with(other))
+}
+
+fn text_of(findings: &[Finding]) -> String {
+    findings.iter().map(|finding| format!("{finding}\n")).collect()
 }
 
 #[test]
@@ -146,25 +160,29 @@ fn check_damaged(sound: &[Vec<u8>], directory: &Path, seed: u64) {
     std::fs::write(&ours_path, &image).unwrap();
 
     let (ours, theirs) = (our_check(&ours_path, Repair::None), qemu::check(&ours_path, &[]));
-    println!("seed {seed}, {}: {damage:#?}\nours: {ours:#?}\ntheirs: {theirs:#?}", RECIPES[kind].name);
+    println!(
+        "seed {seed}, {}: {damage:#?}\nours: {ours:#?}\ntheirs: {theirs:#?}",
+        RECIPES[kind].name
+    );
     compare(&ours, &theirs);
 
     std::fs::write(&theirs_path, &image).unwrap();
-    compare_repairs(&ours_path, &theirs_path);
+    compare_repairs(&ours_path, &theirs_path, RECIPES[kind].name == "bitmaps");
     for path in [ours_path, theirs_path] {
         std::fs::remove_file(path).unwrap();
     }
 }
 
-/// Repairs both copies of an image, one each, and compares what is left.
-fn compare_repairs(ours_path: &PathBuf, theirs_path: &PathBuf) {
+/// Repairs both copies of an image, one each, and compares what is left; figures only where QEMU does not store bitmaps
+/// anew whenever it opens the image to write, which moves clusters about.
+fn compare_repairs(ours_path: &Path, theirs_path: &Path, bitmaps: bool) {
     let ours = our_check(ours_path, Repair::Leaks);
     let theirs = qemu::check(theirs_path, &["-r", "leaks"]);
-    println!("our repair: {ours:#?}\ntheir repair: {theirs:#?}");
+    println!("our repair: {ours:?}\ntheir repair: {theirs:?}");
     let (left, theirs_left) = (qemu::check(ours_path, &[]), qemu::check(theirs_path, &[]));
-    println!("left by us: {left:#?}\nleft by them: {theirs_left:#?}");
+    println!("left by us: {left:?}\nleft by them: {theirs_left:?}");
     assert_eq!(left.exit, theirs_left.exit, "exit code after repairs");
-    if left.figures.is_some() {
+    if left.figures.is_some() && !bitmaps {
         for name in ["corruptions", "leaks", "check-errors"] {
             assert_eq!(left.figure(name), theirs_left.figure(name), "{name} after repairs");
         }

@@ -3,6 +3,11 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+/// The key of encrypted images.
+pub const KEY: &str = "secret,id=key,data=secret";
+/// Where the header tells whether an image is encrypted: the last byte of the field.
+const CRYPT_METHOD_AT: usize = 35;
+
 /// Runs `qemu-img`, which must succeed.
 pub fn qemu_img(arguments: &[&str]) {
     let output = run("qemu-img", arguments);
@@ -11,15 +16,23 @@ pub fn qemu_img(arguments: &[&str]) {
 }
 
 /// Runs commands in `qemu-io`, all of which must succeed.
-pub fn qemu_io(image: &str, commands: &[&str]) {
-    let mut arguments = vec!["-f", "qcow2"];
-    for command in commands {
-        arguments.extend(["-c", *command]);
-    }
-    arguments.push(image);
+pub fn qemu_io(image: &Path, commands: &[&str]) {
+    let naming = naming(image);
+    let mut arguments: Vec<&str> = commands.iter().flat_map(|command| ["-c", *command]).collect();
+    arguments.extend(naming.iter().map(String::as_str));
     let output = run("qemu-io", &arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "qemu-io {arguments:?}: {stderr}");
+}
+
+/// The arguments that name an image, and the key of an encrypted one.
+fn naming(image: &Path) -> Vec<String> {
+    let path = image.to_str().unwrap();
+    if std::fs::read(image).unwrap()[CRYPT_METHOD_AT] == 0 {
+        return vec!["-f".into(), "qcow2".into(), path.into()];
+    }
+    let options = format!("driver=qcow2,file.filename={path},encrypt.key-secret=key");
+    vec!["--object".into(), KEY.into(), "--image-opts".into(), options]
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -48,9 +61,10 @@ impl Verdict {
 
 /// Runs `qemu-img check` with `options` on the image at `path`.
 pub fn check(path: &Path, options: &[&str]) -> Verdict {
-    let mut arguments = vec!["check", "-f", "qcow2", "--output=json"];
+    let naming = naming(path);
+    let mut arguments = vec!["check", "--output=json"];
     arguments.extend(options);
-    arguments.push(path.to_str().unwrap());
+    arguments.extend(naming.iter().map(String::as_str));
     let output = run("qemu-img", &arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
     Verdict {

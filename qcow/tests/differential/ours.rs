@@ -5,6 +5,7 @@ use std::path::Path;
 use qcow::disk::Buffer;
 use qcow::disk::uring::{CacheMode, UringDisk, block_on};
 
+use qcow::engine::check::{Repair, check as check_image};
 use qcow::engine::{Discard, Format, Image, OpenOptions};
 use qcow::gate::{BackingPolicy, Gate, HostGate};
 
@@ -56,5 +57,13 @@ pub fn read_all(image: &Path, cache: CacheMode) -> Vec<u8> {
     })
 }
 
-/// Placeholder.
-pub fn check(_image: &Path) {}
+/// Fails unless this engine finds the image clean.
+pub fn check(image: &Path) {
+    let mut findings = Vec::new();
+    let summary = block_on(async {
+        let disk = gate(CacheMode::PageCache).open_image(image, false).expect("open");
+        check_image(&disk, image, Repair::None, &mut |f| findings.push(f.to_string())).await
+    });
+    let summary = summary.expect("check");
+    assert!(summary.leaks == 0 && summary.corruptions == 0, "our check: {findings:#?}");
+}

@@ -171,9 +171,7 @@ impl Script {
         match self.base {
             Base::None | Base::Raw => {}
             Base::Qcow2 => {
-                {
                 qemu::img(&["convert", "-f", "raw", "-O", "qcow2", raw, qemu::path(&base)]);
-            }
             }
             Base::Compressed(kind) => {
                 let option = format!("compression_type={kind}");

@@ -61,7 +61,16 @@ pub fn run(case: &Case) -> Vec<u8> {
     gate.image.to_vec()
 }
 
-async fn check_tables(_image: &SimDisk) {}
+async fn check_tables(image: &SimDisk) {
+    use qcow::engine::check::{Repair, check};
+    let mut findings = Vec::new();
+    let mut report = |finding: &qcow::engine::check::Finding| findings.push(finding.to_string());
+    let summary = check(image, Path::new("image"), Repair::None, &mut report).await.expect("check");
+    assert!(
+        findings.is_empty() && summary.corruptions == 0 && summary.leaks == 0,
+        "after a clean close: {findings:#?}"
+    );
+}
 
 async fn run_batch(
     case: &Case,

@@ -10,18 +10,25 @@ use crate::disk::FileExtent;
 const BLOCK: u64 = 512;
 
 /// A sparse file in memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Content {
     len: u64,
+    /// Most bytes that may be stored.
+    capacity: u64,
     blocks: BTreeMap<u64, Box<[u8; BLOCK as usize]>>,
 }
 
 impl Content {
     /// A file that holds `bytes`.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut content = Self::default();
+        let mut content = Self { len: 0, capacity: u64::MAX, blocks: BTreeMap::new() };
         content.write(0, bytes);
         content
+    }
+
+    /// Limits how many bytes may be stored.
+    pub(super) fn set_capacity(&mut self, bytes: u64) {
+        self.capacity = bytes;
     }
 
     /// Length in bytes.
@@ -61,12 +68,28 @@ impl Content {
                 self.read(*at, &mut bytes);
                 into.copy_from(0, &bytes);
             }
-            Effect::Write { at, from } => self.write(*at, &from.to_vec()),
-            Effect::Zero { at, len } => self.write(*at, &vec![0; *len as usize]),
+            Effect::Write { at, from } => {
+                self.reserve(*at, from.len())?;
+                self.write(*at, &from.to_vec());
+            }
+            Effect::Zero { at, len } => {
+                self.reserve(*at, *len)?;
+                self.write(*at, &vec![0; *len as usize]);
+            }
             Effect::Punch { at, len } => self.punch(*at, *len),
             Effect::Grow { len } => self.len = self.len.max(*len),
             Effect::SetLen { len } => self.set_len(*len),
             Effect::Sync => {}
+        }
+        Ok(())
+    }
+
+    /// Fails where a write would need more space than there is.
+    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
+        let blocks = at / BLOCK..(at + len).div_ceil(BLOCK);
+        let missing = blocks.filter(|b| !self.blocks.contains_key(b)).count() as u64;
+        if missing > 0 && self.allocated_len() + missing * BLOCK > self.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
     }

@@ -125,6 +125,11 @@ pub struct SimDisk {
 }
 
 impl SimDisk {
+    /// Lets writes that need more than `bytes` of space fail, as on a full file system.
+    pub fn set_capacity(&self, bytes: u64) {
+        lock(&self.world.state).files[self.file].set_capacity(bytes);
+    }
+
     /// A copy of the file's bytes as they are now.
     pub fn to_vec(&self) -> Vec<u8> {
         lock(&self.world.state).files[self.file].to_vec()

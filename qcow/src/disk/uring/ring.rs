@@ -76,7 +76,7 @@ enum SlotState {
 
 struct Held {
     _file: Arc<OwnedFd>,
-    _operation: Option<Operation>,
+    operation: Option<Operation>,
 }
 
 impl Ring {
@@ -113,7 +113,7 @@ impl Ring {
         let index = self.take_slot(SlotState::InFlight(None));
         let slot = &mut self.slots[index];
         let entry = build(types::Fd(file.as_raw_fd()), &operation, &mut slot.iovecs);
-        slot.held = Some(Held { _file: Arc::clone(file), _operation: Some(operation) });
+        slot.held = Some(Held { _file: Arc::clone(file), operation: Some(operation) });
         self.push(&entry.user_data(index as u64));
         index
     }
@@ -121,7 +121,7 @@ impl Ring {
     fn watch(&mut self, file: &Arc<OwnedFd>) -> usize {
         let index =
             self.take_slot(SlotState::Repeating { fired: false, ended: false, waker: None });
-        self.slots[index].held = Some(Held { _file: Arc::clone(file), _operation: None });
+        self.slots[index].held = Some(Held { _file: Arc::clone(file), operation: None });
         let fd = types::Fd(file.as_raw_fd());
         let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
         self.push(&poll.user_data(index as u64));
@@ -186,6 +186,25 @@ impl Ring {
             SlotState::Orphaned => {}
             SlotState::Free | SlotState::Done(_) => unreachable!("a completion for an idle slot"),
         }
+    }
+}
+
+impl Drop for Ring {
+    /// Waits for operations that nobody waits for any more: the kernel may still be writing to memory that dies with
+    /// the slots.
+    fn drop(&mut self) {
+        let mut wakers = Vec::new();
+        while self.slots.iter().any(Slot::is_transferring) {
+            self.enter(1);
+            self.reap(&mut wakers);
+        }
+    }
+}
+
+impl Slot {
+    /// Whether the kernel may be using the operation's memory.
+    fn is_transferring(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.operation.is_some())
     }
 }
 

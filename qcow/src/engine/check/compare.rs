@@ -25,7 +25,8 @@ pub(super) async fn compare<D: Disk>(
     let geometry = target.geometry;
     let mut reader = TableReader::new(target);
     for batch in batches::<D>(geometry, references.len(), comparison.stored.table().len() as u64) {
-        let blocks: Vec<Block> = batch.clone().map(|index| comparison.stored.block(index)).collect();
+        let blocks: Vec<Block> =
+            batch.clone().map(|index| comparison.stored.block(index)).collect();
         let places: Vec<u64> = blocks.iter().filter_map(Block::place).collect();
         let mut read = reader.read(&places, geometry.cluster_size()).await?.into_iter();
         for (index, block) in batch.zip(blocks) {

@@ -34,9 +34,12 @@ pub(super) async fn check_flags<D: Disk>(
             check.check_l1((piece.start - start) / 8, piece.start, bytes).await?;
         }
     }
-    // An L1 entry without an offset names no table here, even where it has other bits.
-    let active = tables.iter().filter(|&(&at, uses)| at != 0 && uses.active > 0);
-    let mut rest = active.map(|(&at, uses)| (at, uses.active)).peekable();
+    // An L1 entry without an offset names no table here, even where it has other bits. A table whose own count cannot be
+    // read is beyond judging.
+    let is_judged = |at: u64| at != 0 && check.stored.is_readable(target.cluster_at(at));
+    let active = tables.iter().filter(|&(&at, uses)| uses.active > 0 && is_judged(at));
+    let active: Vec<(u64, u64)> = active.map(|(&at, uses)| (at, uses.active)).collect();
+    let mut rest = active.into_iter().peekable();
     let len = target.geometry.cluster_size();
     while rest.peek().is_some() {
         let batch = rest.by_ref().take(TableReader::<D>::batch_for(len));
@@ -122,13 +125,7 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
     }
 
     /// Writes the table back with its wrong flags turned round, where repairs are allowed.
-    async fn correct(
-        &self,
-        at: u64,
-        table: &mut [u8],
-        wrong: &[Wrong],
-        what: &str,
-    ) -> Result<()> {
+    async fn correct(&self, at: u64, table: &mut [u8], wrong: &[Wrong], what: &str) -> Result<()> {
         if !self.repair || wrong.is_empty() {
             return Ok(());
         }

@@ -111,61 +111,66 @@ impl fmt::Display for Fault {
         match self {
             Self::CountOverflow { offset } => write!(
                 f,
-                "overflow cluster offset={offset:#x}: increase the refcount width (amend) or make a clean copy (convert)"
+                "ERROR: overflow cluster offset={offset:#x}\n\
+                 Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a \
+                 clean copy if the image cannot be opened for writing"
             ),
             Self::PastEnd { offset, len } => write!(
                 f,
-                "counting reference for region exceeding the end of the file by one cluster or more: \
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
                  offset {offset:#x} size {len:#x}"
             ),
             Self::L1ReservedBits { entry } => {
-                write!(f, "found L1 entry with reserved bits set: {entry:x}")
+                write!(f, "ERROR found L1 entry with reserved bits set: {entry:x}")
             }
             Self::L2TableUnaligned { offset } => {
-                write!(f, "l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted")
+                write!(
+                    f,
+                    "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"
+                )
             }
             Self::L2ReservedBits { entry } => {
-                write!(f, "found l2 entry with reserved bits set: {entry:x}")
+                write!(f, "ERROR found l2 entry with reserved bits set: {entry:x}")
             }
             Self::ZeroFlagInVersion2 { entry } => {
-                write!(f, "found l2 entry with the zero flag in a version 2 image: {entry:x}")
+                write!(f, "ERROR found l2 entry with the zero flag in a version 2 image: {entry:x}")
             }
             Self::CompressedCopied { offset } => write!(
                 f,
-                "coffset={offset:#x}: copied flag must never be set for compressed clusters"
+                "ERROR: coffset={offset:#x}: copied flag must never be set for compressed clusters"
             ),
             Self::DataUnaligned { offset } => write!(
                 f,
-                "offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
+                "ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
             ),
             Self::PreallocatedUnaligned { offset } => write!(
                 f,
-                "offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+                "ERROR offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
             ),
             Self::SnapshotL1Unaligned { id, name, offset } => write!(
                 f,
-                "snapshot {id} ({name}) l1_offset={offset:#x}: L1 table is not cluster aligned; \
+                "ERROR snapshot {id} ({name}) l1_offset={offset:#x}: L1 table is not cluster aligned; \
                  snapshot table entry corrupted"
             ),
             Self::SnapshotL1TooLarge { id, name, entries } => write!(
                 f,
-                "snapshot {id} ({name}) l1_size={entries:#x}: L1 table is too large; \
+                "ERROR snapshot {id} ({name}) l1_size={entries:#x}: L1 table is too large; \
                  snapshot table entry corrupted"
             ),
-            Self::BitmapDirectory { reason } => write!(f, "bitmap directory: {reason}"),
-            Self::BitmapTableEntry { reason } => f.write_str(reason),
+            Self::BitmapDirectory { reason } => write!(f, "ERROR bitmap directory: {reason}"),
+            Self::BitmapTableEntry { reason } => write!(f, "ERROR {reason}"),
             Self::RefcountTableReservedBits { index } => {
-                write!(f, "refcount table entry {index} has reserved bits set")
+                write!(f, "ERROR refcount table entry {index} has reserved bits set")
             }
             Self::RefcountBlockUnaligned { index } => write!(
                 f,
-                "refcount block {index} is not cluster aligned; refcount table entry corrupted"
+                "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
             ),
             Self::RefcountBlockOutside { index } => {
-                write!(f, "refcount block {index} is outside image")
+                write!(f, "ERROR refcount block {index} is outside image")
             }
             Self::RefcountBlockShared { index, reference } => {
-                write!(f, "refcount block {index} refcount={reference}")
+                write!(f, "ERROR refcount block {index} refcount={reference}")
             }
         }
     }

@@ -137,7 +137,7 @@ impl fmt::Display for Finding {
                 f.write_str("ERROR too many unaligned L2 tables; the rest was not checked")
             }
             Self::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
-            Self::Fault(fault) => write!(f, "ERROR {fault}"),
+            Self::Fault(fault) => fault.fmt(f),
             Self::RefcountUnknown { first, count } => {
                 let (first, last) = (first.get(), first.get() + count - 1);
                 write!(f, "Can't get refcount for clusters {first} to {last}")

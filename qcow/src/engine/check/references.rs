@@ -121,39 +121,41 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
     }
 
     fn scan_l1(&mut self, bytes: &[u8], uses: Uses) {
-        let geometry = self.target.geometry;
         for entry in words(bytes).filter(|&entry| entry != 0).map(LooseL1) {
             if entry.has_reserved_bits() {
                 self.fault(Fault::L1ReservedBits { entry: entry.0 }, uses.total);
             }
-            let offset = entry.offset();
-            self.count_region(offset, geometry.cluster_size(), uses.total);
-            let aligned = geometry.is_cluster_aligned(offset);
-            if !aligned {
-                self.fault(Fault::L2TableUnaligned { offset }, uses.total);
-            }
-            if offset < self.target.file_len {
-                self.add_table(offset, aligned, uses);
-            }
+            self.add_table(entry.offset(), uses);
         }
     }
 
-    /// Remembers an L2 table to be walked.
-    fn add_table(&mut self, offset: u64, aligned: bool, uses: Uses) {
+    /// Remembers an L2 table to be counted and walked; one behind the end of the file reads as zeros.
+    fn add_table(&mut self, offset: u64, uses: Uses) {
         if let Some(known) = self.tables.get_mut(&offset) {
             *known += uses;
             return;
         }
-        if !aligned {
+        let aligned = self.target.geometry.is_cluster_aligned(offset);
+        let inside = offset < self.target.file_len;
+        if !aligned && inside {
             self.unaligned_tables += 1;
-            if self.unaligned_tables > UNALIGNED_TABLES_MAX {
-                if self.unaligned_tables == UNALIGNED_TABLES_MAX + 1 {
-                    self.tally.note(&Finding::TooManyUnalignedTables, 1);
-                }
-                return;
+        }
+        if !inside || (!aligned && self.unaligned_tables > UNALIGNED_TABLES_MAX) {
+            if self.unaligned_tables == UNALIGNED_TABLES_MAX + 1 {
+                self.tally.note(&Finding::TooManyUnalignedTables, 1);
             }
+            self.count_table(offset, uses);
+            return;
         }
         self.tables.insert(offset, uses);
+    }
+
+    fn count_table(&mut self, offset: u64, uses: Uses) {
+        let geometry = self.target.geometry;
+        self.count_region(offset, geometry.cluster_size(), uses.total);
+        if !geometry.is_cluster_aligned(offset) {
+            self.fault(Fault::L2TableUnaligned { offset }, uses.total);
+        }
     }
 
     async fn walk_l2_tables(&mut self, tables: &BTreeMap<u64, Uses>) -> Result<()> {
@@ -161,9 +163,11 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
         let mut rest = tables.iter().peekable();
         while rest.peek().is_some() {
             let batch = rest.by_ref().take(TableReader::<D>::batch_for(len));
-            let (offsets, uses): (Vec<u64>, Vec<Uses>) = batch.map(|(&at, &uses)| (at, uses)).unzip();
+            let (offsets, uses): (Vec<u64>, Vec<Uses>) =
+                batch.map(|(&at, &uses)| (at, uses)).unzip();
             let read = self.reader.read(&offsets, len).await?;
-            for (bytes, uses) in read.into_iter().zip(uses) {
+            for ((offset, bytes), uses) in offsets.into_iter().zip(read).zip(uses) {
+                self.count_table(offset, uses);
                 if let Some(bytes) = bytes {
                     self.scan_l2(&bytes, uses);
                 }

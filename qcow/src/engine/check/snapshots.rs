@@ -10,7 +10,9 @@ use crate::format::snapshot::{SnapshotEntry, SnapshotTableReader};
 const PIECE_BYTES: u64 = 64 << 10;
 
 /// The internal snapshots, and how many bytes their table takes.
-pub(super) async fn read_table<D: Disk>(target: &Target<'_, D>) -> Result<(Vec<SnapshotEntry>, u64)> {
+pub(super) async fn read_table<D: Disk>(
+    target: &Target<'_, D>,
+) -> Result<(Vec<SnapshotEntry>, u64)> {
     let header = &target.header;
     let mut reader = SnapshotTableReader::new(header.snapshot_count, header.virtual_size())?;
     let mut at = header.snapshots_offset;

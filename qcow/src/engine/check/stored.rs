@@ -61,6 +61,11 @@ impl StoredCounts {
         }
     }
 
+    /// Whether the count of `cluster` can be read.
+    pub(super) fn is_readable(&self, cluster: HostCluster) -> bool {
+        self.block(self.geometry.refcount_block_index(cluster)) != Block::Unreadable
+    }
+
     /// Records whether the count of `cluster` is exactly one.
     pub(super) fn set_single(&mut self, cluster: HostCluster, single: bool) {
         let (word, bit) = (cluster.get() / 64, cluster.get() % 64);
@@ -96,9 +101,8 @@ impl StoredCounts {
             let bytes = read_bytes(target.disk, offset, SECTOR_BYTES, "refcount block").await?;
             self.sector = Some((at, bytes));
         }
-        let count = |(_, bytes): &(u64, Vec<u8>)| {
-            read_count(bytes, order, (index % per_sector) as usize)
-        };
+        let count =
+            |(_, bytes): &(u64, Vec<u8>)| read_count(bytes, order, (index % per_sector) as usize);
         Ok(self.sector.as_ref().map(count))
     }
 

@@ -1,0 +1,119 @@
+//! Damaged and hostile images: real ones with random damage go through everything that a program does with an image.
+//!
+//! `HOSTILE_SEED=N cargo test -p qcow --test hostile` repeats one case.
+
+use std::path::Path;
+use std::process::Command;
+
+use qcow::disk::sim::Random;
+
+#[path = "../../fuzz/src/open_any_image.rs"]
+mod open_any_image;
+
+/// Damaged images of one run.
+const CASES: u64 = 4000;
+
+#[test]
+fn damaged_images_neither_panic_nor_hang() {
+    let images = images();
+    if let Ok(seed) = std::env::var("HOSTILE_SEED") {
+        return run(&images, seed.parse().expect("HOSTILE_SEED is a number"));
+    }
+    let factor: u64 = std::env::var("SOAK_FACTOR").ok().and_then(|f| f.parse().ok()).unwrap_or(1);
+    for seed in 0..CASES * factor {
+        let result = std::panic::catch_unwind(|| run(&images, seed));
+        assert!(
+            result.is_ok(),
+            "repeat with: HOSTILE_SEED={seed} cargo test -p qcow --test hostile"
+        );
+    }
+}
+
+#[test]
+fn short_files_are_refused() {
+    let images = images();
+    for image in &images {
+        for len in (0..200).chain((200..image.len()).step_by(997)) {
+            open_any_image::run(&image[..len]);
+        }
+    }
+}
+
+fn run(images: &[Vec<u8>], seed: u64) {
+    let mut random = Random::new(seed);
+    let mut image = images[random.below(images.len() as u64) as usize].clone();
+    for _ in 0..=random.below(6) {
+        damage(&mut image, &mut random);
+    }
+    open_any_image::run(&image);
+}
+
+/// Changes one field: in the header, in a table, or anywhere.
+fn damage(image: &mut [u8], random: &mut Random) {
+    let len = image.len() as u64;
+    let at = match random.below(4) {
+        0 => random.below(120.min(len)),
+        1 => random.below(len),
+        // Tables start at clusters, and their first entries matter most.
+        _ => (random.below(len) / 512 * 512 + random.below(8) * 8).min(len - 8),
+    } as usize;
+    let clusters = len / 512;
+    let value = match random.below(6) {
+        0 => 0,
+        1 => u64::MAX,
+        2 => random.draw(),
+        3 => 1 << random.below(64),
+        // Some other place of the file, perhaps one that is a table.
+        _ => {
+            (random.below(clusters + 2) * 512) | [0, 1, 1 << 63, 1 << 62][random.below(4) as usize]
+        }
+    };
+    let width = [1, 4, 8][random.below(3) as usize];
+    let bytes = value.to_be_bytes();
+    for (byte, new) in image[at..].iter_mut().zip(&bytes[8 - width..]) {
+        *byte = *new;
+    }
+}
+
+/// Small images with one of everything.
+fn images() -> Vec<Vec<u8>> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let variants = [
+        ("cluster_size=512,refcount_bits=1", false),
+        ("cluster_size=512,refcount_bits=64", true),
+        ("cluster_size=1k,compat=v2", true),
+        ("cluster_size=4k,compression_type=zstd,refcount_bits=16", true),
+        ("cluster_size=64k", true),
+    ];
+    variants.iter().map(|(options, snapshot)| make(directory.path(), options, *snapshot)).collect()
+}
+
+fn make(directory: &Path, options: &str, snapshot: bool) -> Vec<u8> {
+    let (raw, image) = (directory.join("raw"), directory.join("image"));
+    let mut bytes = vec![0u8; 300_000];
+    for (i, byte) in bytes.iter_mut().enumerate().filter(|(i, _)| i / 3000 % 3 != 0) {
+        *byte = (i / 700) as u8;
+    }
+    std::fs::write(&raw, &bytes).expect("write");
+    let (raw, image) = (raw.to_str().expect("text"), image.to_str().expect("text"));
+    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, image];
+    qemu("qemu-img", &convert);
+    qemu(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write -P 7 5000 20000", "-c", "write -z 40000 30000", image],
+    );
+    if snapshot {
+        qemu("qemu-img", &["snapshot", "-c", "one", image]);
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 10000 9000", image]);
+    }
+    std::fs::read(image).expect("read")
+}
+
+fn qemu(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().expect("qemu-utils is installed");
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
