@@ -43,7 +43,8 @@ pub(super) async fn compare<D: Disk>(
     if table_end < references.len() {
         comparison.compare_uncounted(table_end..references.len());
     }
-    tally_end(&mut comparison, geometry);
+    let end = comparison.highest.get() + 1;
+    tally.summary.image_end_offset = geometry.bytes(end);
     Ok(())
 }
 
@@ -120,9 +121,4 @@ impl Comparison<'_, '_> {
             self.tally.note(&Finding::Undercounted { cluster, refcount, reference }, 1);
         }
     }
-}
-
-fn tally_end(comparison: &mut Comparison<'_, '_>, geometry: Geometry) {
-    let end = geometry.bytes(comparison.highest.get() + 1);
-    comparison.tally.summary.image_end_offset = end;
 }

@@ -6,20 +6,20 @@ use std::ops::Range;
 use super::counts::Counts;
 use super::fault::Fault;
 use super::finding::Finding;
-use super::loose::{Claim, LooseL1, LooseL2};
+use super::loose::LooseL1;
 use super::stored::StoredCounts;
 use super::tables::TableReader;
 use super::tally::Tally;
-use super::uses::{Used, Uses, disjoint};
+use super::uses::{Uses, disjoint};
 use super::{Target, snapshots, words};
-use crate::addr::{Geometry, HostCluster};
 use crate::disk::Disk;
 use crate::error::Result;
-use crate::format::header::Version;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::L1_BYTES_MAX;
 
 mod bitmaps;
+mod clusters;
+mod regions;
 
 /// Most unaligned L2 tables that are followed. Aligned ones cannot overlap, and so cost no more than the file's length;
 /// these could make a small file cost hours.
@@ -135,17 +135,17 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
             *known += uses;
             return;
         }
-        let aligned = self.target.geometry.is_cluster_aligned(offset);
-        let inside = offset < self.target.file_len;
-        if !aligned && inside {
-            self.unaligned_tables += 1;
+        if offset >= self.target.file_len {
+            return self.count_table(offset, uses);
         }
-        if !inside || (!aligned && self.unaligned_tables > UNALIGNED_TABLES_MAX) {
+        if !self.target.geometry.is_cluster_aligned(offset) {
+            self.unaligned_tables += 1;
             if self.unaligned_tables == UNALIGNED_TABLES_MAX + 1 {
                 self.tally.note(&Finding::TooManyUnalignedTables, 1);
             }
-            self.count_table(offset, uses);
-            return;
+            if self.unaligned_tables > UNALIGNED_TABLES_MAX {
+                return self.count_table(offset, uses);
+            }
         }
         self.tables.insert(offset, uses);
     }
@@ -176,51 +176,6 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
         Ok(())
     }
 
-    fn scan_l2(&mut self, bytes: &[u8], uses: Uses) {
-        let geometry = self.target.geometry;
-        let version2 = self.target.header.version == Version::V2;
-        let mut layout = Layout::default();
-        for entry in words(bytes).filter(|&entry| entry != 0).map(LooseL2) {
-            if entry.has_reserved_bits() {
-                self.fault(Fault::L2ReservedBits { entry: entry.0 }, uses.total);
-            }
-            if version2 && entry.has_zero_flag() {
-                self.fault(Fault::ZeroFlagInVersion2 { entry: entry.0 }, uses.total);
-            }
-            match entry.claim(geometry) {
-                Claim::Nothing => {}
-                Claim::Compressed { offset, len } => {
-                    if super::loose::is_copied(entry.0) {
-                        self.fault(Fault::CompressedCopied { offset }, uses.total);
-                    }
-                    layout.add_compressed();
-                    self.count_region(offset, len, uses.total);
-                }
-                Claim::Cluster { offset, zero } => {
-                    self.check_alignment(offset, zero, uses);
-                    layout.add_cluster(offset, geometry);
-                    self.count_region(offset, geometry.cluster_size(), uses.total);
-                }
-            }
-        }
-        let summary = &mut self.tally.summary;
-        summary.allocated_clusters += layout.allocated * uses.active;
-        summary.compressed_clusters += layout.compressed * uses.active;
-        summary.fragmented_clusters += layout.fragmented * uses.active;
-    }
-
-    fn check_alignment(&mut self, offset: u64, zero: bool, uses: Uses) {
-        if self.target.geometry.is_cluster_aligned(offset) {
-            return;
-        }
-        let fault = if zero {
-            Fault::PreallocatedUnaligned { offset }
-        } else {
-            Fault::DataUnaligned { offset }
-        };
-        self.fault(fault, uses.total);
-    }
-
     fn count_refcount_blocks(&mut self, stored: &StoredCounts) {
         let geometry = self.target.geometry;
         for (index, entry) in (0..).zip(stored.table()) {
@@ -242,77 +197,7 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
         }
     }
 
-    /// Counts `times` references to each cluster that `len` bytes at `offset` touch.
-    fn count_region(&mut self, offset: u64, len: u64, times: u64) {
-        if let Some(clusters) = self.clusters_of(offset, len, times) {
-            self.count_clusters(clusters, times);
-        }
-    }
-
-    /// As [`Self::count_region`] for each of `regions`, at a cost that does not grow where they overlap.
-    fn count_regions(&mut self, regions: &[Used]) {
-        let mut clusters = Vec::with_capacity(regions.len());
-        for (range, uses) in regions {
-            let touched = self.clusters_of(range.start, range.end - range.start, uses.total);
-            clusters.extend(touched.map(|touched| (touched, *uses)));
-        }
-        for (clusters, uses) in disjoint(&clusters) {
-            self.count_clusters(clusters, uses.total);
-        }
-    }
-
-    /// The clusters that a region touches, unless it ends too far behind the end of the file: the last cluster may be
-    /// there in part, but no more than that.
-    fn clusters_of(&mut self, offset: u64, len: u64, times: u64) -> Option<Range<u64>> {
-        let geometry = self.target.geometry;
-        if len == 0 {
-            return None;
-        }
-        let end = offset.saturating_add(len);
-        if end.saturating_sub(self.target.file_len) >= geometry.cluster_size() {
-            self.fault(Fault::PastEnd { offset, len }, times);
-            return None;
-        }
-        Some(self.target.cluster_at(offset).get()..self.target.cluster_at(end - 1).get() + 1)
-    }
-
-    fn count_clusters(&mut self, clusters: Range<u64>, times: u64) {
-        let geometry = self.target.geometry;
-        for cluster in clusters.map(HostCluster::new) {
-            let excess = self.counts.add(cluster, times, geometry.refcount_max());
-            if excess > 0 {
-                let offset = geometry.host_start(cluster).get();
-                self.fault(Fault::CountOverflow { offset }, excess);
-            }
-        }
-    }
-
     fn fault(&mut self, fault: Fault, times: u64) {
         self.tally.note(&Finding::Fault(fault), times);
-    }
-}
-
-/// How the clusters of one L2 table lie in the file.
-#[derive(Default)]
-struct Layout {
-    allocated: u64,
-    compressed: u64,
-    fragmented: u64,
-    /// Where the last cluster ends.
-    next: Option<u64>,
-}
-
-impl Layout {
-    fn add_cluster(&mut self, offset: u64, geometry: Geometry) {
-        self.allocated += 1;
-        self.fragmented += u64::from(self.next.is_some_and(|next| next != offset));
-        self.next = Some(offset + geometry.cluster_size());
-    }
-
-    /// Compressed clusters share sectors, so each of them costs a read of its own.
-    fn add_compressed(&mut self) {
-        self.allocated += 1;
-        self.compressed += 1;
-        self.fragmented += 1;
     }
 }

@@ -1,0 +1,79 @@
+//! What a repair does beyond counts, and what is refused.
+
+use std::path::{Path, PathBuf};
+
+use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
+use qcow::engine::check::{Repair, check};
+use qcow::error::ErrorKind;
+use tempfile::TempDir;
+
+use crate::our_check;
+use crate::qemu::{self, qemu_img, qemu_io};
+
+/// Where the last byte of the incompatible features lies: dirty is bit 0, corrupt bit 1.
+const INCOMPATIBLE_AT: usize = 79;
+
+fn create(directory: &Path, options: &str) -> PathBuf {
+    let path = directory.join("image");
+    let data_file = directory.join("data");
+    let options = options.replace("DATA", data_file.to_str().unwrap());
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, path.to_str().unwrap(), "8M"]);
+    path
+}
+
+fn patch(path: &Path, change: impl Fn(&mut [u8])) {
+    let mut image = std::fs::read(path).unwrap();
+    change(&mut image);
+    std::fs::write(path, image).unwrap();
+}
+
+#[test]
+fn an_image_without_errors_is_neither_dirty_nor_corrupt_after_a_repair() {
+    let directory = TempDir::new().unwrap();
+    let path = create(directory.path(), "lazy_refcounts=on");
+    qemu_io(&path, &["write -P 1 0 100k"]);
+    patch(&path, |image| image[INCOMPATIBLE_AT] = 0b11);
+    assert!(our_check(&path, Repair::None).outcome.unwrap().is_clean());
+    assert_eq!(std::fs::read(&path).unwrap()[INCOMPATIBLE_AT], 0b11);
+    assert!(our_check(&path, Repair::Leaks).outcome.unwrap().is_clean());
+    assert_eq!(std::fs::read(&path).unwrap()[INCOMPATIBLE_AT], 0);
+    assert_eq!(qemu::check(&path, &[]).exit, 0);
+}
+
+#[test]
+fn corruptions_keep_the_image_marked_and_are_left_alone() {
+    let directory = TempDir::new().unwrap();
+    let path = create(directory.path(), "cluster_size=64k");
+    qemu_io(&path, &["write -P 1 0 128k"]);
+    // The header's cluster is counted once too often, the L1 table's not at all.
+    patch(&path, |image| {
+        image[INCOMPATIBLE_AT] = 0b10;
+        image[0x20001] = 2;
+        image[0x20007] = 0;
+    });
+    let before = std::fs::read(&path).unwrap();
+    let summary = our_check(&path, Repair::Leaks).outcome.unwrap();
+    assert_eq!((summary.corruptions, summary.leaks, summary.check_errors), (1, 1, 1));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn features_that_are_not_checked_yet_are_named() {
+    for (options, feature) in
+        [("extended_l2=on", "extended L2 entries"), ("data_file=DATA", "external data file")]
+    {
+        let directory = TempDir::new().unwrap();
+        let path = create(directory.path(), options);
+        let error = our_check(&path, Repair::None).outcome.unwrap_err();
+        assert!(error.contains(feature), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_not_repaired() {
+    let directory = TempDir::new().unwrap();
+    let path = create(directory.path(), "cluster_size=64k");
+    let disk = UringDisk::open(&path, Access::ReadOnly, CacheMode::PageCache).unwrap();
+    let outcome = block_on(check(&disk, &path, Repair::Leaks, &mut |_| ()));
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ReadOnly);
+}
