@@ -59,21 +59,21 @@ impl ImageInfo {
         if format == Format::Qcow2 {
             let header = read_header(disk).await?;
             info.virtual_size = header.virtual_size();
-            info.snapshots = read_snapshots(disk, &header, file_len).await?;
+            (info.snapshots, _) = read_snapshots(disk, &header, file_len).await?;
             info.header = Some(header);
         }
         Ok(info)
     }
 }
 
-/// The internal snapshots of an image.
-pub async fn read_snapshots<D: Disk>(
+/// The internal snapshots of an image, and how many bytes their table takes.
+pub(super) async fn read_snapshots<D: Disk>(
     disk: &D,
     header: &Header,
     file_len: u64,
-) -> Result<Vec<SnapshotEntry>> {
+) -> Result<(Vec<SnapshotEntry>, u64)> {
     if header.snapshot_count == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
     let mut reader = SnapshotTableReader::new(header.snapshot_count, header.virtual_size())?;
     let mut at = header.snapshots_offset;
@@ -82,5 +82,5 @@ pub async fn read_snapshots<D: Disk>(
         reader.push(&read_bytes(disk, at, len, "snapshot table").await?)?;
         at = at.plus(len);
     }
-    reader.finish().map(|(snapshots, _)| snapshots)
+    reader.finish()
 }

@@ -6,19 +6,19 @@ use crate::addr::{Geometry, HostCluster, HostOffset};
 use crate::error::{Error, Result};
 
 /// Bit 63: the refcount of what the entry names is exactly one. Only meaningful in the active tables.
-const COPIED: u64 = 1 << 63;
+pub(crate) const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry: the cluster is compressed.
-const COMPRESSED: u64 = 1 << 62;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of an L2 entry (version 3): the cluster reads as zeros.
-const ZERO: u64 = 1;
+pub(crate) const ZERO: u64 = 1;
 /// Bits 9 to 55: a host offset.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of an L1 entry that must be zero.
-const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
+pub(crate) const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 /// Bits of a standard L2 entry that must be zero.
-const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
+pub(crate) const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Bits of a refcount table entry that must be zero.
-const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
+pub(crate) const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
 
 /// A raw entry of an L1 table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use super::bytes::{Reader, pad_to};
+use super::crypt::CryptMethod;
 use super::feature::{Autoclear, FeatureNames};
-use super::header::CryptMethod;
 use super::table::TableClaim;
 use crate::addr::{Geometry, HostOffset};
 use crate::error::{Error, Result};

@@ -13,6 +13,7 @@ mod tests;
 use std::ffi::OsString;
 
 use super::compression::CompressionType;
+pub use super::crypt::CryptMethod;
 use super::extension::Extensions;
 use super::feature::{Autoclear, Compatible, Incompatible};
 use crate::addr::{Geometry, HostOffset, sector_floor};
@@ -32,18 +33,6 @@ pub enum Version {
     V2 = 2,
     /// `compat=1.1`.
     V3 = 3,
-}
-
-/// How guest data is encrypted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CryptMethod {
-    /// Not at all; on disk 0.
-    #[default]
-    None,
-    /// AES-CBC, the legacy way; on disk 1.
-    Aes,
-    /// LUKS; on disk 2. The extensions say where the LUKS header lies.
-    Luks,
 }
 
 /// A validated image header with its extensions.

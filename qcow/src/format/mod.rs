@@ -3,6 +3,7 @@
 pub mod bitmap;
 mod bytes;
 pub mod compression;
+pub mod crypt;
 pub mod entry;
 pub mod extension;
 pub mod feature;

@@ -1,14 +1,9 @@
 //! Table entries as they are, however wrong: [`crate::format::entry`] refuses what a check has to look at.
 
 use crate::addr::Geometry;
-
-const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
-const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
+use crate::format::entry::{
+    COMPRESSED, COPIED, L1_RESERVED, L2_RESERVED, OFFSET_MASK, REFCOUNT_TABLE_RESERVED, ZERO,
+};
 
 /// An L1 entry, or what the two kinds of entry have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +12,7 @@ pub(super) struct LooseL1(pub(super) u64);
 impl LooseL1 {
     /// First byte of the L2 table; 0 for none.
     pub(super) fn offset(self) -> u64 {
-        self.0 & OFFSET
+        self.0 & OFFSET_MASK
     }
 
     pub(super) fn has_reserved_bits(self) -> bool {
@@ -68,7 +63,7 @@ impl LooseL2 {
             let more_sectors = (self.0 >> (62 - size_bits)) & ((1 << size_bits) - 1);
             return Claim::Compressed { offset, len: (more_sectors + 1) * 512 - offset % 512 };
         }
-        match self.0 & OFFSET {
+        match self.0 & OFFSET_MASK {
             0 => Claim::Nothing,
             offset => Claim::Cluster { offset, zero: self.has_zero_flag() },
         }

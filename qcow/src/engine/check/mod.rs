@@ -25,7 +25,6 @@ mod finding;
 mod loose;
 mod references;
 mod repair;
-mod snapshots;
 mod stored;
 mod tables;
 mod tally;

@@ -11,8 +11,9 @@ use super::stored::StoredCounts;
 use super::tables::TableReader;
 use super::tally::Tally;
 use super::uses::{Uses, disjoint};
-use super::{Target, snapshots, words};
+use super::{Target, words};
 use crate::disk::Disk;
+use crate::engine::info::read_snapshots;
 use crate::error::Result;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::L1_BYTES_MAX;
@@ -47,7 +48,8 @@ pub(super) async fn collect<D: Disk>(
         tables: HashMap::new(),
         unaligned_tables: 0,
     };
-    let (snapshots, snapshot_table_len) = snapshots::read_table(target).await?;
+    let (snapshots, snapshot_table_len) =
+        read_snapshots(target.disk, &target.header, target.file_len).await?;
     collector.count_fixed_places(snapshot_table_len);
     collector.walk_l1_tables(&snapshots).await?;
     let tables: BTreeMap<u64, Uses> = std::mem::take(&mut collector.tables).into_iter().collect();
