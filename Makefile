@@ -68,6 +68,7 @@ fuzz: deps ## every fuzz target for FUZZ_SECONDS (60) each
 	@for target in fuzz/fuzz_targets/*.rs; do \
 		name=$$(basename "$$target" .rs); \
 		echo "fuzz: $$name for $(FUZZ_SECONDS) s"; \
+		fuzz/seed.sh "fuzz/corpus/$$name"; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$name" -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
 	done
 

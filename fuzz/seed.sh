@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes small real images as the fuzzer's first inputs: seed.sh DIRECTORY. Silent when they are there already.
+set -euo pipefail
+
+directory=$1
+[ -d "$directory" ] && [ -n "$(ls -A "$directory")" ] && exit 0
+mkdir -p "$directory"
+raw=$(mktemp)
+trap 'rm -f "$raw"' EXIT
+head -c 40000 /dev/zero | tr '\0' q > "$raw"
+for options in cluster_size=512,refcount_bits=1 cluster_size=512,refcount_bits=64 cluster_size=1k,compat=v2 \
+    cluster_size=4k,compression_type=zstd; do
+    image=$directory/$options
+    qemu-img convert -c -f raw -O qcow2 -o "$options" "$raw" "$image"
+    qemu-io -f qcow2 -c 'write -P 7 5000 2000' -c 'write -z 12000 3000' "$image" >/dev/null
+    # A count of one bit cannot count a snapshot.
+    [[ $options == *refcount_bits=1 ]] || qemu-img snapshot -c one "$image"
+done
