@@ -34,11 +34,12 @@ pub fn block_on<T>(park: &impl Park, root: impl Future<Output = T>) -> T {
     let mut context = Context::from_waker(&waker);
     let mut root = pin!(root);
     loop {
-        while flag.woken.swap(false, Ordering::SeqCst) {
-            if let Poll::Ready(value) = root.as_mut().poll(&mut context) {
-                return value;
-            }
+        if flag.woken.swap(false, Ordering::SeqCst)
+            && let Poll::Ready(value) = root.as_mut().poll(&mut context)
+        {
+            return value;
         }
+        // Also when it has been woken again: I/O goes on however busy the root keeps itself.
         park.park(&flag.woken);
     }
 }
@@ -202,6 +203,34 @@ impl<F> std::fmt::Debug for SlotPool<F> {
             .field("slots", &self.slots.len())
             .field("free", &self.free.len())
             .finish()
+    }
+}
+
+/// Runs all `futures`, at most `limit` at a time, and says whether each succeeded: the first failure otherwise.
+pub async fn try_join_all<F, E>(limit: usize, futures: impl IntoIterator<Item = F>) -> Result<(), E>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut waiting = futures.into_iter();
+    let mut result = Ok(());
+    let mut pool = SlotPool::new(limit.min(waiting.size_hint().1.unwrap_or(limit)).max(1));
+    let mut note = |ended: Option<Result<(), E>>| {
+        if let Some(Err(e)) = ended
+            && result.is_ok()
+        {
+            result = Err(e);
+        }
+    };
+    loop {
+        while !pool.is_full()
+            && let Some(future) = waiting.next()
+        {
+            note(pool.insert(future));
+        }
+        if pool.is_empty() {
+            return result;
+        }
+        note(Some(std::future::poll_fn(|context| pool.poll_next(context)).await));
     }
 }
 

@@ -59,20 +59,20 @@ impl Gate for HostGate {
 
     fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, UringDisk)> {
         let path = resolve_name(image, name)?;
-        self.admit(image, &path)?;
-        let disk = self.open_image(&path, false)?;
+        let real = self.admit(image, &path)?;
+        let disk = self.open_image(&real, false)?;
         Ok((path, disk))
     }
 }
 
 impl HostGate {
-    fn admit(&self, image: &Path, path: &Path) -> Result<()> {
+    /// The file that `path` leads to, if it may be opened. Links are followed here and not once more at the opening.
+    fn admit(&self, image: &Path, path: &Path) -> Result<PathBuf> {
         let extra = match &self.backing {
-            BackingPolicy::Anywhere => return Ok(()),
+            BackingPolicy::Anywhere => return Ok(path.to_owned()),
             BackingPolicy::Deny => return Err(denied(path, "backing files are not allowed here")),
             BackingPolicy::Beside(extra) => extra,
         };
-        // Links are followed first, so that none leads out of the directories that are allowed.
         let real = canonical(path)?;
         let own = canonical(image)?;
         let own = own.parent().unwrap_or(Path::new("/"));
@@ -81,7 +81,7 @@ impl HostGate {
             allowed.push(canonical(directory)?);
         }
         if allowed.iter().any(|directory| real.starts_with(directory)) {
-            return Ok(());
+            return Ok(real);
         }
         Err(denied(path, "the backing file lies outside the directories that are allowed"))
     }

@@ -42,3 +42,5 @@ pub const L2_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
 pub const REFCOUNT_CACHE_BYTES_DEFAULT: u64 = 8 << 20;
 /// Largest request that the engine takes in one piece; larger ones are the caller's to split.
 pub const REQUEST_BYTES_MAX: u64 = 1 << 30;
+/// Pieces of one request or flush that are under way at the same time: more only cost memory.
+pub const IN_FLIGHT_MAX: usize = 64;

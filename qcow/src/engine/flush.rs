@@ -4,12 +4,10 @@ use super::Image;
 use super::layer::{Layer, Qcow2};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::exec::join_all;
+use crate::exec::try_join_all;
+use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::order::{FlushPlan, Stage, Turn};
 use crate::sync::lock;
-
-/// Metadata writes that are under way at the same time.
-const WRITES_IN_FLIGHT_MAX: usize = 64;
 
 impl<D: Disk> Image<D> {
     /// Makes every write, zeroing and discard that completed before this call durable.
@@ -63,11 +61,8 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn write_stage(&self, stage: &Stage) -> Result<()> {
-        for some in stage.writes.chunks(WRITES_IN_FLIGHT_MAX) {
-            let writes = some.iter().map(|write| self.write_bytes(write.at, &write.bytes));
-            join_all(writes).await.into_iter().collect::<Result<()>>()?;
-        }
-        Ok(())
+        let writes = stage.writes.iter().map(|write| self.write_bytes(write.at, &write.bytes));
+        try_join_all(IN_FLIGHT_MAX, writes).await
     }
 }
 

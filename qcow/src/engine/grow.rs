@@ -12,8 +12,8 @@ use crate::addr::{Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::limits::REFCOUNT_TABLE_BYTES_MAX;
-use crate::meta::reclaim::Reclaim;
 use crate::meta::refs::set_count;
+use crate::meta::table::WordTable;
 use crate::meta::{Meta, Run};
 use crate::sync::lock;
 
@@ -26,7 +26,7 @@ impl<D: Disk> Qcow2<D> {
         let _structure = self.structure.acquire().await;
         let (exists, table_len) = {
             let meta = lock(&self.meta);
-            (meta.refs.has_block(index), meta.refs.table_len())
+            (meta.refs.has_block(index), meta.refs.table().words().len() as u64)
         };
         if exists {
             return Ok(());
@@ -36,30 +36,38 @@ impl<D: Disk> Qcow2<D> {
 
     async fn add_block(&self, index: u64) -> Result<()> {
         let lowest = self.geometry.refcount_block_first(index);
-        let run = lock(&self.meta).alloc.take_uncounted(lowest, 1);
+        let run = self.take_uncounted(lowest, 1)?;
         if let Err(e) = self.zero_cluster(run.first).await {
             lock(&self.meta).alloc.freed(run.first);
             return Err(e);
         }
-        lock(&self.meta).refs.add_block(index, run.first);
-        Ok(())
+        lock(&self.meta).add_block(index, run.first)
+    }
+
+    /// Takes clusters that no block counts yet. Where an image lacks a block for clusters that are in use, none is taken.
+    fn take_uncounted(&self, lowest: HostCluster, count: u64) -> Result<Run> {
+        let mut meta = lock(&self.meta);
+        let first = meta.alloc.first_uncounted(lowest);
+        let clear = meta.regions.check_clear(first, count);
+        clear.map_err(|e| self.named(e.context("a refcount block is missing")))?;
+        Ok(meta.alloc.take_uncounted(lowest, count))
     }
 
     async fn grow_table(&self, index: u64) -> Result<()> {
         // Entries that wait for a flush must not be lost with the old table; nobody adds any while `structure` is held.
         self.flush_metadata().await?;
-        let (growth, run) = {
-            let mut meta = lock(&self.meta);
-            let growth = Growth::plan(self.geometry, &meta, index)?;
-            let run =
-                meta.alloc.take_uncounted(growth.first, growth.block_count + growth.table_clusters);
-            assert_eq!(run.first, growth.first, "the first uncounted cluster is where it was");
-            (growth, run)
-        };
+        let growth = Growth::plan(self.geometry, &lock(&self.meta), index)?;
+        let count = growth.block_count + growth.table_clusters;
+        let run = self.take_uncounted(growth.first, count)?;
+        assert_eq!(run.first, growth.first, "only who holds `structure` takes uncounted clusters");
         let result = self.install_table(&growth).await;
         let mut meta = lock(&self.meta);
         match result {
-            Ok(table) => growth.switch(self.geometry, &mut meta, &table),
+            Ok(table) => {
+                let table = WordTable::new(growth.table_offset(self.geometry), table);
+                let blocks = Run { first: growth.first, count: growth.block_count, fresh: false };
+                meta.switch_refcount_table(self.geometry, table, blocks)
+            }
             Err(e) => {
                 meta.alloc.freed(run.first);
                 Err(e)
@@ -73,7 +81,7 @@ impl<D: Disk> Qcow2<D> {
         for (i, block) in growth.blocks(geometry).into_iter().enumerate() {
             self.write_bytes(geometry.host_start(growth.first.plus(i as u64)), &block).await?;
         }
-        let table = growth.table(geometry, lock(&self.meta).refs.raw_table());
+        let table = growth.table(geometry, lock(&self.meta).refs.table().words().to_vec());
         let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
         let offset = growth.table_offset(geometry);
         self.write_bytes(offset, &bytes).await?;
@@ -104,7 +112,7 @@ impl Growth {
     fn plan(geometry: Geometry, meta: &Meta, index: u64) -> Result<Self> {
         let first = meta.alloc.first_uncounted(geometry.refcount_block_first(index));
         let block_index = geometry.refcount_block_index(first);
-        let old_clusters = geometry.clusters_for(meta.refs.table_len() * 8);
+        let old_clusters = meta.refs.table().span(geometry).1;
         let mut table_clusters = old_clusters + old_clusters / 2 + 1;
         let mut block_count = 1;
         loop {
@@ -151,15 +159,5 @@ impl Growth {
             *entry = geometry.host_start(self.first.plus(i)).get();
         }
         table
-    }
-
-    /// Goes on with the new table, and sends the old one on its way to being free: nothing on disk names it any more.
-    fn switch(&self, geometry: Geometry, meta: &mut Meta, table: &[u64]) -> Result<()> {
-        let (first, count) = meta.refs.table_span();
-        meta.refs.switch_table(self.table_offset(geometry), table)?;
-        let mut old = Reclaim::default();
-        old.unlink(first, count, false);
-        meta.reclaim.add_durable(old.take_unlinked().made_durable());
-        Ok(())
     }
 }

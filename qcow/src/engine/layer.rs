@@ -12,6 +12,7 @@ use crate::format::compression::CompressionType;
 use crate::format::header::Header;
 use crate::meta::cache::{Lookup, SliceCache};
 use crate::meta::drain::Drain;
+use crate::meta::regions::Kind;
 use crate::meta::{Asked, Meta, Need};
 use crate::sync::{Exclusive, WaitQueue, lock};
 
@@ -50,6 +51,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub compression: CompressionType,
     /// Whether flushes reach the disk.
     pub flushes: bool,
+    /// Whether it has a backing file, opened or not.
+    pub names_backing: bool,
     /// The header as it is on disk.
     pub header: Mutex<Header>,
     /// Whether the header says what it must say while the image is being written.
@@ -105,11 +108,8 @@ impl<D: Disk> Qcow2<D> {
             Lookup::Loading => return None,
             Lookup::Miss => {}
         }
-        if !meta.alloc.is_inside_file(key.table) {
-            let (what, at) = (kind.name(), self.geometry.host_start(key.table));
-            return Some(Err(Error::corrupt(format!(
-                "{what} at {at} lies past the end of the file"
-            ))));
+        if let Err(e) = meta.check_inside(self.geometry, kind.region(), key.table) {
+            return Some(Err(e));
         }
         kind.cache(meta).begin_load(key);
         Some(Ok(true))
@@ -165,10 +165,10 @@ impl TableKind {
         }
     }
 
-    fn name(self) -> &'static str {
+    fn region(self) -> Kind {
         match self {
-            Self::L2 => "L2 table",
-            Self::Refcounts => "refcount block",
+            Self::L2 => Kind::L2,
+            Self::Refcounts => Kind::RefcountBlock,
         }
     }
 }

@@ -114,33 +114,30 @@ impl<D: Disk> Image<D> {
         &self.inner.layers[0]
     }
 
-    fn has_backing(&self) -> bool {
-        self.inner.layers.len() > 1
-    }
-
-    /// Checks a request's range.
+    /// Checks that a request lies inside the disk.
     fn check_range(&self, at: u64, len: u64) -> Result<()> {
         let size = self.inner.virtual_size;
-        if at.checked_add(len).is_none_or(|end| end > size) {
-            let what = format!("a request for {len} bytes at {at:#x} of a disk of {size} bytes");
-            return Err(Error::invalid(what).in_file(self.top().path()));
+        if at.checked_add(len).is_some_and(|end| end <= size) {
+            return Ok(());
         }
+        let what = format!("a request for {len} bytes at {at:#x} of a disk of {size} bytes");
+        Err(Error::invalid(what).in_file(self.top().path()))
+    }
+
+    /// Checks that a request whose bytes are in memory lies inside the disk and is not too large.
+    fn check_transfer(&self, at: u64, len: u64) -> Result<()> {
         if len > crate::limits::REQUEST_BYTES_MAX {
             return Err(Error::limit(format!("a request for {len} bytes is too large")));
         }
-        Ok(())
+        self.check_range(at, len)
     }
 
     /// Checks that a changing request may go on.
-    fn check_write(&self, at: u64, len: u64) -> Result<()> {
+    fn check_change(&self, at: u64, len: u64) -> Result<()> {
         if !self.inner.options.writable {
             return Err(Error::read_only("the image is open read-only").in_file(self.top().path()));
         }
-        let size = self.inner.virtual_size;
-        if at.checked_add(len).is_none_or(|end| end > size) {
-            let what = format!("a request for {len} bytes at {at:#x} of a disk of {size} bytes");
-            return Err(Error::invalid(what).in_file(self.top().path()));
-        }
+        self.check_range(at, len)?;
         self.health()
     }
 

@@ -12,7 +12,6 @@ use crate::addr::HostOffset;
 use crate::disk::{Buffer, Disk, Identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
-use crate::format::entry::L1Entry;
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{Header, Version};
 use crate::gate::Gate;
@@ -22,6 +21,7 @@ use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
 use crate::meta::map::Map;
 use crate::meta::refs::Refcounts;
+use crate::meta::table::WordTable;
 use crate::sync::{Exclusive, WaitQueue, lock};
 
 /// First bytes of every qcow2 image.
@@ -150,22 +150,17 @@ async fn open_qcow2<D: Disk>(
     } else {
         Vec::new()
     };
-    let meta = Meta::new(
-        Map::new(
-            geometry,
-            header.version == Version::V3,
-            header.l1_table_offset,
-            l1.into_iter().map(L1Entry).collect(),
-            options.l2_cache_bytes,
-        ),
-        Refcounts::new(
-            geometry,
-            header.refcount_table_offset,
-            &refcount_table,
-            REFCOUNT_CACHE_BYTES_DEFAULT,
-        )?,
+    let zero_flag = header.version == Version::V3;
+    let l1 = WordTable::new(header.l1_table_offset, l1);
+    let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
+    let mut meta = Meta::new(
+        Map::new(geometry, zero_flag, l1, options.l2_cache_bytes),
+        Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
+    if writable {
+        meta.map_regions(geometry)?;
+    }
     Ok(Qcow2 {
         disk,
         path: path.to_owned(),
@@ -173,6 +168,7 @@ async fn open_qcow2<D: Disk>(
         size: header.virtual_size(),
         compression: header.compression,
         flushes: options.flushes,
+        names_backing: header.backing_name.is_some(),
         header: Mutex::new(header),
         prepared: AtomicBool::new(false),
         meta: Mutex::new(meta),

@@ -10,8 +10,9 @@ use crate::addr::{GuestOffset, HostOffset};
 use crate::codec::Decompressor;
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
-use crate::exec::join_all;
+use crate::exec::try_join_all;
 use crate::format::entry::CompressedExtent;
+use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::drain::Inside;
 use crate::meta::map::Extent;
 
@@ -57,7 +58,7 @@ impl<D: Disk> Image<D> {
     /// The range does not lie inside the disk, the image is damaged there, or the host failed. The content of `into` is
     /// then undefined.
     pub async fn read(&self, at: u64, into: &Payload) -> Result<()> {
-        self.check_range(at, into.len())?;
+        self.check_transfer(at, into.len())?;
         self.read_from(0, at, into).await
     }
 
@@ -91,7 +92,7 @@ impl<D: Disk> Image<D> {
             [(source, part)] => self.fetch(*source, part).await,
             many => {
                 let reads = many.iter().map(|(source, part)| self.fetch(*source, part));
-                join_all(reads).await.into_iter().collect()
+                try_join_all(IN_FLIGHT_MAX, reads).await
             }
         }
     }

@@ -24,61 +24,34 @@ impl<D: Disk> Qcow2<D> {
         }
     }
 
-    /// Frees `release`, which on failure is left as what remains to be freed.
+    /// Frees `release` piece by piece; after a failure it is what remains to be freed.
     async fn free(&self, release: &mut Release) -> Result<()> {
-        if let Err(e) = lock(&self.meta).check_clear(release.first, release.count) {
-            // Damage that was there before: a table named what is not data. It stays, for `check` to deal with.
-            tracing::warn!("{}: not freed: {e}", self.path.display());
-            return Ok(());
-        }
-        if release.punch {
-            self.punch(*release).await?;
-        }
-        self.ask(|meta| {
-            while release.count > 0 {
-                let result = meta.release(release.first)?;
-                (release.first, release.count) = (release.first.plus(1), release.count - 1);
-                if let Err(e) = result {
-                    // Damage that was there before; the cluster stays as it is, for `check` to deal with.
-                    tracing::warn!("{}: {e}", self.path.display());
-                }
+        while release.count > 0 {
+            let first = release.first;
+            let (count, last) =
+                self.ask(|meta| meta.refs.same_fate(first, release.count).map(Ok)).await?;
+            if let Err(e) = self.free_alike(first, count, last && release.punch).await {
+                // Damage that was there before. The clusters stay as they are, for `check` to deal with.
+                tracing::warn!("{}: not freed: {e}", self.path.display());
             }
-            Ok(Ok(()))
-        })
-        .await
-    }
-
-    /// Punches the clusters that have no other reference; nobody can claim them before their counts are lowered.
-    async fn punch(&self, release: Release) -> Result<()> {
-        let mut at = 0;
-        while at < release.count {
-            let first = release.first.plus(at);
-            let (count, last_reference) =
-                self.ask(|meta| same_fate(meta, first, release.count - at)).await?;
-            if last_reference {
-                let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
-                if let Err(e) = self.disk.punch_hole(start, len).await {
-                    tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
-                }
-            }
-            at += count;
+            release.first = first.plus(count);
+            release.count -= count;
         }
         Ok(())
     }
-}
 
-/// How many clusters from `first` on are, or are not, in their last reference.
-fn same_fate(
-    meta: &mut crate::meta::Meta,
-    first: HostCluster,
-    count_max: u64,
-) -> crate::meta::Asked<Result<(u64, bool)>> {
-    let last = meta.refs.get(first)? == Some(1);
-    let mut count = 1;
-    while count < count_max && (meta.refs.get(first.plus(count))? == Some(1)) == last {
-        count += 1;
+    /// Frees clusters of one slice of counts. Nobody can claim them before their counts are lowered, so until then their
+    /// hole may be punched.
+    async fn free_alike(&self, first: HostCluster, count: u64, punch: bool) -> Result<()> {
+        lock(&self.meta).regions.check_clear(first, count)?;
+        if punch {
+            let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
+            if let Err(e) = self.disk.punch_hole(start, len).await {
+                tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
+            }
+        }
+        self.ask(|meta| meta.release(first, count)).await
     }
-    Ok(Ok((count, last)))
 }
 
 /// Clusters being freed. What is left when it is dropped waits for the next time.

@@ -26,14 +26,9 @@ impl<D: Disk> Qcow2<D> {
             Some(old) => self.copy_table(old.cluster, table).await?,
             None => self.zero_cluster(table).await?,
         }
-        {
-            let mut meta = lock(&self.meta);
-            meta.map.link_table(l1, table).map_err(|e| self.named(e))?;
-            claimed.keep();
-            if let Some(old) = old {
-                meta.reclaim.unlink(old.cluster, 1, false);
-            }
-        }
+        let linked = lock(&self.meta).link_table(l1, table);
+        linked.map_err(|e| self.named(e))?;
+        claimed.keep();
         drop(making);
         Ok(())
     }

@@ -9,8 +9,9 @@ use super::options::DetectZeroes;
 use crate::addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
-use crate::exec::join_all;
+use crate::exec::try_join_all;
 use crate::format::entry::{Mapping, Owned};
+use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::plan::{Held, WriteStep};
 use crate::sync::lock;
 
@@ -21,8 +22,8 @@ impl<D: Disk> Image<D> {
     /// The range does not lie inside the disk, the image is read-only or damaged there, or the host failed or is full.
     /// Then each sector of the range holds its old or its new bytes, and all others what they held before.
     pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
-        self.check_range(at, from.len())?;
-        self.check_write(at, from.len())?;
+        self.check_transfer(at, from.len())?;
+        self.check_change(at, from.len())?;
         let detect = self.inner.options.detect_zeroes;
         if detect != DetectZeroes::Off && !from.is_empty() && from.is_zero() {
             return self.write_zeroes(at, from.len(), detect == DetectZeroes::Unmap).await;
@@ -55,7 +56,7 @@ impl<D: Disk> Image<D> {
             }
             _ => {
                 let writes = parts.into_iter().map(|part| self.write_part(qcow2, part, at, from));
-                join_all(writes).await.into_iter().collect()
+                try_join_all(IN_FLIGHT_MAX, writes).await
             }
         };
         drop(inside);

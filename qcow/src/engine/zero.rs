@@ -20,14 +20,14 @@ impl<D: Disk> Image<D> {
     /// # Errors
     /// As [`Self::write`].
     pub async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
-        self.check_write(at, len)?;
+        self.check_change(at, len)?;
         let qcow2 = match self.top() {
             Layer::Raw(raw) => return raw.write_zeroes(at, len).await,
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;
         let whole = qcow2.whole_clusters(at, len, self.virtual_size());
-        let Some((first, count)) = whole.filter(|_| self.can_map_zeros(qcow2)) else {
+        let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {
             return self.write_zero_bytes(qcow2, at, len).await;
         };
         let start = qcow2.geometry.guest_start(first).get();
@@ -38,13 +38,13 @@ impl<D: Disk> Image<D> {
         self.change_clusters(qcow2, first, count, change).await
     }
 
-    /// Tells that nobody needs `len` bytes at `at` any more. Clusters that lie inside the range as a whole become free
-    /// and read as zeros from then on; anything else stays as it is.
+    /// Tells that nobody needs `len` bytes at `at` any more. Clusters of this image that lie inside the range as a whole
+    /// become free and read as zeros from then on; anything else, the backing file's clusters included, stays as it is.
     ///
     /// # Errors
     /// As [`Self::write`].
     pub async fn discard(&self, at: u64, len: u64) -> Result<()> {
-        self.check_write(at, len)?;
+        self.check_change(at, len)?;
         if self.inner.options.discard == Discard::Ignore {
             return Ok(());
         }
@@ -53,18 +53,13 @@ impl<D: Disk> Image<D> {
             Layer::Qcow2(qcow2) => {
                 let whole = qcow2.whole_clusters(at, len, self.virtual_size());
                 // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
-                let Some((first, count)) = whole.filter(|_| self.can_map_zeros(qcow2)) else {
+                let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {
                     return Ok(());
                 };
                 qcow2.prepare_for_change().await?;
                 self.change_clusters(qcow2, first, count, Change::Discard).await
             }
         }
-    }
-
-    /// Whether a mapping can make a cluster read as zeros.
-    fn can_map_zeros(&self, qcow2: &Qcow2<D>) -> bool {
-        lock(&qcow2.meta).map.has_zero_flag() || !self.has_backing()
     }
 
     /// Writes zeros where the disk does not read as zeros already.
@@ -118,7 +113,7 @@ impl<D: Disk> Image<D> {
             }
             ChangeStep::Table(l1) => qcow2.make_table(l1).await.map(|()| 0),
             // Nothing is mapped: there is nothing to free, and without a backing file it reads as zeros.
-            ChangeStep::NoTable { count } if change == Change::Discard || !self.has_backing() => {
+            ChangeStep::NoTable { count } if change == Change::Discard || !qcow2.names_backing => {
                 Ok(count)
             }
             ChangeStep::NoTable { .. } => {
@@ -162,6 +157,11 @@ impl Change {
 }
 
 impl<D: Disk> Qcow2<D> {
+    /// Whether a mapping can make a cluster read as zeros.
+    fn can_map_zeros(&self) -> bool {
+        lock(&self.meta).map.has_zero_flag() || !self.names_backing
+    }
+
     fn change_held(&self, hold: &Hold<'_, D>, change: Change, discard: Discard) {
         let mut meta = lock(&self.meta);
         let zero_flag = meta.map.has_zero_flag();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::addr::SliceKey;
+use crate::addr::{HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
 
 /// Fewest slices a cache holds, so that one request can always make progress.
@@ -145,12 +145,13 @@ impl SliceCache {
         self.queue.push_back(key);
     }
 
-    /// Forgets everything about the table at the cluster of `key` up to `slices` slices: the cluster is free.
-    pub fn forget_table(&mut self, table: crate::addr::HostCluster, slices: u32) {
+    /// Forgets everything about a table of up to `slices` slices: its cluster is free.
+    pub fn forget_table(&mut self, table: HostCluster, slices: u32) {
         for index in 0..slices {
             let key = SliceKey { table, index };
-            self.entries.remove(&key);
-            self.dirty.remove(&key);
+            if let Some(Entry::Ready(slice)) = self.entries.remove(&key) {
+                assert!(slice.is_evictable(), "a table that is free is not in use");
+            }
         }
     }
 

@@ -1,15 +1,15 @@
 //! Guest clusters to host clusters: the L1 table in memory, the L2 tables in a slice cache.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use super::cache::{Lookup, SliceCache};
+use super::table::WordTable;
 use super::{Asked, Need};
 use crate::addr::{
     Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index, SliceKey,
 };
 use crate::error::{Error, Result};
 use crate::format::entry::{CompressedExtent, L1Entry, L2Entry, Mapping, Owned};
-use crate::limits::SECTOR_BYTES;
 
 /// What a stretch of the virtual disk reads as, in one image of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,12 @@ pub struct Map {
     geometry: Geometry,
     /// Whether bit 0 of an L2 entry means zeros (version 3).
     zero_flag: bool,
-    l1_offset: HostOffset,
-    l1: Vec<L1Entry>,
-    /// Sectors of the L1 table that differ from the disk.
-    l1_dirty: BTreeSet<u64>,
+    l1: WordTable,
     slices: SliceCache,
     /// L1 entries whose L2 table somebody is making.
     making: HashSet<usize>,
+    /// Clusters that were L2 tables and are not free yet: their slices may still be loaded.
+    retired: HashSet<HostCluster>,
 }
 
 /// Where the entry of a guest cluster is.
@@ -67,21 +66,11 @@ pub struct Slot {
     pub index: usize,
 }
 
-/// L1 entries in one sector.
-const ENTRIES_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
-
 impl Map {
-    /// The map behind the L1 table at `l1_offset`, given its raw entries.
-    pub fn new(
-        geometry: Geometry,
-        zero_flag: bool,
-        l1_offset: HostOffset,
-        l1: Vec<L1Entry>,
-        cache_bytes: u64,
-    ) -> Self {
+    /// The map behind the L1 table `l1`.
+    pub fn new(geometry: Geometry, zero_flag: bool, l1: WordTable, cache_bytes: u64) -> Self {
         let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
-        let (l1_dirty, making) = (BTreeSet::new(), HashSet::new());
-        Self { geometry, zero_flag, l1_offset, l1, l1_dirty, slices, making }
+        Self { geometry, zero_flag, l1, slices, making: HashSet::new(), retired: HashSet::new() }
     }
 
     /// Whether version 3's zero flag may be used.
@@ -148,10 +137,10 @@ impl Map {
     /// Where the entry of `cluster` is; an error where the L1 entry is damaged.
     pub fn place(&self, cluster: GuestCluster) -> Result<Place> {
         let l1 = self.geometry.l1_index(cluster);
-        let Some(entry) = self.l1.get(l1.0) else {
+        let Some(&raw) = self.l1.words().get(l1.0) else {
             return Err(Error::invalid(format!("guest cluster {cluster} lies past the L1 table")));
         };
-        let Some(Owned { cluster: table, copied }) = entry.parse(self.geometry)? else {
+        let Some(Owned { cluster: table, copied }) = L1Entry(raw).parse(self.geometry)? else {
             return Ok(Place::NoTable);
         };
         let (key, index) = self.geometry.l2_slice(table, self.geometry.l2_index(cluster));
@@ -189,30 +178,32 @@ impl Map {
 
     /// The L2 table behind `l1`.
     pub fn table(&self, l1: L1Index) -> Result<Option<Owned>> {
-        self.l1[l1.0].parse(self.geometry)
+        L1Entry(self.l1.words()[l1.0]).parse(self.geometry)
     }
 
     /// Points `l1` to the table at `table`, whose bytes are on disk; what it pointed to before.
     pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<Option<Owned>> {
         let old = self.table(l1)?;
-        self.l1[l1.0] = L1Entry::to_table(self.geometry, table, true);
-        self.l1_dirty.insert((l1.0 / ENTRIES_PER_SECTOR) as u64);
+        self.retired.extend(old.map(|old| old.cluster));
+        self.l1.set(l1.0, L1Entry::to_table(self.geometry, table, true).0);
         Ok(old)
     }
 
-    /// Forgets the L2 table that `cluster` may have been: it is free.
+    /// Forgets the L2 table that `cluster` may have been: it is free, and whoever claims it next may make it a table.
     pub fn forget_table(&mut self, cluster: HostCluster) {
-        self.slices.forget_table(cluster, self.geometry.slices_per_table());
+        if self.retired.remove(&cluster) {
+            self.slices.forget_table(cluster, self.geometry.slices_per_table());
+        }
     }
 
-    /// The L1 table's raw entries.
-    pub fn l1(&self) -> &[L1Entry] {
+    /// The L1 table.
+    pub fn l1(&self) -> &WordTable {
         &self.l1
     }
 
-    /// Where the L1 table lies: its first cluster, and how many it fills.
-    pub fn l1_span(&self) -> (HostCluster, u64) {
-        self.geometry.host_span(self.l1_offset, self.l1.len() as u64 * 8)
+    /// The L1 table, for flushing.
+    pub fn l1_mut(&mut self) -> &mut WordTable {
+        &mut self.l1
     }
 
     /// The slice cache, for loading and flushing.
@@ -227,25 +218,7 @@ impl Map {
 
     /// Whether anything waits to be written.
     pub fn is_dirty(&self) -> bool {
-        self.slices.is_dirty() || !self.l1_dirty.is_empty()
-    }
-
-    /// The changed sectors of the L1 table, for a flush.
-    pub fn take_dirty_l1(&mut self) -> Vec<(u64, HostOffset, Vec<u8>)> {
-        let sectors = std::mem::take(&mut self.l1_dirty);
-        sectors.into_iter().map(|sector| self.l1_sector(sector)).collect()
-    }
-
-    /// Marks a sector of the L1 table as changed again, after its write failed.
-    pub fn redirty_l1(&mut self, sector: u64) {
-        self.l1_dirty.insert(sector);
-    }
-
-    fn l1_sector(&self, sector: u64) -> (u64, HostOffset, Vec<u8>) {
-        let first = sector as usize * ENTRIES_PER_SECTOR;
-        let entries = &self.l1[first..(first + ENTRIES_PER_SECTOR).min(self.l1.len())];
-        let bytes = entries.iter().flat_map(|e| e.0.to_be_bytes()).collect();
-        (sector, self.l1_offset.plus(sector * SECTOR_BYTES), bytes)
+        self.slices.is_dirty() || self.l1.is_dirty()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing here does I/O or waits. Where an answer needs a part of a table that is not in memory, the question returns
 //! [`Need`], the engine loads that slice and asks again. All of it lies behind one lock that is never held across I/O.
 
-use crate::addr::{Geometry, HostCluster, HostOffset, SliceKey};
+use crate::addr::{Geometry, HostCluster, HostOffset, L1Index, SliceKey};
 use crate::error::{Error, Result};
 
 pub mod alloc;
@@ -15,6 +15,8 @@ pub mod order;
 pub mod plan;
 pub mod reclaim;
 pub mod refs;
+pub mod regions;
+pub mod table;
 
 use alloc::Allocator;
 use busy::BusyClusters;
@@ -22,6 +24,8 @@ use map::Map;
 use order::Sequencer;
 use reclaim::Reclaim;
 use refs::Refcounts;
+use regions::{Kind, Regions};
+use table::WordTable;
 
 /// Something that has to be in memory before a question can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub struct Meta {
     pub alloc: Allocator,
     /// Guest clusters whose mapping somebody is about to change.
     pub busy: BusyClusters,
+    /// Where the metadata itself lies, of a writable image.
+    pub regions: Regions,
     /// Clusters on their way from mapped to free.
     pub reclaim: Reclaim,
     /// Who flushes, and who waits for it.
@@ -62,6 +68,7 @@ impl Meta {
             refs,
             alloc,
             busy: BusyClusters::default(),
+            regions: Regions::default(),
             reclaim: Reclaim::default(),
             flush: Sequencer::default(),
             failure: None,
@@ -78,32 +85,86 @@ impl Meta {
         self.failure.get_or_insert(reason);
     }
 
-    /// Fails unless data may lie in `len` bytes at `host`: inside the file, and clear of header and tables.
+    /// Learns where all metadata lies, before the image is written to.
+    ///
+    /// # Errors
+    /// A table is damaged, lies past the end of the file, or shares a cluster with another one.
+    pub fn map_regions(&mut self, geometry: Geometry) -> Result<()> {
+        let mut regions = Regions::default();
+        regions.add(Kind::Header, HostCluster::new(0), 1)?;
+        let (first, count) = self.map.l1().span(geometry);
+        regions.add(Kind::L1, first, count)?;
+        let (first, count) = self.refs.table().span(geometry);
+        regions.add(Kind::RefcountTable, first, count)?;
+        for block in self.refs.blocks() {
+            self.check_inside(geometry, Kind::RefcountBlock, block)?;
+            regions.add(Kind::RefcountBlock, block, 1)?;
+        }
+        for index in 0..self.map.l1().words().len() {
+            if let Some(table) = self.map.table(L1Index(index))? {
+                self.check_inside(geometry, Kind::L2, table.cluster)?;
+                regions.add(Kind::L2, table.cluster, 1)?;
+            }
+        }
+        self.regions = regions;
+        Ok(())
+    }
+
+    /// Fails unless the table in `cluster` lies inside the file.
+    pub fn check_inside(&self, geometry: Geometry, kind: Kind, cluster: HostCluster) -> Result<()> {
+        if self.alloc.is_inside_file(cluster) {
+            return Ok(());
+        }
+        let at = geometry.host_start(cluster);
+        Err(Error::corrupt(format!("{kind} at {at} lies past the end of the file")))
+    }
+
+    /// Fails unless data may lie in `len` bytes at `host`: inside the file, and clear of metadata.
     pub fn check_data(&self, geometry: Geometry, host: HostOffset, len: u64) -> Result<()> {
         let (first, count) = geometry.host_span(host, len);
         if !self.alloc.is_inside_file(first.plus(count - 1)) {
             return Err(Error::corrupt(format!("data at {host} lies past the end of the file")));
         }
-        self.check_clear(first, count)
+        self.regions.check_clear(first, count).map_err(|e| e.context(format!("data at {host}")))
     }
 
-    /// Fails unless clusters are clear of the tables that are known without I/O: header, L1 table and refcount table.
-    pub fn check_clear(&self, first: HostCluster, count: u64) -> Result<()> {
-        let header = (HostCluster::new(0), 1);
-        let tables = [
-            ("header", header),
-            ("L1 table", self.map.l1_span()),
-            ("refcount table", self.refs.table_span()),
-        ];
-        for (name, (start, clusters)) in tables {
-            if first < start.plus(clusters) && start < first.plus(count) {
-                return Err(Error::corrupt(format!(
-                    "{count} clusters from cluster {} on overlap the {name}",
-                    first.get()
-                )));
-            }
+    /// Points `l1` to the L2 table at `table`; the one it pointed to before goes on its way to being free.
+    pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<()> {
+        let old = self.map.link_table(l1, table)?;
+        self.regions.add(Kind::L2, table, 1)?;
+        if let Some(old) = old {
+            self.regions.remove(old.cluster, 1);
+            self.reclaim.unlink(old.cluster, 1, false);
         }
         Ok(())
+    }
+
+    /// Hooks in the refcount block at `block`, whose zeros are on disk already.
+    pub fn add_block(&mut self, index: u64, block: HostCluster) -> Result<()> {
+        self.regions.add(Kind::RefcountBlock, block, 1)?;
+        self.refs.add_block(index, block);
+        Ok(())
+    }
+
+    /// Goes on with another refcount table and its new blocks, to which the header points already.
+    pub fn switch_refcount_table(
+        &mut self,
+        geometry: Geometry,
+        table: WordTable,
+        blocks: Run,
+    ) -> Result<()> {
+        let (first, count) = self.refs.table().span(geometry);
+        self.regions.remove(first, count);
+        // Nothing on disk names the old table any more.
+        let mut old = Reclaim::default();
+        old.unlink(first, count, false);
+        self.reclaim.add_durable(old.take_unlinked().made_durable());
+        for block in blocks.clusters() {
+            self.regions.add(Kind::RefcountBlock, block, 1)?;
+        }
+        let (first, count) = table.span(geometry);
+        self.refs.switch_table(table);
+        self.regions.add(Kind::RefcountTable, first, count)
     }
 
     /// Whether so much metadata waits for a flush that writers should start one.
@@ -111,20 +172,22 @@ impl Meta {
         self.map.slices().is_crowded() || self.refs.slices().is_crowded()
     }
 
-    /// Lowers the count of `cluster` by one, and tells the allocator when it becomes free.
-    pub fn release(&mut self, cluster: HostCluster) -> Asked<Result<()>> {
-        let count = self.refs.get(cluster)?.unwrap_or(0);
-        if count == 0 {
-            return Ok(Err(Error::corrupt(format!(
-                "cluster {} is referenced but its refcount is zero",
-                cluster.get()
-            ))));
-        }
-        self.refs.set(cluster, count - 1)?;
-        if count == 1 {
-            self.alloc.freed(cluster);
-            // Whoever claims it next may make it a table: nothing may be left of what it was.
-            self.map.forget_table(cluster);
+    /// Lowers the counts of `count` clusters from `first` on, which share a slice, by one. Tells the allocator which
+    /// become free.
+    pub fn release(&mut self, first: HostCluster, count: u64) -> Asked<Result<()>> {
+        self.refs.get(first)?;
+        for cluster in (Run { first, count, fresh: false }).clusters() {
+            let refs = self.refs.get(cluster)?.unwrap_or(0);
+            if refs == 0 {
+                let number = cluster.get();
+                let what = format!("cluster {number} is referenced but its refcount is zero");
+                return Ok(Err(Error::corrupt(what)));
+            }
+            self.refs.set(cluster, refs - 1)?;
+            if refs == 1 {
+                self.alloc.freed(cluster);
+                self.map.forget_table(cluster);
+            }
         }
         Ok(Ok(()))
     }
@@ -133,7 +196,7 @@ impl Meta {
     pub fn claim(&mut self, count: u64) -> Asked<Result<Claim>> {
         let claim = self.alloc.find_run(&mut self.refs, count)?;
         if let Ok(Claim::Run(run)) = &claim {
-            if let Err(e) = self.check_clear(run.first, run.count) {
+            if let Err(e) = self.regions.check_clear(run.first, run.count) {
                 return Ok(Err(e.context("a refcount of zero is wrong")));
             }
             for cluster in run.clusters() {

@@ -17,6 +17,7 @@
 use super::Meta;
 use super::cache::DirtySectors;
 use super::reclaim::Unlinked;
+use super::table::TableSector;
 use crate::addr::{Geometry, HostOffset};
 
 /// One write of metadata.
@@ -39,9 +40,9 @@ pub struct Stage {
 #[derive(Debug)]
 pub struct FlushPlan {
     refcounts: Vec<DirtySectors>,
-    refcount_table: Vec<(u64, HostOffset, Vec<u8>)>,
+    refcount_table: Vec<TableSector>,
     l2: Vec<DirtySectors>,
-    l1: Vec<(u64, HostOffset, Vec<u8>)>,
+    l1: Vec<TableSector>,
     unlinked: Unlinked,
 }
 
@@ -53,11 +54,8 @@ impl FlushPlan {
             let at = |s: &DirtySectors| geometry.slice_start(s.key).plus(s.offset);
             sectors.iter().map(|s| MetaWrite { at: at(s), bytes: s.bytes.clone() }).collect()
         };
-        let table = |sectors: &[(u64, HostOffset, Vec<u8>)]| -> Vec<MetaWrite> {
-            sectors
-                .iter()
-                .map(|(_, at, bytes)| MetaWrite { at: *at, bytes: bytes.clone() })
-                .collect()
+        let table = |sectors: &[TableSector]| -> Vec<MetaWrite> {
+            sectors.iter().map(|s| MetaWrite { at: s.at, bytes: s.bytes.clone() }).collect()
         };
         let mut mappings = slices(&self.l2);
         mappings.append(&mut table(&self.l1));
@@ -83,9 +81,9 @@ impl Meta {
     pub fn plan_flush(&mut self) -> FlushPlan {
         FlushPlan {
             refcounts: self.refs.slices_mut().take_dirty(),
-            refcount_table: self.refs.take_dirty_table(),
+            refcount_table: self.refs.table_mut().take_dirty(),
             l2: self.map.slices_mut().take_dirty(),
-            l1: self.map.take_dirty_l1(),
+            l1: self.map.l1_mut().take_dirty(),
             unlinked: self.reclaim.take_unlinked(),
         }
     }
@@ -94,12 +92,12 @@ impl Meta {
     pub fn end_flush(&mut self, plan: FlushPlan, success: bool) {
         plan.refcounts.iter().for_each(|s| self.refs.slices_mut().written(s, success));
         plan.l2.iter().for_each(|s| self.map.slices_mut().written(s, success));
+        plan.refcount_table.iter().for_each(|s| self.refs.table_mut().written(s, success));
+        plan.l1.iter().for_each(|s| self.map.l1_mut().written(s, success));
         if success {
             self.reclaim.add_durable(plan.unlinked.made_durable());
             return;
         }
-        plan.refcount_table.iter().for_each(|(sector, ..)| self.refs.redirty_table(*sector));
-        plan.l1.iter().for_each(|(sector, ..)| self.map.redirty_l1(*sector));
         self.reclaim.put_back(plan.unlinked);
     }
 }

@@ -1,39 +1,31 @@
 //! Reference counts of host clusters: the refcount table in memory, its blocks in a slice cache.
 
-use std::collections::{BTreeSet, HashSet};
-
 use super::cache::{Lookup, SliceCache};
+use super::table::WordTable;
 use super::{Asked, Need};
-use crate::addr::{Geometry, HostCluster, HostOffset};
-use crate::error::{Error, Result};
+use crate::addr::{Geometry, HostCluster};
+use crate::error::Result;
 use crate::format::entry::RefcountTableEntry;
-use crate::limits::SECTOR_BYTES;
 
 /// The counts of all host clusters.
 #[derive(Debug)]
 pub struct Refcounts {
     geometry: Geometry,
-    table_offset: HostOffset,
-    table: Vec<Option<HostCluster>>,
-    /// Sectors of the table that differ from the disk.
-    dirty: BTreeSet<u64>,
+    table: WordTable,
     slices: SliceCache,
 }
 
-/// Entries of the refcount table in one sector.
-const ENTRIES_PER_SECTOR: u64 = SECTOR_BYTES / 8;
-
 impl Refcounts {
-    /// The counts behind the table at `table_offset`, given its raw entries.
-    pub fn new(
-        geometry: Geometry,
-        table_offset: HostOffset,
-        table: &[u64],
-        cache_bytes: u64,
-    ) -> Result<Self> {
-        let table = parse_table(geometry, table)?;
+    /// The counts behind `table`.
+    ///
+    /// # Errors
+    /// An entry is malformed.
+    pub fn new(geometry: Geometry, table: WordTable, cache_bytes: u64) -> Result<Self> {
+        for &raw in table.words() {
+            RefcountTableEntry(raw).parse(geometry)?;
+        }
         let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
-        Ok(Self { geometry, table_offset, table, dirty: BTreeSet::new(), slices })
+        Ok(Self { geometry, table, slices })
     }
 
     /// The count of `cluster`; `None` where no block counts it, which means zero.
@@ -88,46 +80,49 @@ impl Refcounts {
         Ok(used as u64)
     }
 
-    /// Entries that the table has room for.
-    pub fn table_len(&self) -> u64 {
-        self.table.len() as u64
+    /// How many of the clusters from `first` on are, or are not, in their last reference, up to `count_max` and no
+    /// further than the slice.
+    pub fn same_fate(&mut self, first: HostCluster, count_max: u64) -> Asked<(u64, bool)> {
+        let is_last = |count: Option<u64>| count == Some(1);
+        let last = is_last(self.get(first)?);
+        let left = self.geometry.refcounts_per_slice()
+            - self.geometry.index_in_refcount_block(first) % self.geometry.refcounts_per_slice();
+        let mut count = 1;
+        while count < count_max.min(left) && is_last(self.get(first.plus(count))?) == last {
+            count += 1;
+        }
+        Ok((count, last))
     }
 
-    /// Where the table lies: its first cluster, and how many it fills.
-    pub fn table_span(&self) -> (HostCluster, u64) {
-        self.geometry.host_span(self.table_offset, self.table_len() * 8)
+    /// The table.
+    pub fn table(&self) -> &WordTable {
+        &self.table
+    }
+
+    /// The table, for flushing.
+    pub fn table_mut(&mut self) -> &mut WordTable {
+        &mut self.table
     }
 
     /// All refcount blocks.
     pub fn blocks(&self) -> impl Iterator<Item = HostCluster> + '_ {
-        self.table.iter().filter_map(|b| *b)
-    }
-
-    /// The raw table, for a copy in a new place.
-    pub fn raw_table(&self) -> Vec<u64> {
-        let raw = |b: &Option<HostCluster>| {
-            b.map_or(0, |block| RefcountTableEntry::to_block(self.geometry, block).0)
-        };
-        self.table.iter().map(raw).collect()
+        (0..self.table.words().len()).filter_map(|index| self.block_at(index))
     }
 
     /// Hooks a new block in, whose zeros are on disk already, and counts the block itself.
     pub fn add_block(&mut self, index: u64, block: HostCluster) {
-        let entry = &mut self.table[index as usize];
-        assert!(entry.is_none(), "a refcount block is made once");
-        *entry = Some(block);
-        self.dirty.insert(index / ENTRIES_PER_SECTOR);
+        let index = index as usize;
+        assert!(self.block_at(index).is_none(), "a refcount block is made once");
+        self.table.set(index, RefcountTableEntry::to_block(self.geometry, block).0);
         let (key, _) = self.geometry.refcount_slice(block, block);
         self.slices.insert_zeroed(key);
         self.set(block, 1).expect("the slice was just inserted");
     }
 
-    /// Goes on with the table at `offset`, which is on disk and in use.
-    pub fn switch_table(&mut self, offset: HostOffset, table: &[u64]) -> Result<()> {
-        assert!(self.dirty.is_empty(), "a table is replaced only when it is clean");
-        self.table = parse_table(self.geometry, table)?;
-        self.table_offset = offset;
-        Ok(())
+    /// Goes on with another table, which is on disk and in use.
+    pub fn switch_table(&mut self, table: WordTable) {
+        assert!(!self.table.is_dirty(), "a table is replaced only when it is clean");
+        self.table = table;
     }
 
     /// The slice cache, for loading and flushing.
@@ -142,54 +137,22 @@ impl Refcounts {
 
     /// Whether anything waits to be written.
     pub fn is_dirty(&self) -> bool {
-        self.slices.is_dirty() || !self.dirty.is_empty()
-    }
-
-    /// The changed sectors of the table, for a flush.
-    pub fn take_dirty_table(&mut self) -> Vec<(u64, HostOffset, Vec<u8>)> {
-        let sectors = std::mem::take(&mut self.dirty);
-        sectors.into_iter().map(|sector| self.table_sector(sector)).collect()
-    }
-
-    /// Marks a sector of the table as changed again, after its write failed.
-    pub fn redirty_table(&mut self, sector: u64) {
-        self.dirty.insert(sector);
-    }
-
-    fn table_sector(&self, sector: u64) -> (u64, HostOffset, Vec<u8>) {
-        let first = (sector * ENTRIES_PER_SECTOR) as usize;
-        let entries =
-            &self.table[first..(first + ENTRIES_PER_SECTOR as usize).min(self.table.len())];
-        let raw = |b: &Option<HostCluster>| {
-            b.map_or(0, |block| RefcountTableEntry::to_block(self.geometry, block).0).to_be_bytes()
-        };
-        let bytes = entries.iter().flat_map(raw).collect();
-        (sector, self.table_offset.plus(sector * SECTOR_BYTES), bytes)
-    }
-
-    fn block_of(&self, cluster: HostCluster) -> Option<HostCluster> {
-        let index = usize::try_from(self.geometry.refcount_block_index(cluster)).ok()?;
-        self.table.get(index).copied().flatten()
+        self.slices.is_dirty() || self.table.is_dirty()
     }
 
     /// Whether the table has a block at `index`.
     pub fn has_block(&self, index: u64) -> bool {
-        usize::try_from(index).ok().and_then(|i| self.table.get(i)).is_some_and(Option::is_some)
+        usize::try_from(index).is_ok_and(|index| self.block_at(index).is_some())
     }
-}
 
-/// The blocks that the raw entries of a table name. A block that two entries name would count two places at once, and a
-/// small file could pretend to be full up to any size.
-fn parse_table(geometry: Geometry, raw: &[u64]) -> Result<Vec<Option<HostCluster>>> {
-    let mut seen = HashSet::new();
-    let parse = |&raw: &u64| match RefcountTableEntry(raw).parse(geometry)? {
-        Some(block) if !seen.insert(block) => {
-            let at = geometry.host_start(block);
-            Err(Error::corrupt(format!("the refcount table names the block at {at} twice")))
-        }
-        block => Ok(block),
-    };
-    raw.iter().map(parse).collect()
+    fn block_of(&self, cluster: HostCluster) -> Option<HostCluster> {
+        self.block_at(usize::try_from(self.geometry.refcount_block_index(cluster)).ok()?)
+    }
+
+    fn block_at(&self, index: usize) -> Option<HostCluster> {
+        let raw = *self.table.words().get(index)?;
+        RefcountTableEntry(raw).parse(self.geometry).ok().flatten()
+    }
 }
 
 /// The count at `index` of a slice, for entries of `1 << order` bits.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag};
 use nix::unistd::Whence;
 
 use super::direct::{Alignment, BlockLocks};
@@ -20,6 +20,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of zeros that one write carries where the file system cannot zero a range by itself.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
+
+/// Bytes that a bounce buffer holds at the most.
+const BOUNCE_LEN: u64 = 1 << 20;
 
 /// How a file is to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +81,14 @@ impl UringDisk {
         let file = options.open(path).map_err(|e| Error::io("Could not open", &e))?;
         let metadata = file.metadata().map_err(|e| Error::io("stat", &e))?;
         refuse_odd_files(&metadata.file_type())?;
+        // Kernels before 6.2 would let nonblocking I/O on some devices fail instead of waiting.
+        let flags = OFlag::from_bits_retain(direct | libc::O_RDWR);
+        let blocking = nix::fcntl::fcntl(&file, FcntlArg::F_SETFL(flags));
+        blocking.map_err(|e| Error::io("set the file's flags", &e.into()))?;
         if access != Access::ReadOnlyShared {
             lock::lock_image(&file, writable)?;
         }
-        if access == Access::Create {
+        if access == Access::Create && metadata.is_file() {
             file.set_len(0).map_err(|e| Error::io("cut the file to nothing", &e))?;
         }
         let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
@@ -138,7 +145,18 @@ impl UringDisk {
         Ok(())
     }
 
+    /// Reads what is not aligned, in pieces: a request must not cost its length in memory again.
     async fn read_bounced(&self, direct: &Direct, at: u64, into: &Payload) -> io::Result<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let piece = (into.len() - done).min(BOUNCE_LEN);
+            self.read_piece(direct, at + done, &into.slice(done, piece)).await?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    async fn read_piece(&self, direct: &Direct, at: u64, into: &Payload) -> io::Result<()> {
         let wide = direct.alignment.widen(at..at + into.len());
         let bounce = Buffer::zeroed((wide.end - wide.start) as usize).payload();
         self.read_plain(wide.start, &bounce).await?;
@@ -147,11 +165,22 @@ impl UringDisk {
     }
 
     async fn write_direct(&self, direct: &Direct, at: u64, from: &Payload) -> io::Result<()> {
-        let wide = direct.alignment.widen(at..at + from.len());
-        let _blocks = direct.locks.hold(wide.clone()).await;
+        let _blocks = direct.locks.hold(direct.alignment.widen(at..at + from.len())).await;
         if direct.alignment.fits(at, from) {
             return self.write_plain(at, from).await;
         }
+        let mut done = 0;
+        while done < from.len() {
+            let piece = (from.len() - done).min(BOUNCE_LEN);
+            self.write_piece(direct, at + done, &from.slice(done, piece)).await?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks, around `from` with what they hold now. The caller has the blocks to itself.
+    async fn write_piece(&self, direct: &Direct, at: u64, from: &Payload) -> io::Result<()> {
+        let wide = direct.alignment.widen(at..at + from.len());
         // Where the last block reaches past the end of the file, the file grows by the zeros read there.
         let bounce = Buffer::zeroed((wide.end - wide.start) as usize).payload();
         if wide != (at..at + from.len()) {
@@ -208,7 +237,18 @@ impl Disk for UringDisk {
     }
 
     async fn write_zeroes(&self, at: HostOffset, len: u64) -> io::Result<()> {
-        match self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len).await {
+        let zeroed = {
+            // A neighbour's read-modify-write must not bring the old bytes back.
+            let _blocks = match &self.direct {
+                Some(direct) => {
+                    let range = at.get()..at.get() + len;
+                    Some(direct.locks.hold(direct.alignment.widen(range)).await)
+                }
+                None => None,
+            };
+            self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len).await
+        };
+        match zeroed {
             Err(e) if is_unsupported(&e) => self.write_zeroes_by_hand(at, len).await,
             other => other,
         }
@@ -304,6 +344,8 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 
+/// Whether this file cannot do it, or (`EINVAL`) not in blocks as small as these.
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
+    let unsupported = [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::EINVAL];
+    error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
 }

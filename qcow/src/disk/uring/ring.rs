@@ -70,6 +70,8 @@ enum SlotState {
     Repeating {
         fired: bool,
         ended: bool,
+        /// The descriptor is broken or its other side is gone: there is nothing more to wait for.
+        over: bool,
         waker: Option<Waker>,
     },
 }
@@ -119,8 +121,12 @@ impl Ring {
     }
 
     fn watch(&mut self, file: &Arc<OwnedFd>) -> usize {
-        let index =
-            self.take_slot(SlotState::Repeating { fired: false, ended: false, waker: None });
+        let index = self.take_slot(SlotState::Repeating {
+            fired: false,
+            ended: false,
+            over: false,
+            waker: None,
+        });
         self.slots[index].held = Some(Held { _file: Arc::clone(file), operation: None });
         let fd = types::Fd(file.as_raw_fd());
         let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
@@ -177,9 +183,11 @@ impl Ring {
                 slot.held = None;
                 slot.state = SlotState::Done(completion.result());
             }
-            SlotState::Repeating { fired, ended, waker } => {
+            SlotState::Repeating { fired, ended, over, waker } => {
                 *fired = true;
                 *ended = !more;
+                // An error or the other side's end stays: watching on would only spin.
+                *over |= completion.result() & !i32::from(libc::POLLIN) != 0;
                 wakers.extend(waker.take());
             }
             SlotState::Orphaned if !more => self.release(index),
@@ -348,14 +356,15 @@ impl Readiness {
     /// Ready once per signal or burst of signals since the last time.
     pub fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let mut ring = self.ring.borrow_mut();
-        let SlotState::Repeating { fired, ended, waker } = &mut ring.slots[self.index].state else {
+        let SlotState::Repeating { fired, ended, over, waker } = &mut ring.slots[self.index].state
+        else {
             unreachable!("a watch lost its slot");
         };
         if !std::mem::take(fired) {
             *waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        if *ended {
+        if *ended && !*over {
             // The kernel ends a repeating poll when it runs out of completion room; the signal has been seen.
             ring.release(self.index);
             self.index = ring.watch(&self.file);
