@@ -1,2 +1,58 @@
-//! Placeholder.
-fn main() {}
+//! `vhost-blk`: serves disk images to virtual machines as vhost-user-blk devices.
+//!
+//! A [`daemon`] serves [`disk`]s. Each disk has a control thread, which accepts a frontend on its [`socket`], talks to it
+//! in a [`connection`] by the [`protocol`], and keeps its [`rings`]; and one [`worker`] thread per ring, which serves a
+//! [`queue`]: takes [`chain`]s from the [`ring`], parses each into a [`request`], and [`execute`]s it on the image.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod bell;
+mod chain;
+mod config_file;
+mod config_space;
+mod connection;
+mod daemon;
+mod device;
+mod disk;
+mod execute;
+mod inherited;
+mod log;
+mod memory;
+mod protocol;
+mod queue;
+mod request;
+mod ring;
+mod rings;
+mod settings;
+mod size;
+mod socket;
+mod stop;
+mod vring;
+mod worker;
+
+const EXIT_CANNOT_START: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+/// In the words of QEMU's conventions for vhost-user backend programs.
+const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    if let Err(what) = args.check() {
+        eprintln!("vhost-blk: {what}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    if args.wants_capabilities() {
+        println!("{CAPABILITIES}");
+        return ExitCode::SUCCESS;
+    }
+    let disks = args.disks();
+    log::start(args.log_format(), args.log_level());
+    disks.and_then(|disks| daemon::run(&disks)).unwrap_or_else(|error| {
+        eprintln!("vhost-blk: {error:#}");
+        ExitCode::from(EXIT_CANNOT_START)
+    })
+}

@@ -1,0 +1,68 @@
+//! Carrying out one request on the image.
+
+use qcow::disk::Payload;
+use qcow::{ErrorKind, Result};
+
+use crate::device::Device;
+use crate::disk::DiskImage;
+use crate::request::{Operation, Range, Status};
+
+/// A request under way: what to do, and where its answer goes.
+#[derive(Debug)]
+pub struct Request {
+    /// The index of its first descriptor.
+    pub head: u16,
+    /// Where the status byte goes.
+    pub status: Payload,
+    pub operation: Operation,
+}
+
+/// A request that has ended; its status byte is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    pub head: u16,
+    /// Bytes written to the guest's buffers, the status byte included.
+    pub written: u32,
+}
+
+/// Carries out `request`. Errors become its status and a line in the log.
+pub async fn execute(image: &DiskImage, device: &Device, request: Request) -> Done {
+    let Request { head, status, operation } = request;
+    let answer_len = operation.answer_len();
+    let result = perform(image, device, operation).await;
+    let (answer, written) = match &result {
+        Ok(()) => (Status::Ok, answer_len + 1),
+        Err(error) if error.kind() == ErrorKind::Unsupported => (Status::Unsupported, 1),
+        Err(_) => (Status::IoError, 1),
+    };
+    if let Err(error) = result {
+        device.report(format_args!("request failed: {error}"));
+        device.note_health(image.health());
+    }
+    status.copy_from(0, &[answer.byte()]);
+    Done { head, written }
+}
+
+async fn perform(image: &DiskImage, device: &Device, operation: Operation) -> Result<()> {
+    match operation {
+        Operation::Read { at, into } => return image.read(at, &into).await,
+        Operation::GetId { into } => {
+            into.copy_from(0, &device.serial()[..into.len() as usize]);
+            return Ok(());
+        }
+        Operation::Flush => return image.flush().await,
+        Operation::Write { at, from } => image.write(at, &from).await?,
+        Operation::Discard(ranges) => {
+            for Range { at, len, .. } in ranges {
+                image.discard(at, len).await?;
+            }
+        }
+        Operation::WriteZeroes(ranges) => {
+            for Range { at, len, unmap } in ranges {
+                image.write_zeroes(at, len, unmap).await?;
+            }
+        }
+    }
+    // Without a write-back cache a change is durable when it is acknowledged.
+    if device.is_write_back() { Ok(()) } else { image.flush().await }
+}

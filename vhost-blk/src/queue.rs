@@ -1,0 +1,234 @@
+//! Serving one virtqueue on one thread and one io_uring: kicks, requests, completions and commands.
+//!
+//! All of it happens in turns. A turn takes what has come, starts requests, returns what has ended in one batch with at
+//! most one interrupt, and then the thread sleeps in its ring until something more comes.
+
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::task::{Context, Poll};
+
+use qcow::disk::uring::{self, Readiness};
+use qcow::exec::SlotPool;
+
+use crate::bell::Bell;
+use crate::chain::{Chain, Indirect};
+use crate::device::Device;
+use crate::disk::DiskImage;
+use crate::execute::{Done, Request, execute};
+use crate::memory::QueueMemory;
+use crate::request::{Operation, Refusal};
+use crate::ring::{Ring, RingBroken};
+use crate::worker::{Command, Start};
+
+/// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
+pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: Bell) {
+    uring::block_on(async {
+        let mut requests = SlotPool::new(device.shape().queue_size.into());
+        let mut server = Server {
+            device,
+            inbox,
+            rung: Readiness::watch(bell.watched()),
+            bell,
+            queue: None,
+            stopping: None,
+            closed: false,
+        };
+        let start = |request| execute(image, device, request);
+        poll_fn(|context| server.turn(context, &mut requests, &start)).await;
+    });
+}
+
+struct Server<'a> {
+    device: &'a Device,
+    inbox: Receiver<Command>,
+    /// Rung for a command, and by the thread itself when it wants another turn.
+    bell: Bell,
+    rung: Readiness,
+    queue: Option<Queue>,
+    /// Who waits for the queue to stop.
+    stopping: Option<Sender<u16>>,
+    /// Whether no more commands will come.
+    closed: bool,
+}
+
+impl Server<'_> {
+    /// Does all there is to do now; ready when the worker is to end.
+    fn turn<F: Future<Output = Done>>(
+        &mut self,
+        context: &mut Context<'_>,
+        requests: &mut SlotPool<F>,
+        start: &impl Fn(Request) -> F,
+    ) -> Poll<()> {
+        if self.rung.poll_ready(context).is_ready() {
+            // Armed anew before the inbox is emptied, so that no command slips through.
+            while self.rung.poll_ready(context).is_ready() {}
+            self.take_commands();
+        }
+        if let Some(queue) = &mut self.queue {
+            queue.listen(context);
+            while let Poll::Ready(done) = requests.poll_next(context) {
+                queue.ring.put_used(done.head, done.written);
+            }
+            queue.publish();
+            if self.stopping.is_none() && !self.closed {
+                let more = queue.fetch(self.device, requests, start);
+                queue.publish();
+                // By way of the ring, so that I/O and commands have their turn.
+                if more {
+                    self.bell.ring();
+                }
+            }
+        }
+        if requests.is_empty() && (self.stopping.is_some() || self.closed) {
+            self.finish();
+        }
+        if self.closed && requests.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn take_commands(&mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Start(start)) => self.queue = Some(Queue::new(*start)),
+                Ok(Command::SetCall(call)) => {
+                    if let Some(queue) = &mut self.queue {
+                        queue.call = call;
+                        queue.interrupt();
+                    }
+                }
+                Ok(Command::Stop(reply)) => self.stopping = Some(reply),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nothing is in flight: lets go of the queue and its memory, then says so.
+    fn finish(&mut self) {
+        let next = self.queue.take().map_or(0, |queue| queue.ring.next_available());
+        if let Some(reply) = self.stopping.take() {
+            // Nobody waits any more only where the control thread has died.
+            let _ = reply.send(next);
+        }
+    }
+}
+
+/// A queue that is being served.
+struct Queue {
+    ring: Ring,
+    memory: Arc<QueueMemory>,
+    indirect: Indirect,
+    /// `None`: the guest does not kick, so the ring is looked at all the time.
+    kick: Option<Readiness>,
+    call: Option<Arc<File>>,
+    error: Option<Arc<File>>,
+    /// Set once the guest has broken the ring; what is in flight is still finished.
+    broken: bool,
+}
+
+impl Queue {
+    fn new(start: Start) -> Self {
+        let Start { ring, memory, indirect, kick, call, error } = start;
+        let kick = kick.map(Readiness::watch);
+        let queue = Self { ring, memory, indirect, kick, call, error, broken: false };
+        // A guest that waits for an interrupt which the last backend owed it looks at its ring again.
+        queue.interrupt();
+        queue
+    }
+
+    /// Arranges to be woken for the next kick. What a kick says is not remembered: every turn looks at the ring.
+    fn listen(&mut self, context: &mut Context<'_>) {
+        if let Some(kick) = &mut self.kick {
+            while kick.poll_ready(context).is_ready() {}
+        }
+    }
+
+    /// Starts the requests that the guest has offered; whether to look again without being kicked.
+    fn fetch<F: Future<Output = Done>>(
+        &mut self,
+        device: &Device,
+        requests: &mut SlotPool<F>,
+        start: &impl Fn(Request) -> F,
+    ) -> bool {
+        // A guest that offers faster than we take must not keep the thread from everything else.
+        let mut budget = self.ring.size();
+        while !self.broken {
+            self.ring.disable_kicks();
+            while !requests.is_full() {
+                if budget == 0 {
+                    return true;
+                }
+                budget -= 1;
+                match self.ring.take() {
+                    Ok(None) => break,
+                    Ok(Some(head)) => self.begin(head, device, requests, start),
+                    Err(broken) => {
+                        self.give_up(device, broken);
+                        return false;
+                    }
+                }
+            }
+            // With all slots taken, the end of a request leads back here.
+            if requests.is_full() || !self.ring.enable_kicks() {
+                return self.kick.is_none();
+            }
+        }
+        false
+    }
+
+    fn begin<F: Future<Output = Done>>(
+        &mut self,
+        head: u16,
+        device: &Device,
+        requests: &mut SlotPool<F>,
+        start: &impl Fn(Request) -> F,
+    ) {
+        let chain = Chain::walk(&self.ring, head, &self.memory, self.indirect);
+        let Some(status) = chain.status() else {
+            let why = chain.fault.map_or("there is no writable byte".to_owned(), |f| f.to_string());
+            device.report(format_args!("a request without a place for its status: {why}"));
+            return self.ring.put_used(head, 0);
+        };
+        match Operation::parse(&chain, device) {
+            Ok(operation) => {
+                if let Some(done) = requests.insert(start(Request { head, status, operation })) {
+                    self.ring.put_used(done.head, done.written);
+                }
+            }
+            Err(Refusal { status: answer, why }) => {
+                device.report(format_args!("request refused: {why}"));
+                status.copy_from(0, &[answer.byte()]);
+                self.ring.put_used(head, 1);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        if self.ring.publish() {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        signal(self.call.as_deref());
+    }
+
+    fn give_up(&mut self, device: &Device, broken: RingBroken) {
+        tracing::warn!("{}: a queue is served no more: {broken}", device.name());
+        self.broken = true;
+        signal(self.error.as_deref());
+    }
+}
+
+/// Adds one to an eventfd of the frontend.
+fn signal(event: Option<&File>) {
+    if let Some(mut event) = event {
+        // Where the frontend does not empty it, it is not waiting for it either.
+        let _ = event.write(&1u64.to_ne_bytes());
+    }
+}
