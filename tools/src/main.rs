@@ -1,2 +1,43 @@
-//! Placeholder.
-fn main() {}
+//! The `qcow` command: a drop-in for `qemu-img`, and for `qemu-io` as `qcow io`.
+//!
+//! One file per subcommand, each with its arguments and a `run`. What they share: [`image`] opens, [`creation`] makes,
+//! [`keyval`] and [`size`] read what people type, [`output`] and [`failure`] speak to them.
+
+use std::process::ExitCode;
+
+mod cache;
+mod cli;
+mod creation;
+mod failure;
+mod image;
+mod keyval;
+mod output;
+mod partial;
+mod program;
+mod progress;
+mod size;
+mod unbuilt;
+
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod info;
+mod io;
+mod map;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    program::set_name(arguments.first().map(std::ffi::OsString::as_os_str));
+    let code = match cli::parse(&arguments).and_then(|command| command.run()) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(),
+    };
+    match output::finish() {
+        Ok(()) => code,
+        Err(error) => {
+            failure::tell(&format!("standard output: {}", qcow::error::reason(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}

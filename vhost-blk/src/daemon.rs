@@ -7,13 +7,11 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::EXIT_IMAGE_LOST;
 use crate::disk::{Disk, Outcome};
 use crate::settings::{DiskSettings, SocketSettings};
 use crate::socket::Socket;
 use crate::stop::Stop;
-
-/// The exit code after an image was lost while it was served.
-const EXIT_IMAGE_LOST: u8 = 3;
 
 enum Event {
     Signal,

@@ -3,20 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use qcow::disk::uring::{self, UringDisk};
-use qcow::engine::Format;
-use qcow::gate::{BackingPolicy, HostGate};
-use qcow::{ErrorKind, Image};
+use qcow::disk::uring;
 
 use crate::connection;
 use crate::device::{Device, Shape};
+use crate::image::{DiskImage, open_image};
 use crate::settings::DiskSettings;
 use crate::socket::Socket;
 use crate::stop::Stop;
 use crate::worker::Worker;
-
-/// The image behind a disk.
-pub type DiskImage = Image<UringDisk>;
 
 /// How a disk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +58,7 @@ impl Disk {
         };
         let device = Arc::new(Device::new(shape, &settings.file));
         let stop = Stop::new().context("cannot make an eventfd")?;
-        let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device), stop.clone());
+        let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device));
         let workers = (0..settings.num_queues).map(spawn).collect::<Result<_>>()?;
         let socket = socket()?;
         Ok(Self { image, device, workers, socket, stop })
@@ -83,14 +78,6 @@ impl Disk {
             tracing::error!("{}: {e:#}", device.name());
         }
         drop(workers);
-        if stop.has_crashed() {
-            // What the dead thread left half done must not reach the image; as it is, it is as after a crash.
-            tracing::error!(
-                "{}: a thread died; the image was left as after a crash",
-                device.name()
-            );
-            return Outcome::Lost;
-        }
         device.note_health(image.health());
         if let Err(e) = uring::block_on(image.close()) {
             tracing::error!("cannot close the image: {e}");
@@ -117,20 +104,4 @@ fn serve_frontends(
         }
     }
     Ok(())
-}
-
-fn open_image(settings: &DiskSettings) -> Result<DiskImage> {
-    let gate = HostGate {
-        cache: settings.cache.mode(),
-        shared: false,
-        backing: BackingPolicy::Beside(settings.allow_backing.clone()),
-    };
-    let image = uring::block_on(Image::open(&gate, &settings.file, &settings.open_options()))?;
-    let guessed = settings.format.is_none() && image.format() == Format::Raw;
-    if guessed && image.is_writable() {
-        // A guest that may write to a raw disk could turn it into an image of its own making.
-        let what = "not a qcow2 image; say '-f raw' to serve it as it is";
-        return Err(qcow::Error::new(ErrorKind::Denied, what).in_file(&settings.file).into());
-    }
-    Ok(image)
 }

@@ -4,7 +4,7 @@ use qcow::disk::Payload;
 use qcow::{ErrorKind, Result};
 
 use crate::device::Device;
-use crate::disk::DiskImage;
+use crate::image::DiskImage;
 use crate::request::{Operation, Range, Status};
 
 /// A request under way: what to do, and where its answer goes.

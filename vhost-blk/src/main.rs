@@ -11,6 +11,7 @@ use clap::Parser;
 mod args;
 mod bell;
 mod chain;
+mod command;
 mod config_file;
 mod config_space;
 mod connection;
@@ -18,6 +19,7 @@ mod daemon;
 mod device;
 mod disk;
 mod execute;
+mod image;
 mod inherited;
 mod log;
 mod memory;
@@ -35,11 +37,14 @@ mod worker;
 
 const EXIT_CANNOT_START: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// An image was lost while it was served.
+const EXIT_IMAGE_LOST: u8 = 3;
 
 /// In the words of QEMU's conventions for vhost-user backend programs.
 const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
 
 fn main() -> ExitCode {
+    end_on_panic();
     let args = args::Args::parse();
     if let Err(what) = args.check() {
         eprintln!("vhost-blk: {what}");
@@ -55,4 +60,15 @@ fn main() -> ExitCode {
         eprintln!("vhost-blk: {error:#}");
         ExitCode::from(EXIT_CANNOT_START)
     })
+}
+
+/// A broken invariant ends the process where it is found. Unwinding would give back what the thread had in hand while the
+/// kernel may still be writing to it, and other threads would build on that; ended at once, the images are as after a
+/// crash.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |what| {
+        report(what);
+        std::process::exit(EXIT_IMAGE_LOST.into());
+    }));
 }

@@ -15,13 +15,13 @@ use qcow::exec::SlotPool;
 
 use crate::bell::Bell;
 use crate::chain::{Chain, Indirect};
+use crate::command::{Command, Start};
 use crate::device::Device;
-use crate::disk::DiskImage;
 use crate::execute::{Done, Request, execute};
+use crate::image::DiskImage;
 use crate::memory::QueueMemory;
 use crate::request::{Operation, Refusal};
 use crate::ring::{Ring, RingBroken};
-use crate::worker::{Command, Start};
 
 /// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
 pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: Bell) {

@@ -11,11 +11,12 @@ use std::sync::mpsc::Receiver;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::chain::Indirect;
+use crate::command::Start;
 use crate::device::Device;
 use crate::memory::{MemoryTable, QueueMemory};
 use crate::ring::Ring;
 use crate::vring::{Kick, Vring};
-use crate::worker::{Start, Worker, WorkerGone};
+use crate::worker::{Worker, WorkerGone};
 
 /// A ring that cannot be served.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,6 @@ pub struct Stop {
 #[derive(Debug)]
 struct Inner {
     requested: AtomicBool,
-    crashed: AtomicBool,
     /// Readable once the stop is requested.
     bell: Bell,
     /// The frontend that is being served.
@@ -34,7 +33,6 @@ impl Stop {
         Ok(Self {
             inner: Arc::new(Inner {
                 requested: AtomicBool::new(false),
-                crashed: AtomicBool::new(false),
                 bell,
                 connection: Mutex::new(None),
             }),
@@ -50,18 +48,8 @@ impl Stop {
         }
     }
 
-    /// Stops the disk because one of its threads died: what it had in hand is lost.
-    pub fn crash(&self) {
-        self.inner.crashed.store(true, Ordering::SeqCst);
-        self.request();
-    }
-
     pub fn is_requested(&self) -> bool {
         self.inner.requested.load(Ordering::SeqCst)
-    }
-
-    pub fn has_crashed(&self) -> bool {
-        self.inner.crashed.load(Ordering::SeqCst)
     }
 
     /// Cuts `connection` off when the stop is requested, as long as the guard lives.

@@ -1,7 +1,6 @@
 //! The thread behind one queue, and how the control thread talks to it.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -9,37 +8,10 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result};
 
 use crate::bell::Bell;
-use crate::chain::Indirect;
+use crate::command::{Command, Start};
 use crate::device::Device;
-use crate::disk::DiskImage;
-use crate::memory::QueueMemory;
+use crate::image::DiskImage;
 use crate::queue;
-use crate::ring::Ring;
-use crate::stop::Stop;
-
-/// A queue that is to start.
-#[derive(Debug)]
-pub struct Start {
-    pub ring: Ring,
-    pub memory: Arc<QueueMemory>,
-    pub indirect: Indirect,
-    /// Written to by the guest when there is something to do; without it the ring is polled.
-    pub kick: Option<Arc<OwnedFd>>,
-    pub call: Option<Arc<File>>,
-    pub error: Option<Arc<File>>,
-}
-
-/// What the control thread wants of a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve this queue. The worker serves none.
-    Start(Box<Start>),
-    /// Interrupt the guest through this descriptor from now on.
-    SetCall(Option<Arc<File>>),
-    /// Take no more requests, finish those in flight, let go of the guest's memory; then answer with the index of the
-    /// next chain in the available ring.
-    Stop(Sender<u16>),
-}
 
 /// The worker has died.
 #[derive(Clone, Copy, Debug)]
@@ -54,17 +26,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread of queue `index`. Should it die, `stop` stops the disk.
-    pub fn spawn(index: u16, image: DiskImage, device: Arc<Device>, stop: Stop) -> Result<Self> {
+    /// Starts the thread of queue `index`.
+    pub fn spawn(index: u16, image: DiskImage, device: Arc<Device>) -> Result<Self> {
         let bell = Bell::new().context("cannot make an eventfd")?;
         let own = bell.clone();
         let (commands, inbox) = channel();
         let thread = std::thread::Builder::new()
             .name(format!("queue {index}"))
-            .spawn(move || {
-                let _crash = CrashGuard { stop };
-                queue::serve(&image, &device, inbox, own);
-            })
+            .spawn(move || queue::serve(&image, &device, inbox, own))
             .context("cannot start a thread")?;
         Ok(Self { commands: Some(commands), bell, thread: Some(thread) })
     }
@@ -99,21 +68,8 @@ impl Drop for Worker {
         self.commands = None;
         self.bell.ring();
         if let Some(thread) = self.thread.take() {
-            // A panic has been reported where it happened, and has stopped the disk.
+            // A panic would have ended the process.
             let _ = thread.join();
-        }
-    }
-}
-
-/// Stops the disk when the thread that holds it panics.
-struct CrashGuard {
-    stop: Stop,
-}
-
-impl Drop for CrashGuard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.stop.crash();
         }
     }
 }

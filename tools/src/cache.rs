@@ -1,0 +1,36 @@
+//! Cache modes: `-t` and `-T`.
+
+use qcow::disk::uring::CacheMode;
+
+/// How an image's writes reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Past the host's page cache or through it.
+    pub mode: CacheMode,
+    /// Whether every write is flushed.
+    pub writethrough: bool,
+    /// Whether flushes are carried out at all.
+    pub flushes: bool,
+}
+
+impl Cache {
+    /// Through the page cache, with flushes.
+    pub const WRITEBACK: Self =
+        Self { mode: CacheMode::PageCache, writethrough: false, flushes: true };
+    /// Through the page cache, and without any flush.
+    pub const UNSAFE: Self =
+        Self { mode: CacheMode::PageCache, writethrough: false, flushes: false };
+
+    /// The mode of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let direct = Self { mode: CacheMode::Direct, ..Self::WRITEBACK };
+        match name {
+            "none" | "off" => Some(direct),
+            "directsync" => Some(Self { writethrough: true, ..direct }),
+            "writeback" => Some(Self::WRITEBACK),
+            "writethrough" => Some(Self { writethrough: true, ..Self::WRITEBACK }),
+            "unsafe" => Some(Self::UNSAFE),
+            _ => None,
+        }
+    }
+}

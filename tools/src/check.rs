@@ -1,0 +1,258 @@
+//! `qcow check`: whether an image agrees with itself, and the repair of leaks.
+
+use std::path::{Path, PathBuf};
+
+use qcow::Error;
+use qcow::disk::uring::{UringDisk, block_on};
+use qcow::engine::Format;
+use qcow::engine::check::{CheckSummary, Finding, Repair, check};
+use qcow::engine::info::ImageInfo;
+use serde::Serialize;
+
+use crate::cache::Cache;
+use crate::cli::{OutputArgs, OutputFormat, one_file};
+use crate::failure::{self, Failure, Outcome};
+use crate::image::{self, Opening};
+use crate::output::{self, say};
+use crate::unbuilt;
+
+const COMMAND: &str = "check";
+
+/// The image could not be checked, or not wholly.
+const CHECK_FAILED: u8 = 1;
+/// Data is lost or in danger.
+const CORRUPT: u8 = 2;
+/// Space is wasted, and no more than that.
+const LEAKS: u8 = 3;
+/// The format has nothing to check.
+const NOT_SUPPORTED: u8 = 63;
+
+/// Check an image for consistency; exit code 0 clean, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check in this format
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only tell of findings, on stderr
+    #[arg(short, long)]
+    quiet: bool,
+    /// Format of the image: qcow2 or raw; found out if not given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// FILE is an option string (not supported yet)
+    #[arg(long)]
+    image_opts: bool,
+    /// Cache mode: writeback (default), writethrough, none, directsync or unsafe
+    #[arg(short = 'T', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// Repair: 'leaks' gives wasted space back; 'all' also repairs what else can be repaired in place
+    #[arg(short, long, value_name = "leaks|all")]
+    repair: Option<String>,
+    /// Check even while another program uses the image; then findings may be wrong
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// Object definition, such as a secret (not supported yet)
+    #[arg(long, value_name = "DEFINITION")]
+    object: Vec<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The image to check
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Runs the command; its exit code.
+pub fn run(args: &Args) -> Outcome<u8> {
+    let output = args.output.format(COMMAND)?;
+    let repair = parse_repair(args.repair.as_deref())?;
+    let path = one_file(COMMAND, &args.files)?;
+    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
+    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
+    let cache = match &args.cache {
+        None => Cache::WRITEBACK,
+        Some(name) => Cache::parse(name)
+            .ok_or_else(|| Failure::new(format!("Invalid source cache option: {name}")))?,
+    };
+    let opening = Opening {
+        format: args.format.as_deref(),
+        writable: repair != Repair::None,
+        cache,
+        shared: args.force_share,
+        ..Opening::default()
+    };
+    let disk = open(&opening, path)?;
+    let report = check_and_repair(&disk, path, repair, args.quiet, output)?;
+    if !args.quiet {
+        match output {
+            OutputFormat::Human => report.print(),
+            OutputFormat::Json => output::json(&report.to_json(path)),
+        }
+    }
+    Ok(report.exit_code())
+}
+
+fn open(opening: &Opening<'_>, path: &Path) -> Outcome<UringDisk> {
+    let format = opening.format.map(image::parse_format).transpose();
+    let format = format.map_err(|reason| image::could_not_open(path, &reason))?;
+    let disk = opening.open_file(path)?;
+    let unusable = |e: Error| image::could_not_open(path, &image::reason_not_open(path, &e));
+    let info = block_on(ImageInfo::read(&disk, path, format)).map_err(unusable)?;
+    if info.format == Format::Raw {
+        let message = "This image format does not support checks";
+        return Err(Failure::new(message).with_code(NOT_SUPPORTED));
+    }
+    Ok(disk)
+}
+
+/// What a check has found, and what a repair before it has fixed.
+struct Report {
+    summary: CheckSummary,
+    leaks_fixed: u64,
+    corruptions_fixed: u64,
+}
+
+fn check_and_repair(
+    disk: &UringDisk,
+    path: &Path,
+    repair: Repair,
+    quiet: bool,
+    output: OutputFormat,
+) -> Outcome<Report> {
+    let mut rebuild = false;
+    let mut tell = |finding: &Finding| {
+        rebuild |= matches!(finding, Finding::RebuildNeeded);
+        failure::tell_plain(&finding.to_string());
+    };
+    let failed = |e: Error| Failure::new(format!("Check failed: {e}")).with_code(CHECK_FAILED);
+    let mut summary = block_on(check(disk, path, repair, &mut tell)).map_err(failed)?;
+    if rebuild {
+        let message = format!(
+            "{}: rebuilding the refcount structures is not supported yet; nothing was repaired",
+            path.display()
+        );
+        return Err(Failure::new(message).with_code(CHECK_FAILED));
+    }
+    let (leaks_fixed, corruptions_fixed) = (summary.leaks_fixed, summary.corruptions_fixed);
+    if leaks_fixed + corruptions_fixed > 0 {
+        if !quiet && output == OutputFormat::Human {
+            print_repairs(leaks_fixed, corruptions_fixed);
+        }
+        let mut tell = |finding: &Finding| failure::tell_plain(&finding.to_string());
+        summary = block_on(check(disk, path, Repair::None, &mut tell)).map_err(failed)?;
+    }
+    Ok(Report { summary, leaks_fixed, corruptions_fixed })
+}
+
+fn parse_repair(name: Option<&str>) -> Outcome<Repair> {
+    match name {
+        None => Ok(Repair::None),
+        Some("leaks" | "all") => Ok(Repair::Leaks),
+        Some(other) => {
+            let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
+            Err(Failure::usage(COMMAND, message))
+        }
+    }
+}
+
+fn print_repairs(leaks: u64, corruptions: u64) {
+    say!("The following inconsistencies were found and repaired:");
+    say!("");
+    say!("    {leaks} leaked clusters");
+    say!("    {corruptions} corruptions");
+    say!("");
+    say!("Double checking the fixed image now...");
+}
+
+/// What is told as JSON. Counts of what was not found are left out, as QEMU leaves them out.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonReport {
+    filename: String,
+    format: &'static str,
+    check_errors: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_end_offset: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    total_clusters: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    allocated_clusters: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    fragmented_clusters: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    compressed_clusters: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks this way")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Report {
+    fn exit_code(&self) -> u8 {
+        match &self.summary {
+            summary if summary.check_errors > 0 => CHECK_FAILED,
+            summary if summary.corruptions > 0 => CORRUPT,
+            summary if summary.leaks > 0 => LEAKS,
+            _ => 0,
+        }
+    }
+
+    fn print(&self) {
+        let summary = &self.summary;
+        if summary.is_clean() {
+            say!("No errors were found on the image.");
+        }
+        if summary.corruptions > 0 {
+            say!("\n{} errors were found on the image.", summary.corruptions);
+            say!("Data may be corrupted, or further writes to the image may corrupt it.");
+        }
+        if summary.leaks > 0 {
+            say!("\n{} leaked clusters were found on the image.", summary.leaks);
+            say!("This means waste of disk space, but no harm to data.");
+        }
+        if summary.check_errors > 0 {
+            say!("\n{} internal errors have occurred during the check.", summary.check_errors);
+        }
+        if summary.total_clusters > 0 && summary.allocated_clusters > 0 {
+            self.print_clusters();
+        }
+        if summary.image_end_offset > 0 {
+            say!("Image end offset: {}", summary.image_end_offset);
+        }
+    }
+
+    fn print_clusters(&self) {
+        let summary = &self.summary;
+        let (total, allocated) = (summary.total_clusters, summary.allocated_clusters);
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        say!(
+            "{allocated}/{total} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+            percent(allocated, total),
+            percent(summary.fragmented_clusters, allocated),
+            percent(summary.compressed_clusters, allocated)
+        );
+    }
+
+    fn to_json(&self, path: &Path) -> JsonReport {
+        let summary = &self.summary;
+        JsonReport {
+            filename: path.to_string_lossy().into_owned(),
+            format: "qcow2",
+            check_errors: summary.check_errors,
+            image_end_offset: summary.image_end_offset,
+            corruptions: summary.corruptions,
+            leaks: summary.leaks,
+            corruptions_fixed: self.corruptions_fixed,
+            leaks_fixed: self.leaks_fixed,
+            total_clusters: summary.total_clusters,
+            allocated_clusters: summary.allocated_clusters,
+            fragmented_clusters: summary.fragmented_clusters,
+            compressed_clusters: summary.compressed_clusters,
+        }
+    }
+}

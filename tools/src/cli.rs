@@ -1,0 +1,196 @@
+//! The command line: which subcommand runs, and what is said about wrong usage, in the words of `getopt_long`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::failure::{Failure, Outcome};
+use crate::program::{self, Persona};
+use crate::{check, compare, convert, create, info, io, map, output, unbuilt};
+
+/// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
+#[derive(Debug, Parser)]
+#[command(
+    name = "qcow",
+    infer_long_args = true,
+    args_override_self = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The whole program under the name `qemu-io`.
+#[derive(Debug, Parser)]
+#[command(name = "qemu-io", infer_long_args = true, args_override_self = true)]
+struct IoCli {
+    #[command(flatten)]
+    args: io::Args,
+}
+
+/// A subcommand with its arguments.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Check(check::Args),
+    Compare(compare::Args),
+    Convert(convert::Args),
+    Create(create::Args),
+    Info(info::Args),
+    Io(io::Args),
+    Map(map::Args),
+    /// The command line asked for help or the version, and got it.
+    #[command(skip)]
+    Answered,
+}
+
+impl Command {
+    /// Runs the subcommand; its exit code.
+    pub fn run(&self) -> Outcome<u8> {
+        match self {
+            Self::Check(args) => check::run(args),
+            Self::Compare(args) => compare::run(args),
+            Self::Convert(args) => convert::run(args).map(|()| 0),
+            Self::Create(args) => create::run(args).map(|()| 0),
+            Self::Info(args) => info::run(args).map(|()| 0),
+            Self::Io(args) => io::run(args),
+            Self::Map(args) => map::run(args).map(|()| 0),
+            Self::Answered => Ok(0),
+        }
+    }
+}
+
+/// The subcommand that `arguments`, the program's name first, ask for.
+pub fn parse(arguments: &[OsString]) -> Outcome<Command> {
+    if program::persona() == Persona::QemuIo {
+        let definition = define(IoCli::command());
+        let parsed = parse_with::<IoCli>(definition, arguments);
+        return answer(parsed.map(|cli| Command::Io(cli.args)), arguments, "");
+    }
+    let command = arguments.get(1).map(|first| first.to_string_lossy()).unwrap_or_default();
+    unbuilt::refuse_command(&command)?;
+    let parsed = parse_with::<Cli>(define(Cli::command()), arguments);
+    answer(parsed.map(|cli| cli.command), arguments, &command)
+}
+
+fn define(definition: clap::Command) -> clap::Command {
+    // Made once in the life of the program.
+    let version: &'static str = program::version().leak();
+    definition.name(program::name()).bin_name(program::name()).version(version)
+}
+
+fn parse_with<T: FromArgMatches>(
+    mut definition: clap::Command,
+    arguments: &[OsString],
+) -> Result<T, clap::Error> {
+    let matches = definition.try_get_matches_from_mut(arguments)?;
+    T::from_arg_matches(&matches)
+}
+
+/// Gives the help or version that was asked for, or tells what is wrong with the arguments of `command`.
+fn answer(
+    parsed: Result<Command, clap::Error>,
+    arguments: &[OsString],
+    command: &str,
+) -> Outcome<Command> {
+    match parsed {
+        Ok(command) => Ok(command),
+        Err(error) if !error.use_stderr() => {
+            output::write(format_args!("{error}"));
+            Ok(Command::Answered)
+        }
+        Err(error) => Err(told(&error, arguments, command)),
+    }
+}
+
+/// How a result is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// For people.
+    Human,
+    /// For programs.
+    Json,
+}
+
+/// The arguments that choose the output format.
+#[derive(Debug, clap::Args)]
+pub struct OutputArgs {
+    /// Tell the result for people or as JSON; default human
+    #[arg(long, value_name = "human|json")]
+    output: Option<String>,
+    /// The same as --output=json
+    #[arg(long)]
+    json: bool,
+}
+
+impl OutputArgs {
+    /// The format that the arguments of `command` choose.
+    pub fn format(&self, command: &str) -> Outcome<OutputFormat> {
+        match self.output.as_deref() {
+            None if self.json => Ok(OutputFormat::Json),
+            None | Some("human") => Ok(OutputFormat::Human),
+            Some("json") => Ok(OutputFormat::Json),
+            Some(other) => {
+                let message = format!("--output expects 'human' or 'json' not '{other}'");
+                Err(Failure::usage(command, message))
+            }
+        }
+    }
+}
+
+/// The one file that `command` is given.
+pub fn one_file<'a>(command: &str, files: &'a [PathBuf]) -> Outcome<&'a Path> {
+    match files {
+        [file] => Ok(file),
+        _ => Err(Failure::usage(command, "Expecting one image file name")),
+    }
+}
+
+/// A usage error of `command`, as `getopt_long` tells it.
+fn told(error: &clap::Error, arguments: &[OsString], command: &str) -> Failure {
+    let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let message = match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Failure::usage("", "Not enough arguments");
+        }
+        ErrorKind::InvalidSubcommand => {
+            let name = text(ContextKind::InvalidSubcommand);
+            return Failure::usage("", format!("Command not found: {name}"));
+        }
+        ErrorKind::UnknownArgument => {
+            let argument = text(ContextKind::InvalidArg);
+            match argument.starts_with("--") {
+                true => format!("unrecognized option '{argument}'"),
+                false => format!("invalid option -- '{}'", argument.trim_start_matches('-')),
+            }
+        }
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => {
+            missing_value(&arguments.last().map(|a| a.to_string_lossy()).unwrap_or_default())
+        }
+        ErrorKind::TooManyValues => {
+            let argument = text(ContextKind::InvalidArg);
+            let flag = argument.split('=').next().unwrap_or_default();
+            format!("option '{flag}' doesn't allow an argument")
+        }
+        _ => {
+            let whole = error.to_string();
+            let line = whole.lines().next().unwrap_or_default();
+            line.trim_start_matches("error: ").to_owned()
+        }
+    };
+    // getopt speaks as "qemu-img create: ..." where everything else is "qemu-img: ...".
+    Failure::usage(command, message).spoken_by(command)
+}
+
+/// Says that `option`, the last argument, wants a value.
+fn missing_value(option: &str) -> String {
+    match option.strip_prefix("--") {
+        Some(_) => format!("option '{option}' requires an argument"),
+        None => {
+            let flag = option.chars().last().unwrap_or('-');
+            format!("option requires an argument -- '{flag}'")
+        }
+    }
+}

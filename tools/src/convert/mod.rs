@@ -1,0 +1,145 @@
+//! `qcow convert`: one or more images into a new one, perhaps of another format.
+//!
+//! [`args`] is the command line, [`plan`] decides what happens to which part of the sources, [`copy`] carries it out with
+//! several parts in flight.
+
+mod args;
+mod copy;
+mod plan;
+
+pub use args::Args;
+
+use qcow::disk::uring::block_on;
+
+use self::args::Job;
+use self::copy::Copy;
+use self::plan::{Source, ZeroRule};
+use crate::compare::content::{self, Side};
+use crate::creation::{self, Creation};
+use crate::failure::{Failure, Outcome};
+use crate::image::{HostImage, Opening};
+use crate::keyval::OptionValues;
+use crate::partial::PartialFile;
+use crate::progress::Progress;
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let Some(job) = args.job()? else { return Ok(()) };
+    let mut sources = Vec::new();
+    let mut total = 0_u64;
+    for path in &job.sources {
+        let opening = Opening {
+            format: job.source_format.as_deref(),
+            cache: job.source_cache,
+            shared: args.force_share,
+            ..Opening::default()
+        };
+        let image = opening.open(path)?;
+        let size = image.virtual_size();
+        sources.push(Source { image, start: total });
+        total = total.checked_add(size).ok_or_else(|| Failure::new("the sources are too large"))?;
+    }
+    let partial = match job.create {
+        true => Some(create(&job, total)?),
+        false => None,
+    };
+    let outcome = fill(&job, &sources, total);
+    if let Some(partial) = partial
+        && (outcome.is_ok() || args.keep_partial)
+    {
+        partial.keep();
+    }
+    outcome
+}
+
+/// Makes the empty target for `total` bytes.
+fn create(job: &Job, total: u64) -> Outcome<PartialFile> {
+    let mut values: OptionValues = creation::parse_options(job.format, &job.options)?;
+    if values.number("size").is_none() {
+        values.set_number("size", total);
+    }
+    if let Some(backing) = &job.backing {
+        values.set_text("backing_file", backing.as_str());
+    }
+    if let Some(format) = &job.backing_format {
+        values.set_text("backing_fmt", format.as_str());
+    }
+    if values.text("backing_file").is_some() && values.text("backing_fmt").is_none() {
+        return Err(Failure::new("Use of backing file requires explicit backing format"));
+    }
+    let created = Creation::plan(job.format, &values).and_then(|new| new.write(&job.target));
+    created.map_err(|failure| {
+        let (target, format) = (job.target.display(), job.format);
+        failure.context(format!("{target}: error while converting {format}"))
+    })
+}
+
+/// Copies all of the sources into the target, and closes it.
+fn fill(job: &Job, sources: &[Source], total: u64) -> Outcome {
+    let format = job.format.to_string();
+    let opening = Opening {
+        format: Some(&format),
+        writable: true,
+        cache: job.target_cache,
+        ..Opening::default()
+    };
+    let target = opening.open(&job.target)?;
+    if target.virtual_size() < total {
+        return Err(Failure::new("output file is smaller than input file"));
+    }
+    let mut progress = Progress::new(job.progress, total);
+    let rule = zero_rule(job, &target);
+    block_on(Copy::new(sources, &target, rule, job).run(&mut progress))?;
+    block_on(target.close())
+        .map_err(|e| Failure::from(e).context("error while closing the target"))?;
+    progress.finish();
+    drop((progress, target));
+    if job.verify { verify(job, sources) } else { Ok(()) }
+}
+
+/// What becomes of zeros.
+fn zero_rule(job: &Job, target: &HostImage) -> ZeroRule {
+    let starts_zeroed = job.target_is_zero || (job.create && creation::starts_zeroed(&job.target));
+    if target.layer_count() > 1 {
+        ZeroRule::Overlay
+    } else if job.granularity == 0 {
+        ZeroRule::Store
+    } else if starts_zeroed {
+        ZeroRule::Skip
+    } else {
+        ZeroRule::Write
+    }
+}
+
+/// Reads the target back and compares it with the sources.
+fn verify(job: &Job, sources: &[Source]) -> Outcome {
+    let format = job.format.to_string();
+    let target = Opening { format: Some(&format), ..Opening::default() }.open(&job.target)?;
+    for source in sources {
+        let len = source.image.virtual_size();
+        let one = Side { path: source.image.layer_path(0), image: &source.image, start: 0 };
+        let two = Side { path: &job.target, image: &target, start: source.start };
+        let found = block_on(content::compare([one, two], len, false, |_| {}));
+        match found {
+            Ok(None) => {}
+            Ok(Some(difference)) => {
+                let target = job.target.display();
+                return Err(Failure::new(format!("{target}: verification failed: {difference}")));
+            }
+            Err(content::Error::Map(message) | content::Error::Read(message)) => {
+                return Err(Failure::new(message).context("verification failed"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A failed read of the sources at byte `at` of the target.
+fn reading(at: u64, error: &qcow::Error) -> Failure {
+    Failure::new(format!("error while reading at byte {at}: {error}"))
+}
+
+/// A failed write of the target at byte `at`.
+fn writing(at: u64, error: &qcow::Error) -> Failure {
+    Failure::new(format!("error while writing at byte {at}: {error}"))
+}

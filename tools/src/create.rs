@@ -1,0 +1,156 @@
+//! `qcow create`: a new, empty image.
+
+use std::path::{Path, PathBuf};
+
+use qcow::engine::Format;
+
+use crate::creation::{self, Creation};
+use crate::failure::{Failure, Outcome};
+use crate::image::{self, Opening};
+use crate::keyval::{self, OptionValues};
+use crate::size::{self, SizeError};
+
+const COMMAND: &str = "create";
+
+/// Make a new, empty image
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Say nothing unless something is wrong
+    #[arg(short, long)]
+    quiet: bool,
+    /// Format of the new image: qcow2 or raw
+    #[arg(short, long, value_name = "FMT", default_value = "raw")]
+    format: String,
+    /// Options of the format, as name=value,name=value (a comma in a value is doubled); '-o help' lists them
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stack the new image on this one: what is not written to the new image is read from it
+    #[arg(short, long, value_name = "FILE")]
+    backing: Option<String>,
+    /// Format of the backing image; required with -b
+    #[arg(short = 'F', long, value_name = "FMT")]
+    backing_format: Option<String>,
+    /// Do not look at the backing image, which may be missing; then SIZE is required
+    #[arg(short = 'u', long)]
+    backing_unsafe: bool,
+    /// The new image's file (an existing one is overwritten), and its size in bytes, with an optional suffix
+    /// k, M, G, T, P or E (powers of 1024); the default size is that of the backing image
+    #[arg(value_name = "FILE [SIZE]")]
+    file_and_size: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    for list in &args.options {
+        keyval::check_list(list)?;
+    }
+    if keyval::asks_for_help(&args.options) {
+        let format = parse_format(&args.format)?;
+        creation::help(format, !args.file_and_size.is_empty());
+        return Ok(());
+    }
+    let (path, size) = match args.file_and_size.as_slice() {
+        [] => return Err(Failure::usage(COMMAND, "Expecting image file name")),
+        [path] => (path, None),
+        [path, size] => (path, Some(parse_size(&size.to_string_lossy())?)),
+        [_, _, extra, ..] => {
+            let message = format!("Unexpected argument: {}", extra.display());
+            return Err(Failure::usage(COMMAND, message));
+        }
+    };
+    create(args, path, size).map_err(|failure| failure.context(path.display()))
+}
+
+fn create(args: &Args, path: &Path, size: Option<u64>) -> Outcome {
+    let format = parse_format(&args.format)?;
+    let mut values = creation::parse_options(format, &args.options)?;
+    if let Some(size) = size {
+        if values.number("size").is_some() {
+            return Err(Failure::new("The image size must be specified only once"));
+        }
+        values.set_number("size", size);
+    }
+    set_backing(args, format, &mut values)?;
+    if let Some(size) = check_backing(args, path, &values)?
+        && values.number("size").is_none()
+    {
+        values.set_number("size", size);
+    }
+    if values.number("size").is_none() {
+        return Err(Failure::new("Image creation needs a size parameter"));
+    }
+    if !args.quiet {
+        creation::announce(path, format, &values);
+    }
+    Creation::plan(format, &values)?.write(path)?.keep();
+    Ok(())
+}
+
+/// Enters `-b` and `-F` into the options.
+fn set_backing(args: &Args, format: Format, values: &mut OptionValues) -> Outcome {
+    if args.backing.is_none() && args.backing_format.is_none() {
+        return Ok(());
+    }
+    if format == Format::Raw {
+        let what = if args.backing.is_some() { "Backing file" } else { "Backing format" };
+        return Err(Failure::new(format!("{what} not supported for file format 'raw'")));
+    }
+    if let Some(name) = &args.backing {
+        values.set_text("backing_file", name.as_str());
+    }
+    if let Some(format) = &args.backing_format {
+        values.set_text("backing_fmt", format.as_str());
+    }
+    Ok(())
+}
+
+/// Looks at the backing image, if there is one and it is to be looked at. Returns its size in bytes.
+fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Option<u64>> {
+    let Some(name) = values.text("backing_file").filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    if Path::new(name) == path {
+        let message = "Error: Trying to create an image with the same filename as the backing file";
+        return Err(Failure::new(message));
+    }
+    let format = values.text("backing_fmt");
+    if args.backing_unsafe {
+        if let Some(format) = format {
+            image::parse_format(format).map_err(Failure::new)?;
+        }
+        return Ok(None);
+    }
+    let backing = creation::backing_path(path, name)?;
+    let opening = Opening { format, ..Opening::default() };
+    let image = opening
+        .open_plainly(&backing)
+        .map_err(|reason| Failure::new(format!("{reason}\nCould not open backing image.")))?;
+    if format.is_none() {
+        return Err(Failure::new(format!(
+            "Backing file specified without backing format\nDetected format of {}.",
+            image.format()
+        )));
+    }
+    Ok(Some(image.virtual_size()))
+}
+
+fn parse_format(name: &str) -> Outcome<Format> {
+    image::parse_format(name).map_err(|message| match message.starts_with("Unknown") {
+        true => Failure::new(format!("Unknown file format '{name}'")),
+        false => Failure::new(message),
+    })
+}
+
+fn parse_size(text: &str) -> Outcome<u64> {
+    let size = size::parse(text).and_then(|size| match i64::try_from(size) {
+        Ok(_) => Ok(size),
+        Err(_) => Err(SizeError::OutOfRange),
+    });
+    size.map_err(|error| match error {
+        SizeError::Malformed => Failure::new(format!("Invalid image size specified: '{text}'.")),
+        SizeError::OutOfRange => Failure::new(format!(
+            "Invalid image size specified. Must be between 0 and {}.",
+            i64::MAX
+        )),
+    })
+}

@@ -1,0 +1,316 @@
+//! The commands: names, usage, and who carries them out.
+
+use std::time::Duration;
+
+use super::command::Arguments;
+use super::open::{self, OpenArgs};
+use super::session::{Done, Failed, Flow, Need, Session};
+use super::{query, transfer};
+use crate::failure::tell;
+use crate::output::say;
+
+/// One command.
+pub struct Command {
+    /// Its name and its short name.
+    pub names: &'static [&'static str],
+    /// How many words may follow it; no upper bound where that is `None`.
+    count: (usize, Option<usize>),
+    /// What it needs.
+    pub need: Need,
+    /// What may follow the name.
+    usage: &'static str,
+    /// What it does, in a few words.
+    summary: &'static str,
+    /// Carries it out.
+    pub run: fn(&mut Session, &Command, &[&str]) -> Done,
+}
+
+const fn command(
+    names: &'static [&'static str],
+    count: (usize, Option<usize>),
+    need: Need,
+    usage: &'static str,
+    summary: &'static str,
+    run: fn(&mut Session, &Command, &[&str]) -> Done,
+) -> Command {
+    Command { names, count, need, usage, summary, run }
+}
+
+/// All commands, sorted by name.
+const COMMANDS: &[Command] = &[
+    command(
+        &["abort"],
+        (0, Some(0)),
+        Need::Nothing,
+        "",
+        "simulate a program crash using abort(3)",
+        abort,
+    ),
+    command(
+        &["aio_flush"],
+        (0, Some(0)),
+        Need::Image,
+        "",
+        "completes all outstanding aio requests",
+        transfer::aio_flush,
+    ),
+    command(
+        &["aio_read"],
+        (2, None),
+        Need::Image,
+        "[-Ciqrv] [-P pattern] off len [len..]",
+        "asynchronously reads a number of bytes",
+        transfer::aio_read,
+    ),
+    command(
+        &["aio_write"],
+        (2, None),
+        Need::Writable,
+        "[-Cfiqruz] [-P pattern] off len [len..]",
+        "asynchronously writes a number of bytes",
+        transfer::aio_write,
+    ),
+    command(
+        &["alloc", "a"],
+        (1, Some(2)),
+        Need::Image,
+        "offset [count]",
+        "checks if offset is allocated in the file",
+        query::alloc,
+    ),
+    command(&["close", "c"], (0, Some(0)), Need::Image, "", "close the current open file", close),
+    command(
+        &["discard", "d"],
+        (2, None),
+        Need::Writable,
+        "[-Cq] off len",
+        "discards a number of bytes at a specified offset",
+        transfer::discard,
+    ),
+    command(
+        &["flush", "f"],
+        (0, Some(0)),
+        Need::Image,
+        "",
+        "flush all in-core file state to disk",
+        transfer::flush,
+    ),
+    command(
+        &["help", "?"],
+        (0, Some(1)),
+        Need::Nothing,
+        "[command]",
+        "help for one or all commands",
+        help,
+    ),
+    command(
+        &["info", "i"],
+        (0, Some(0)),
+        Need::Image,
+        "",
+        "prints information about the current file",
+        query::info,
+    ),
+    command(
+        &["length", "l"],
+        (0, Some(0)),
+        Need::Image,
+        "",
+        "gets the length of the current file",
+        query::length,
+    ),
+    command(
+        &["map"],
+        (0, Some(0)),
+        Need::Image,
+        "",
+        "prints the allocated areas of a file",
+        query::map,
+    ),
+    command(
+        &["open", "o"],
+        (1, None),
+        Need::Nothing,
+        "[-rsnU] [-t cache] [-d discard] path",
+        "open the file specified by path",
+        open,
+    ),
+    command(&["quit", "q"], (0, Some(0)), Need::Nothing, "", "exit the program", quit),
+    command(
+        &["read", "r"],
+        (2, None),
+        Need::Image,
+        "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+        "reads a number of bytes at a specified offset",
+        transfer::read,
+    ),
+    command(
+        &["readv", "rv"],
+        (2, None),
+        Need::Image,
+        "[-Cqrv] [-P pattern] off len [len..]",
+        "reads a number of bytes at a specified offset",
+        transfer::readv,
+    ),
+    command(
+        &["sleep"],
+        (1, Some(1)),
+        Need::Nothing,
+        "",
+        "waits for the given value in milliseconds",
+        sleep,
+    ),
+    command(
+        &["truncate", "t"],
+        (1, Some(3)),
+        Need::Writable,
+        "[-m prealloc_mode] off",
+        "truncates the current file at the given offset",
+        unsupported,
+    ),
+    command(
+        &["write", "w"],
+        (2, None),
+        Need::Writable,
+        "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+        "writes a number of bytes at a specified offset",
+        transfer::write,
+    ),
+    command(
+        &["writev", "wv"],
+        (2, None),
+        Need::Writable,
+        "[-Cfqr] [-P pattern] off len [len..]",
+        "writes a number of bytes at a specified offset",
+        transfer::writev,
+    ),
+    command(
+        &["aio_discard", "break", "remove_break", "reopen", "resume", "sigraise", "wait_break"],
+        (0, None),
+        Need::Nothing,
+        "",
+        "not supported",
+        unsupported,
+    ),
+];
+
+/// The command called `name`.
+pub fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.names.contains(&name))
+}
+
+impl Command {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.names[0]
+    }
+
+    /// Checks how many words follow; the error is what to tell.
+    pub fn check_count(&self, count: usize) -> Result<(), String> {
+        let (least, most) = self.count;
+        if count >= least && most.is_none_or(|most| count <= most) {
+            return Ok(());
+        }
+        let expected = match most {
+            None => format!("at least {least}"),
+            Some(most) if most == least => least.to_string(),
+            Some(most) => format!("between {least} and {most}"),
+        };
+        let name = self.name();
+        Err(format!("bad argument count {count} to {name}, expected {expected} arguments"))
+    }
+
+    /// Takes the words behind its name apart, given the flags that it knows; see [`Arguments::parse`].
+    pub fn arguments(&self, words: &[&str], known: &str) -> Done<Arguments> {
+        Arguments::parse(self.name(), words, known).ok_or_else(|| self.tell_usage())
+    }
+
+    /// Tells how it is used, because it was used wrongly.
+    pub fn tell_usage(&self) -> Failed {
+        say!("{}", self.line());
+        Failed
+    }
+
+    fn line(&self) -> String {
+        format!("{} {} -- {}", self.name(), self.usage, self.summary).replacen("  -- ", " -- ", 1)
+    }
+}
+
+fn abort(_: &mut Session, _: &Command, _: &[&str]) -> Done {
+    std::process::abort()
+}
+
+fn quit(_: &mut Session, _: &Command, _: &[&str]) -> Done {
+    Ok(Flow::Quit)
+}
+
+fn help(_: &mut Session, _: &Command, words: &[&str]) -> Done {
+    match words.first() {
+        None => {
+            COMMANDS.iter().for_each(|command| say!("{}", command.line()));
+            say!("\nUse 'help commandname' for extended help.");
+        }
+        Some(name) => match find(name) {
+            Some(command) => say!("{}", command.line()),
+            None => {
+                say!("command {name} not found");
+                return Err(Failed);
+            }
+        },
+    }
+    Ok(Flow::Continue)
+}
+
+fn sleep(session: &mut Session, _: &Command, words: &[&str]) -> Done {
+    let text = words.first().copied().unwrap_or_default();
+    let Ok(milliseconds) = text.parse::<u32>() else {
+        say!("{text} is not a valid number");
+        return Err(Failed);
+    };
+    crate::output::flush();
+    session.drain();
+    std::thread::sleep(Duration::from_millis(milliseconds.into()));
+    Ok(Flow::Continue)
+}
+
+fn unsupported(_: &mut Session, command: &Command, _: &[&str]) -> Done {
+    let name = match command.names {
+        [name, short] if short.len() == 1 => name,
+        _ => "this command",
+    };
+    tell(&format!("{name} is not supported yet"));
+    Err(Failed)
+}
+
+fn open(session: &mut Session, command: &Command, words: &[&str]) -> Done {
+    let arguments = command.arguments(words, "rsnUt:d:")?;
+    let [path] = arguments.operands.as_slice() else { return Err(command.tell_usage()) };
+    if session.current().is_some() {
+        tell("file open already, try 'help close'");
+        return Err(Failed);
+    }
+    let told = |message: String| {
+        tell(&message);
+        Failed
+    };
+    let args = OpenArgs {
+        path: path.into(),
+        format: None,
+        read_only: arguments.has('r'),
+        snapshot: arguments.has('s'),
+        shared: arguments.has('U'),
+        cache: open::parse_cache(arguments.value('t'), arguments.has('n')).map_err(told)?,
+        discard: open::parse_discard(arguments.value('d')).map_err(told)?,
+    };
+    session.open(&args).map(|()| Flow::Continue).map_err(report)
+}
+
+fn close(session: &mut Session, _: &Command, _: &[&str]) -> Done {
+    session.close().map(|()| Flow::Continue).map_err(report)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "fits map_err")]
+fn report(failure: crate::failure::Failure) -> Failed {
+    failure.report();
+    Failed
+}

@@ -1,0 +1,145 @@
+//! `qcow io`: reads, writes and questions, one command at a time, as `qemu-io` does them.
+//!
+//! [`command`] takes a command line apart, [`catalog`] knows the commands, [`session`] holds the open image and the
+//! requests under way, [`transfer`], [`pattern`] and [`query`] carry commands out, [`report`] tells the result.
+
+mod catalog;
+mod command;
+mod open;
+mod pattern;
+mod query;
+mod report;
+mod session;
+mod transfer;
+
+use std::io::BufRead;
+use std::path::PathBuf;
+
+use self::open::OpenArgs;
+use self::session::{Flow, Session};
+use crate::failure::{FAILED, Failure, Outcome};
+use crate::unbuilt;
+use crate::{output, program};
+
+const COMMAND: &str = "io";
+
+/// Read and write an image by commands, as qemu-io does; 'help' as a command lists them
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run this command; may be given several times. Without it, commands are read from standard input
+    #[arg(short, long, value_name = "COMMAND")]
+    cmd: Vec<String>,
+    /// Format of the image: qcow2 or raw; found out if not given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// Open the image for reading only
+    #[arg(short, long)]
+    read_only: bool,
+    /// Write to a temporary image on top of FILE, which stays as it is
+    #[arg(short, long)]
+    snapshot: bool,
+    /// The same as -t none
+    #[arg(short, long)]
+    nocache: bool,
+    /// Copy what is read from backing images (not supported yet)
+    #[arg(short = 'C', long)]
+    copy_on_read: bool,
+    /// Misalign buffers (not supported yet)
+    #[arg(short, long)]
+    misalign: bool,
+    /// Use the kernel's old asynchronous I/O (not supported)
+    #[arg(short = 'k', long)]
+    native_aio: bool,
+    /// Way of doing I/O: only io_uring
+    #[arg(short = 'i', long, value_name = "MODE")]
+    aio: Option<String>,
+    /// Cache mode: writeback (default), writethrough, none, directsync or unsafe
+    #[arg(short = 't', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// What discards do: unmap or on (default), ignore or off
+    #[arg(short, long, value_name = "MODE")]
+    discard: Option<String>,
+    /// Read the image even while another program writes it; only with -r
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// FILE is an option string (not supported yet)
+    #[arg(long)]
+    image_opts: bool,
+    /// Object definition, such as a secret (not supported yet)
+    #[arg(long, value_name = "DEFINITION")]
+    object: Vec<String>,
+    /// The image; the command 'open' opens one later
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Runs the commands; exit code 1 if any of them failed.
+pub fn run(args: &Args) -> Outcome<u8> {
+    refuse_unbuilt(args)?;
+    let mut session = Session::new();
+    match args.files.as_slice() {
+        [] => {}
+        [path] => session.open(&args.open_args(path.clone())?)?,
+        _ => return Err(Failure::usage(COMMAND, "Expecting at most one image file name")),
+    }
+    let mut all_well = true;
+    let mut run = |line: &str| {
+        let (well, flow) = session.run(line);
+        all_well &= well;
+        output::flush();
+        flow
+    };
+    if args.cmd.is_empty() {
+        run_stdin(&mut run)?;
+    } else {
+        for line in &args.cmd {
+            if run(line) == Flow::Quit {
+                break;
+            }
+        }
+    }
+    all_well &= session.finish()?;
+    Ok(if all_well { 0 } else { FAILED })
+}
+
+/// Runs the lines of standard input behind a prompt.
+fn run_stdin(run: &mut impl FnMut(&str) -> Flow) -> Outcome {
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        output::write(format_args!("{}> ", program::name()));
+        output::flush();
+        let Some(line) = lines.next() else { return Ok(()) };
+        let line =
+            line.map_err(|e| Failure::new(format!("standard input: {}", qcow::error::reason(&e))))?;
+        if run(&line) == Flow::Quit {
+            return Ok(());
+        }
+    }
+}
+
+fn refuse_unbuilt(args: &Args) -> Outcome {
+    let other_aio = args.aio.as_deref().is_some_and(|mode| mode != "io_uring");
+    let given = [
+        (args.copy_on_read, "-C"),
+        (args.misalign, "-m"),
+        (args.native_aio, "-k"),
+        (other_aio, "-i with anything but io_uring"),
+        (args.image_opts, "--image-opts"),
+        (!args.object.is_empty(), "--object"),
+    ];
+    given.into_iter().try_for_each(|(given, option)| unbuilt::refuse_option(given, option))
+}
+
+impl Args {
+    fn open_args(&self, path: PathBuf) -> Outcome<OpenArgs> {
+        Ok(OpenArgs {
+            path,
+            format: self.format.clone(),
+            read_only: self.read_only,
+            snapshot: self.snapshot,
+            shared: self.force_share,
+            cache: open::parse_cache(self.cache.as_deref(), self.nocache).map_err(Failure::new)?,
+            discard: open::parse_discard(self.discard.as_deref()).map_err(Failure::new)?,
+        })
+    }
+}

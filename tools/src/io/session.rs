@@ -1,0 +1,143 @@
+//! A run of commands on one image: what is open, and which asynchronous requests are under way.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use qcow::disk::uring::block_on;
+
+use super::catalog;
+use super::command::words;
+use super::open::{self, OpenArgs, OpenImage};
+use crate::failure::{Failure, Outcome, tell, tell_plain};
+
+/// What follows a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// The next command.
+    Continue,
+    /// Nothing.
+    Quit,
+}
+
+/// What a command can do with the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// No image is needed.
+    Nothing,
+    /// An open image.
+    Image,
+    /// One that may be written to.
+    Writable,
+}
+
+/// A request that goes on while other commands run. It tells its result itself.
+type Background = Pin<Box<dyn Future<Output = ()>>>;
+
+/// The state that commands share.
+pub struct Session {
+    current: Option<OpenImage>,
+    background: Vec<Background>,
+}
+
+impl Session {
+    /// Nothing is open.
+    pub fn new() -> Self {
+        Self { current: None, background: Vec::new() }
+    }
+
+    /// Opens an image.
+    pub fn open(&mut self, args: &OpenArgs) -> Outcome {
+        let opened = open::open(args).map_err(|reason| {
+            Failure::new(format!("can't open device {}: {reason}", args.path.display()))
+        })?;
+        self.current = Some(opened);
+        Ok(())
+    }
+
+    /// The open image. Commands that need one are only run if there is one.
+    pub fn current(&self) -> Option<&OpenImage> {
+        self.current.as_ref()
+    }
+
+    /// Runs one command line: whether it went well, and what follows.
+    pub fn run(&mut self, line: &str) -> (bool, Flow) {
+        let words = words(line);
+        let Some((name, rest)) = words.split_first() else { return (true, Flow::Continue) };
+        let Some(command) = catalog::find(name) else {
+            tell_plain(&format!("command \"{name}\" not found"));
+            return (false, Flow::Continue);
+        };
+        if let Err(message) = command.check_count(rest.len()) {
+            tell_plain(&message);
+            return (false, Flow::Continue);
+        }
+        match (command.need, &self.current) {
+            (Need::Image | Need::Writable, None) => {
+                tell_plain("no file open, try 'help open'");
+                return (false, Flow::Continue);
+            }
+            (Need::Writable, Some(open)) if !open.image.is_writable() => {
+                tell("Block node is read-only");
+                return (false, Flow::Continue);
+            }
+            _ => {}
+        }
+        match (command.run)(self, command, rest) {
+            Ok(flow) => (true, flow),
+            Err(Failed) => (false, Flow::Continue),
+        }
+    }
+
+    /// Runs `work` to its end; requests in the background go on meanwhile.
+    pub fn wait<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let background = &mut self.background;
+        let mut work = pin!(work);
+        block_on(std::future::poll_fn(|context| {
+            poll_all(background, context);
+            work.as_mut().poll(context)
+        }))
+    }
+
+    /// Starts `work`, and lets it go on while other commands run.
+    pub fn spawn(&mut self, work: impl Future<Output = ()> + 'static) {
+        self.background.push(Box::pin(work));
+        // One turn, so that it reaches the disk before later commands do.
+        self.wait(qcow::exec::yield_now());
+    }
+
+    /// Waits for everything in the background.
+    pub fn drain(&mut self) {
+        let background = &mut self.background;
+        block_on(std::future::poll_fn(|context| {
+            poll_all(background, context);
+            if background.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        }));
+    }
+
+    /// Closes the image, if one is open.
+    pub fn close(&mut self) -> Outcome {
+        self.drain();
+        let Some(open) = self.current.take() else { return Ok(()) };
+        if open.image.is_writable() {
+            block_on(open.image.close())?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session; whether all went well.
+    pub fn finish(mut self) -> Outcome<bool> {
+        self.close().map(|()| true)
+    }
+}
+
+fn poll_all(background: &mut Vec<Background>, context: &mut Context<'_>) {
+    background.retain_mut(|request| request.as_mut().poll(context).is_pending());
+}
+
+/// A command has failed, and has said why.
+#[derive(Debug)]
+pub struct Failed;
+
+/// What a command comes to.
+pub type Done<T = Flow> = Result<T, Failed>;

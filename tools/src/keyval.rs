@@ -1,0 +1,231 @@
+//! Option lists: `-o name=value,name2=value2`, where `,,` stands for a comma in a value.
+
+use crate::failure::{Failure, Outcome};
+use crate::output::say;
+use crate::size::{self, SizeError};
+
+/// What an option's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// `on` or `off`.
+    Bool,
+    /// A whole number.
+    Number,
+    /// Bytes, with an optional suffix.
+    Size,
+}
+
+/// One option that a list may hold.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: Kind,
+    /// One line for `-o help`.
+    pub help: &'static str,
+}
+
+/// The value that an option was given, checked against its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Text(String),
+    Number(u64),
+}
+
+/// The options that were given, each with its last value.
+#[derive(Debug, Default)]
+pub struct OptionValues {
+    values: Vec<(&'static str, Value)>,
+}
+
+/// Whether a list asks for help instead of setting anything.
+pub fn asks_for_help(lists: &[String]) -> bool {
+    lists.iter().any(|list| split(list).iter().any(|item| item == "help" || item == "?"))
+}
+
+/// Lists `specs` on stdout, sorted by name.
+pub fn print_help(specs: &[&[OptionSpec]]) {
+    let mut specs: Vec<&OptionSpec> = specs.iter().copied().flatten().collect();
+    specs.sort_by_key(|spec| spec.name);
+    for spec in specs {
+        let kind = match spec.kind {
+            Kind::Text => "str",
+            Kind::Bool => "bool (on/off)",
+            Kind::Number => "num",
+            Kind::Size => "size",
+        };
+        say!("  {:<22} - {}", format!("{}=<{kind}>", spec.name), spec.help);
+    }
+}
+
+impl OptionValues {
+    /// Reads `lists`, one after the other, against the options that exist.
+    ///
+    /// # Errors
+    /// In QEMU's words, without the file's name.
+    pub fn parse(lists: &[String], specs: &[&[OptionSpec]]) -> Outcome<Self> {
+        let mut values = Self::default();
+        for list in lists {
+            for item in split(list) {
+                let (name, text) = item.split_once('=').unwrap_or((&item, "on"));
+                let spec = specs.iter().copied().flatten().find(|spec| spec.name == name);
+                let spec = spec.ok_or_else(|| invalid(name))?;
+                if spec.kind != Kind::Bool && !item.contains('=') {
+                    return Err(Failure::new(format!("Parameter '{name}' expects a value")));
+                }
+                values.put(spec.name, spec.check(text)?);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Sets `name` to `text`, over what was there.
+    pub fn set_text(&mut self, name: &'static str, text: impl Into<String>) {
+        self.put(name, Value::Text(text.into()));
+    }
+
+    /// Sets `name` to `number`, over what was there.
+    pub fn set_number(&mut self, name: &'static str, number: u64) {
+        self.put(name, Value::Number(number));
+    }
+
+    fn put(&mut self, name: &'static str, value: Value) {
+        self.values.retain(|(other, _)| *other != name);
+        self.values.push((name, value));
+    }
+
+    /// The text of an option of kind text or bool.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name)? {
+            Value::Text(text) => Some(text),
+            Value::Number(_) => None,
+        }
+    }
+
+    /// Whether an option of kind bool is on.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.text(name).and_then(parse_bool) == Some(true)
+    }
+
+    /// The value of an option of kind number or size.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        match self.get(name)? {
+            Value::Number(number) => Some(*number),
+            Value::Text(_) => None,
+        }
+    }
+
+    /// The value of any option, as text.
+    pub fn shown(&self, name: &str) -> Option<String> {
+        Some(match self.get(name)? {
+            Value::Text(text) => text.replace(',', ",,"),
+            Value::Number(number) => number.to_string(),
+        })
+    }
+
+    /// The names of all options given.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.values.iter().map(|(name, _)| *name)
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.values.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
+    }
+}
+
+impl OptionSpec {
+    fn check(&self, text: &str) -> Outcome<Value> {
+        let name = self.name;
+        match self.kind {
+            Kind::Text => Ok(Value::Text(text.to_owned())),
+            Kind::Bool if parse_bool(text).is_some() => Ok(Value::Text(text.to_owned())),
+            Kind::Bool => Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            Kind::Number => text
+                .parse()
+                .map(Value::Number)
+                .map_err(|_| Failure::new(format!("Parameter '{name}' expects a number"))),
+            Kind::Size => size::parse(text).map(Value::Number).map_err(|error| match error {
+                SizeError::Malformed => Failure::new(format!(
+                    "Parameter '{name}' expects a non-negative number below 2^64\n\
+                     Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+                     and exabytes, respectively."
+                )),
+                SizeError::OutOfRange => {
+                    Failure::new(format!("Value '{text}' is out of range for parameter '{name}'"))
+                }
+            }),
+        }
+    }
+}
+
+/// Refuses lists that begin or end with a single comma.
+pub fn check_list(list: &str) -> Outcome {
+    let items = split(list);
+    match items.iter().any(String::is_empty) {
+        true => Err(Failure::new(format!("Invalid option list: {list}"))),
+        false => Ok(()),
+    }
+}
+
+/// The items between single commas, with doubled commas undone.
+fn split(list: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let mut characters = list.chars().peekable();
+    while let Some(c) = characters.next() {
+        let last = items.len() - 1;
+        if c != ',' {
+            items[last].push(c);
+        } else if characters.next_if_eq(&',').is_some() {
+            items[last].push(',');
+        } else {
+            items.push(String::new());
+        }
+    }
+    items
+}
+
+fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+fn invalid(name: &str) -> Failure {
+    Failure::new(format!("Invalid parameter '{name}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPECS: &[OptionSpec] = &[
+        OptionSpec { name: "file", kind: Kind::Text, help: "" },
+        OptionSpec { name: "lazy", kind: Kind::Bool, help: "" },
+        OptionSpec { name: "size", kind: Kind::Size, help: "" },
+    ];
+
+    #[test]
+    fn values_keep_escaped_commas_and_the_last_one_counts() {
+        let lists = ["file=a,,b,lazy".to_owned(), "size=1k,size=2k".to_owned()];
+        let values = OptionValues::parse(&lists, &[SPECS]).unwrap();
+        assert_eq!(values.text("file"), Some("a,b"));
+        assert_eq!(values.shown("file").as_deref(), Some("a,,b"));
+        assert!(values.is_on("lazy"));
+        assert_eq!(values.number("size"), Some(2048));
+    }
+
+    #[test]
+    fn wrong_lists_are_refused() {
+        for list in ["size=x", "size=-1", "lazy=maybe", "nothing=1", "size"] {
+            assert!(OptionValues::parse(&[list.to_owned()], &[SPECS]).is_err(), "{list}");
+        }
+        for list in ["", ",lazy", "lazy,"] {
+            assert!(check_list(list).is_err(), "{list:?}");
+        }
+    }
+}

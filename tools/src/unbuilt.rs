@@ -1,0 +1,25 @@
+//! What `qemu-img` has and this program does not have yet: each says so in one line.
+
+use crate::failure::{Failure, Outcome};
+
+/// Subcommands that are not built yet.
+const COMMANDS: [&str; 13] = [
+    "amend", "bench", "bitmap", "commit", "compact", "ctl", "dd", "ls", "measure", "rebase",
+    "resize", "snapshot", "tree",
+];
+
+/// Refuses `command` if it is one of them.
+pub fn refuse_command(command: &str) -> Outcome {
+    match COMMANDS.contains(&command) {
+        true => Err(Failure::new(format!("{command}: this command is not supported yet"))),
+        false => Ok(()),
+    }
+}
+
+/// Refuses `option` where it was given.
+pub fn refuse_option(given: bool, option: &str) -> Outcome {
+    match given {
+        true => Err(Failure::new(format!("option {option} is not supported yet"))),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,147 @@
+//! `convert`: the same disks, clean images, and nothing left behind by failures.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::tool::{Pair, Tool, damage, put};
+
+const SETUP: &str = "
+    img create -q -f raw a.raw 10M
+    io -f raw a.raw: write -P 7 100k 3M; write -P 8 9M 512; write -P 0 200k 300k
+    img create -q -f qcow2 -o cluster_size=4k base.qcow2 9M
+    io base.qcow2: write -P 1 1M 4M; write -c 6M 4k
+    img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 12M
+    io top.qcow2: write -P 2 2M 1M; write -z 3M 1M; write -P 3 11M 100k; discard 4M 64k
+    img create -q -f qcow2 empty.qcow2 1T
+";
+
+#[test]
+fn any_image_becomes_any_other() {
+    let pair = Pair::prepared(SETUP);
+    for source in ["a.raw", "base.qcow2", "top.qcow2"] {
+        for options in [
+            "-O raw",
+            "-O raw -S 0",
+            "-O raw -S 64k",
+            "-O raw -o preallocation=full",
+            "-O qcow2",
+            "-O qcow2 -W -m 16",
+            "-O qcow2 -m 1 -S 512",
+            "-O qcow2 -S 0",
+            "-O qcow2 -t none -T none",
+            "-O qcow2 -t writethrough",
+            "-O qcow2 -o cluster_size=512",
+            "-O qcow2 -o cluster_size=2M,refcount_bits=1",
+            "-O qcow2 -o compat=v2,preallocation=metadata",
+            "-O qcow2 -o preallocation=full",
+        ] {
+            let said = pair.same_img(&format!("convert {options} {source} out"));
+            assert_eq!(said.code, Some(0), "{options} {source}: {said:?}");
+            match options.contains("qcow2") {
+                true => pair.same_clean_image("out"),
+                false => pair.same_disk("out"),
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_are_left_out_unless_asked_for() {
+    let pair = Pair::prepared(SETUP);
+    let allocated = |options: &str| {
+        Tool::Ours.img(pair.ours(), &format!("convert {options} a.raw out")).expect_success();
+        pair.ours().join("out").metadata().unwrap().blocks() * 512
+    };
+    assert!(allocated("-O raw") < 4 << 20);
+    assert!(allocated("-O raw -S 0") >= 10 << 20);
+    assert!(allocated("-O qcow2") < 4 << 20);
+    assert!(allocated("-O qcow2 -S 0") >= 10 << 20);
+}
+
+#[test]
+fn several_sources_follow_each_other() {
+    let pair = Pair::prepared(SETUP);
+    put(&pair, "odd.raw", &[9; 1000]);
+    for options in ["-O raw", "-O qcow2", "-O qcow2 -m 1", "-O raw -p"] {
+        pair.same_img(&format!("convert -q {options} odd.raw a.raw top.qcow2 odd.raw out"));
+        pair.same_disk("out");
+    }
+}
+
+#[test]
+fn existing_targets_are_overwritten_whole() {
+    let pair = Pair::prepared(SETUP);
+    let fill = "img create -q -f qcow2 out.qcow2 16M\nimg create -q -f raw out.raw 16M";
+    for (format, name) in [("qcow2", "out.qcow2"), ("raw", "out.raw")] {
+        for directory in [pair.ours(), pair.theirs()] {
+            for line in fill.lines() {
+                Tool::Theirs.img(directory, line.strip_prefix("img ").unwrap()).expect_success();
+            }
+            let options = format!("-f {format} {name}");
+            Tool::Theirs.io(directory, &options, &["write -P 255 0 16M"]).expect_success();
+        }
+        pair.same_img(&format!("convert -n -O {format} top.qcow2 {name}"));
+        pair.same_disk(name);
+        pair.same_img(&format!("convert -n -O {format} -S 0 a.raw {name}"));
+        pair.same_disk(name);
+    }
+    // A target that is said to be zero keeps what the sources do not write.
+    pair.same_img("convert -n --target-is-zero -O qcow2 a.raw out.qcow2");
+    pair.same_clean_image("out.qcow2");
+}
+
+#[test]
+fn overlays_take_only_what_the_source_itself_has() {
+    let pair = Pair::prepared(SETUP);
+    pair.same_img("convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 out.qcow2");
+    pair.same_clean_image("out.qcow2");
+    let same = Tool::Theirs.img(pair.ours(), "compare top.qcow2 out.qcow2");
+    assert_eq!(same.code, Some(0), "{same:?}");
+    let inherited = Tool::Ours.img(pair.ours(), "map --output=json out.qcow2").expect_success();
+    assert!(inherited.json().as_array().unwrap().iter().any(|extent| extent["depth"] == 1));
+}
+
+#[test]
+fn large_empty_images_take_no_time() {
+    let pair = Pair::prepared(SETUP);
+    for options in ["-O qcow2", "-O qcow2 -o cluster_size=2M"] {
+        Tool::Ours.img(pair.ours(), &format!("convert {options} empty.qcow2 out")).expect_success();
+        let said = Tool::Theirs.img(pair.ours(), "compare empty.qcow2 out");
+        assert_eq!(said.code, Some(0), "{said:?}");
+    }
+}
+
+#[test]
+fn verification_reads_the_target_back() {
+    let pair = Pair::prepared(SETUP);
+    for options in ["-O raw", "-O qcow2"] {
+        let line = format!("convert --verify {options} a.raw top.qcow2 out");
+        Tool::Ours.img(pair.ours(), &line).expect_success();
+    }
+}
+
+#[test]
+fn a_broken_source_leaves_no_target() {
+    let pair = Pair::prepared(SETUP);
+    // The L1 entry of the middle of the disk points to an unaligned L2 table.
+    damage(&pair, "base.qcow2", 0x3000 + 6, &[2]);
+    let said = Tool::Ours.img(pair.ours(), "convert -O qcow2 base.qcow2 out");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.starts_with("qemu-img: error while reading at byte "), "{said:?}");
+    assert!(!pair.ours().join("out").exists());
+    Tool::Ours.img(pair.ours(), "convert --keep-partial -O qcow2 base.qcow2 out");
+    assert!(pair.ours().join("out").exists());
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    let pair = Pair::prepared(SETUP);
+    for option in
+        ["-c -O qcow2", "-r 1M", "--salvage", "-l name", "--bitmaps", "-C", "--image-opts"]
+    {
+        let said = Tool::Ours.img(pair.ours(), &format!("convert {option} top.qcow2 out"));
+        let name = option.split(' ').next().unwrap();
+        assert_eq!(said.stderr, format!("qemu-img: option {name} is not supported yet\n"));
+        assert_eq!(said.code, Some(1));
+        assert!(!pair.ours().join("out").exists());
+    }
+}

@@ -1,0 +1,224 @@
+//! `qcow io` speaks like `qemu-io`, and leaves the same images.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::tool::{Pair, Tool};
+
+const SETUP: &str = "
+    img create -q -f qcow2 a.qcow2 1M
+    img create -q -f raw a.raw 1M
+    img create -q -f qcow2 -b a.qcow2 -F qcow2 top.qcow2
+";
+
+/// Runs of commands on one image.
+const RUNS: &[(&str, &[&str])] = &[
+    (
+        "a.qcow2",
+        &["write 0 64k", "read 0 64k", "read -P 0xcd 0 64k", "length", "map", "info", "flush"],
+    ),
+    ("a.qcow2", &["alloc 0", "alloc 0 128k", "alloc 64k 128k", "alloc 2M", "alloc 1000k 1M"]),
+    ("a.qcow2", &["discard 0 64k", "d 0 1k", "map", "read -P 0 0 64k"]),
+    ("a.qcow2", &["read -v 0 40", "w -P 0x41 0 512", "r -v 500 40", "read -vq 500 20"]),
+    (
+        "a.qcow2",
+        &[
+            "write -z 0 64k",
+            "write -zu 0 64k",
+            "write -P 3 -z 0 64k",
+            "write -u 0 512",
+            "write -n 0 512",
+            "write -zn 0 1000",
+            "write -f 0 512",
+            "write -zf 0 512",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "write -q 0 512",
+            "readv 0 512 512",
+            "writev 0 512 1k",
+            "writev -P 5 1 1 1 1",
+            "readv -P 5 1 1 1 1",
+            "readv -P 6 1 1 1 1",
+            "readv 0",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "aio_write -P 7 0 512",
+            "aio_flush",
+            "aio_read -P 7 0 512",
+            "aio_flush",
+            "aio_read -P 8 0 512",
+            "aio_flush",
+            "aio_write -z 0 1k 1k",
+            "aio_write -u 0 512",
+            "aio_write -q 0 512",
+            "aio_flush",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "read 1M 512",
+            "write 1M 512",
+            "read -1 5",
+            "read 0",
+            "read 0 x",
+            "read x 0",
+            "read",
+            "foo",
+            "read 0 512 4",
+            "read -y 0 512",
+            "write -P 300 0 512",
+            "write -P x 0 512",
+            "read 0 3G",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "write 0 0",
+            "read 0 0",
+            "write 0 1000",
+            "write 5 7",
+            "read 0x200 1b",
+            "read 0 1s",
+            "read 0 1.5k",
+            "read 010 1",
+            "read -- 0 512",
+            "read 0 512 -q",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "discard 1M 512",
+            "discard 0 3G",
+            "discard x 1",
+            "alloc x",
+            "alloc",
+            "discard 0",
+            "flush x",
+            "length x",
+            "sleep",
+            "sleep 1",
+            "sleep x",
+        ],
+    ),
+    (
+        "a.qcow2",
+        &[
+            "write -P 0 0 512",
+            "read -P 0 -s 5 -l 10 0 512",
+            "read -P 1 -s 5 -l 10 0 512",
+            "read -s 1 0 512",
+            "read -l 3 0 512",
+            "read -P 0 -l 600 0 512",
+            "read -P 0 -s 600 0 512",
+            "read -P 0 -s 500 -l 100 0 512",
+        ],
+    ),
+    ("a.qcow2", &["help length", "help foo", "q", "length"]),
+    ("a.qcow2", &["write -s /etc/hostname 0 512", "write -s missing 0 512", "read -p 0 512"]),
+    ("-r a.qcow2", &["write 0 512", "discard 0 512", "aio_write 0 512", "flush", "length"]),
+    ("-s a.qcow2", &["write -P 9 0 512", "read -P 9 0 512", "length"]),
+    ("a.qcow2", &["read -P 9 0 512"]),
+    (
+        "-f raw a.raw",
+        &[
+            "length",
+            "info",
+            "write 0 512",
+            "write -z 0 512",
+            "write -zu 0 512",
+            "discard 0 4k",
+            "alloc 0",
+            "map",
+        ],
+    ),
+    ("a.raw", &["length", "write 0 512"]),
+    ("-n a.qcow2", &["write 0 4k", "read -P 0xcd 0 4k"]),
+    ("-t writethrough a.qcow2", &["write 0 4k"]),
+    ("-d ignore a.qcow2", &["write 0 64k", "discard 0 64k", "read -P 0xcd 0 64k"]),
+    (
+        "top.qcow2",
+        &["write -P 2 64k 1k", "read -P 2 64k 1k", "map", "alloc 0 1M", "read -P 0xcd 0 64k"],
+    ),
+    ("missing", &["length"]),
+    ("-f foo a.qcow2", &["length"]),
+    ("-f qcow2 a.raw", &["length"]),
+    ("-t foo a.qcow2", &["length"]),
+    ("-d foo a.qcow2", &["length"]),
+    ("-U a.qcow2", &["length"]),
+    ("", &["length", "help length"]),
+];
+
+#[test]
+fn both_say_and_do_the_same() {
+    let pair = Pair::prepared(SETUP);
+    let mut differences = Vec::new();
+    for (options, commands) in RUNS {
+        let (ours, theirs) = pair.io(options, commands);
+        if ours != theirs {
+            differences
+                .push(format!("{options} {commands:?}\n  ours:   {ours:?}\n  theirs: {theirs:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    for name in ["a.qcow2", "top.qcow2"] {
+        pair.same_clean_image(name);
+    }
+    pair.same_disk("a.raw");
+}
+
+#[test]
+fn commands_come_from_standard_input_too() {
+    let pair = Pair::prepared(SETUP);
+    let script = "open a.qcow2\nlength\n\nwrite -q 0 512\nclose\nlength\nfoo\nopen -r a.qcow2\nread -qP 0xcd 0 512\nquit\nlength\n";
+    let run = |tool: Tool, directory| {
+        let mut command = tool.command("qemu-io", directory);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    assert_eq!(run(Tool::Ours, pair.ours()), run(Tool::Theirs, pair.theirs()));
+}
+
+#[test]
+fn requests_in_the_background_all_arrive() {
+    let pair = Pair::prepared(SETUP);
+    let commands: Vec<String> =
+        (0..64).map(|i| format!("aio_write -q -P {} {}k 16k", i + 1, (i * 37 % 63) * 16)).collect();
+    let mut lines: Vec<&str> = commands.iter().map(String::as_str).collect();
+    lines.push("aio_flush");
+    pair.same_io("a.qcow2", &lines);
+    let pattern = |i: u64| (0..64).filter(|n| n * 37 % 63 == i).max().unwrap() + 1;
+    let checks: Vec<String> =
+        (1..63).map(|i| format!("read -q -P {} {}k 16k", pattern(i), i * 16)).collect();
+    let checks: Vec<&str> = checks.iter().map(String::as_str).collect();
+    let said = Tool::Theirs.io(pair.ours(), "a.qcow2", &checks);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(Tool::Theirs.img(pair.ours(), "check -q a.qcow2").code, Some(0));
+}
+
+#[test]
+fn a_guessed_raw_image_cannot_be_turned_into_qcow2() {
+    let pair = Pair::prepared(SETUP);
+    let mut magic = b"QFI\xfb\0\0\0\x03".to_vec();
+    magic.resize(512, 0);
+    crate::tool::put(&pair, "magic", &magic);
+    let (ours, theirs) = pair.io("a.raw", &["write -s magic 0 512", "length"]);
+    assert_eq!((&ours.stdout, ours.code), (&theirs.stdout, theirs.code));
+    let (ours, theirs) = pair.io("-f raw a.raw", &["write -s magic 0 512"]);
+    assert_eq!(ours, theirs);
+}

@@ -1,0 +1,12 @@
+//! `qcow` against QEMU's own tools: both run the same commands on equal files, and must say and do the same.
+
+mod bad_input;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod info;
+mod io;
+mod map;
+mod messages;
+mod tool;
