@@ -9,8 +9,8 @@ use qcow::engine::check::{CheckSummary, Finding, Repair, check};
 use qcow::engine::info::ImageInfo;
 use serde::Serialize;
 
+use crate::arguments::{OutputArgs, OutputFormat, one_file};
 use crate::cache::Cache;
-use crate::cli::{OutputArgs, OutputFormat, one_file};
 use crate::failure::{self, Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::output::{self, say};

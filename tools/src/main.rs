@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+mod arguments;
 mod cache;
 mod cli;
 mod creation;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qcow::disk::uring::block_on;
 use qcow::engine::MapExtent;
 
-use crate::cli::{OutputArgs, OutputFormat, one_file};
+use crate::arguments::{OutputArgs, OutputFormat, one_file};
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::output::{self, say};

@@ -105,7 +105,8 @@ impl<D: Disk> Image<D> {
             let layer = &self.layers_from(depth)[0];
             let last = depth + 1 == self.layer_count();
             if at >= layer.virtual_size() {
-                // A short image in the middle of a chain ends what lies below it, too.
+                // A short image in the middle of a chain ends what lies below it, too: the one above it has the zeros.
+                let depth = depth.saturating_sub(1);
                 return Ok(Source { depth, content: Content::Nothing, len });
             }
             len = len.min(layer.virtual_size() - at);

@@ -9,7 +9,7 @@ mod json;
 
 use std::path::PathBuf;
 
-use crate::cli::{OutputArgs, OutputFormat, one_file};
+use crate::arguments::{OutputArgs, OutputFormat, one_file};
 use crate::failure::Outcome;
 use crate::output::{self, say};
 use crate::unbuilt;
