@@ -44,6 +44,9 @@ lint: deps ## formatting, clippy, dependencies and licences, documentation
 	if grep '^vm-memory ' <<< "$$duplicates"; then \
 		echo "lint: two versions of vm-memory: guest memory would not pass between crates" >&2; exit 1; \
 	fi
+	@for file in $$(git grep -l 'expect(.*unsafe_code\|^ *unsafe_code,' -- '*.rs'); do \
+		grep -qF "$$file" docs/UNSAFE.md || { echo "lint: docs/UNSAFE.md does not name $$file" >&2; exit 1; }; \
+	done
 	@$(MAKE) --no-print-directory cargo-deny
 
 # The advisories (and with them yanked versions) need RustSec's database, which not every network reaches.

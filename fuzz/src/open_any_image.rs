@@ -1,15 +1,13 @@
 //! Uses any bytes as a program would use an image: no input may panic, hang, or ask for memory without bound.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qcow::disk::Buffer;
 use qcow::disk::sim::{SimDisk, World};
 use qcow::engine::check::{Repair, check};
 use qcow::engine::info::ImageInfo;
 use qcow::engine::{Format, Image, OpenOptions};
-use qcow::gate::Gate;
-use qcow::{Error, ErrorKind};
+use qcow::gate::OneFile;
 
 /// Space that a hostile image can make us use.
 const CAPACITY: u64 = 64 << 20;
@@ -17,21 +15,6 @@ const CAPACITY: u64 = 64 << 20;
 const EXTENTS_MAX: usize = 256;
 /// Bytes of one request.
 const REQUEST: u64 = 6000;
-
-/// One file and nothing else: whatever an image names is refused.
-struct OneFile(SimDisk);
-
-impl Gate for OneFile {
-    type Disk = SimDisk;
-
-    fn open_image(&self, _: &Path, _: bool) -> qcow::Result<SimDisk> {
-        Ok(self.0.clone())
-    }
-
-    fn open_backing(&self, _: &Path, _: &OsStr) -> qcow::Result<(PathBuf, SimDisk)> {
-        Err(Error::new(ErrorKind::Denied, "no backing files here"))
-    }
-}
 
 /// Looks at `bytes`, reads, maps and checks them, then changes them, each as far as the image lets it.
 pub fn run(bytes: &[u8]) {

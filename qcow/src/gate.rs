@@ -23,6 +23,22 @@ pub trait Gate {
     fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, Self::Disk)>;
 }
 
+/// A file that is open already, and nothing else: whatever an image names is refused.
+#[derive(Clone, Debug)]
+pub struct OneFile<D>(pub D);
+
+impl<D: Disk + Clone> Gate for OneFile<D> {
+    type Disk = D;
+
+    fn open_image(&self, _: &Path, _: bool) -> Result<D> {
+        Ok(self.0.clone())
+    }
+
+    fn open_backing(&self, image: &Path, _: &OsStr) -> Result<(PathBuf, D)> {
+        Err(denied(image, "backing files are not allowed here"))
+    }
+}
+
 /// Which files an image may name as its backing file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackingPolicy {

@@ -1,4 +1,41 @@
-//! The qcow2 engine.
+//! The qcow2 engine: opens, makes, reads, writes and checks disk images.
+//!
+//! ```text
+//! engine   the verbs on an open disk            one async fn per verb, any number of threads
+//!   |
+//! meta     what the tables say and decide       plain functions on plain data, behind one short lock
+//! codec    one compressed cluster in and out
+//!   |
+//! format   bytes <-> validated types
+//! disk     one host file: io_uring, or a deterministic simulation
+//! ```
+//!
+//! Each layer uses only what is below it; `docs/ARCHITECTURE.md` tells the life of a request. A disk is opened through a
+//! [`gate::Gate`], which decides what files an image may name, and used on the ring of the calling thread:
+//!
+//! ```
+//! use qcow::disk::Buffer;
+//! use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
+//! use qcow::engine::{CreateOptions, Image, OpenOptions, create};
+//! use qcow::gate::{BackingPolicy, HostGate};
+//!
+//! # fn main() -> qcow::Result<()> {
+//! # let directory = tempfile::tempdir().unwrap();
+//! let path = directory.path().join("disk.qcow2");
+//! block_on(async {
+//!     let file = UringDisk::open(&path, Access::Create, CacheMode::PageCache)?;
+//!     create(&file, &CreateOptions { size: 1 << 30, ..CreateOptions::default() }).await?;
+//!     drop(file);
+//!
+//!     let gate = HostGate { cache: CacheMode::PageCache, shared: false, backing: BackingPolicy::Deny };
+//!     let options = OpenOptions { writable: true, ..OpenOptions::default() };
+//!     let image = Image::open(&gate, &path, &options).await?;
+//!     image.write(4096, &Buffer::from_bytes(b"hello").payload()).await?;
+//!     image.flush().await?;
+//!     image.close().await
+//! })
+//! # }
+//! ```
 
 pub mod addr;
 pub mod codec;

@@ -1,31 +1,16 @@
 //! Damage that once led the engine to destroy what was still whole: each image must be refused, or the request must fail,
 //! and nothing else may change.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qcow::ErrorKind;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{SimDisk, World};
 use qcow::engine::{CreateOptions, Format, Image, OpenOptions, create};
-use qcow::gate::Gate;
+use qcow::gate::OneFile;
 
 const CLUSTER: u64 = 1024;
 const COPIED: u64 = 1 << 63;
-
-struct OneFile(SimDisk);
-
-impl Gate for OneFile {
-    type Disk = SimDisk;
-
-    fn open_image(&self, _: &Path, _: bool) -> qcow::Result<SimDisk> {
-        Ok(self.0.clone())
-    }
-
-    fn open_backing(&self, _: &Path, _: &OsStr) -> qcow::Result<(PathBuf, SimDisk)> {
-        unreachable!("no image here has a backing file")
-    }
-}
 
 async fn open(file: &SimDisk, writable: bool) -> qcow::Result<Image<SimDisk>> {
     let options = OpenOptions { writable, format: Some(Format::Qcow2), ..OpenOptions::default() };

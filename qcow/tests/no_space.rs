@@ -1,31 +1,16 @@
 //! A full host: requests that need space fail, all others go on, nothing is lost, and the image stays consistent.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qcow::ErrorKind;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Random, SimDisk, World};
 use qcow::engine::check::{Repair, check};
 use qcow::engine::{CreateOptions, Format, Image, OpenOptions, create};
-use qcow::gate::Gate;
+use qcow::gate::OneFile;
 
 const CLUSTERS: u64 = 256;
 const CLUSTER: u64 = 1024;
-
-struct OneFile(SimDisk);
-
-impl Gate for OneFile {
-    type Disk = SimDisk;
-
-    fn open_image(&self, _: &Path, _: bool) -> qcow::Result<SimDisk> {
-        Ok(self.0.clone())
-    }
-
-    fn open_backing(&self, _: &Path, _: &OsStr) -> qcow::Result<(PathBuf, SimDisk)> {
-        unreachable!("the image has no backing file")
-    }
-}
 
 #[test]
 fn only_the_request_that_needs_space_fails() {

@@ -18,6 +18,7 @@ mod flush;
 mod grow;
 pub mod info;
 mod layer;
+mod layout;
 mod map;
 mod open;
 mod options;
@@ -27,9 +28,9 @@ mod table;
 mod write;
 mod zero;
 
-pub use create::{CreateOptions, Preallocation, create};
+pub use create::create;
 pub use map::MapExtent;
-pub use options::{DetectZeroes, Discard, Format, OpenOptions};
+pub use options::{CreateOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation};
 
 use layer::{Layer, Qcow2};
 

@@ -1,8 +1,12 @@
-//! How an image is to be opened.
+//! How an image is to be opened, and what a new one is to be like.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::error::{Error, Result};
+use crate::format::compression::CompressionType;
+use crate::format::header::Version;
 use crate::limits;
 
 /// An image format that the engine reads and writes.
@@ -85,5 +89,91 @@ impl Default for OpenOptions {
             detect_zeroes: DetectZeroes::Off,
             flushes: true,
         }
+    }
+}
+
+/// What is laid out in advance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing: the image grows as it is written.
+    Off,
+    /// All tables, and room in the file for all data, which the host does not store yet.
+    Metadata,
+    /// All tables, and space on the host for all data.
+    Falloc,
+    /// All tables, and zeros written for all data.
+    Full,
+}
+
+/// What a new image is to be like.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Bytes of virtual disk; rounded up to whole sectors.
+    pub size: u64,
+    /// Version of the format.
+    pub version: Version,
+    /// log2 of the cluster size in bytes, 9 to 21.
+    pub cluster_bits: u32,
+    /// log2 of the refcount width in bits, 0 to 6.
+    pub refcount_order: u32,
+    /// Let QEMU postpone refcount updates.
+    pub lazy_refcounts: bool,
+    /// How compressed clusters are compressed.
+    pub compression: CompressionType,
+    /// What is laid out in advance.
+    pub preallocation: Preallocation,
+    /// The backing file's name as the image is to record it, and its format.
+    pub backing: Option<(OsString, Option<String>)>,
+}
+
+impl Default for CreateOptions {
+    /// What `qemu-img create` makes: version 3, 64 KiB clusters, 16-bit refcounts.
+    fn default() -> Self {
+        Self {
+            size: 0,
+            version: Version::V3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            lazy_refcounts: false,
+            compression: CompressionType::Deflate,
+            preallocation: Preallocation::Off,
+            backing: None,
+        }
+    }
+}
+
+impl CreateOptions {
+    /// Fails where the options contradict each other or the format.
+    pub(super) fn check(&self) -> Result<()> {
+        let bits = limits::CLUSTER_BITS_MIN..=limits::CLUSTER_BITS_MAX;
+        if !bits.contains(&self.cluster_bits) {
+            return Err(Error::invalid(
+                "Cluster size must be a power of two between 512 and 2048k",
+            ));
+        }
+        if self.refcount_order > limits::REFCOUNT_ORDER_MAX {
+            return Err(Error::invalid(
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ));
+        }
+        if self.version == Version::V3 {
+            return Ok(());
+        }
+        if self.refcount_order != 4 {
+            return Err(Error::invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+            ));
+        }
+        if self.lazy_refcounts {
+            return Err(Error::invalid(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
+        if self.compression != CompressionType::Deflate {
+            return Err(Error::invalid(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
+        Ok(())
     }
 }

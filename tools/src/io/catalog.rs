@@ -1,39 +1,42 @@
-//! The commands: names, usage, and who carries them out.
+//! The commands, and running a line of them.
 
 use std::time::Duration;
 
-use super::command::Arguments;
+use super::command::words;
+use super::definition::{Command, command};
 use super::open::{self, OpenArgs};
 use super::session::{Done, Failed, Flow, Need, Session};
 use super::{query, transfer};
-use crate::failure::tell;
+use crate::failure::{tell, tell_plain};
 use crate::output::say;
 
-/// One command.
-pub struct Command {
-    /// Its name and its short name.
-    pub names: &'static [&'static str],
-    /// How many words may follow it; no upper bound where that is `None`.
-    count: (usize, Option<usize>),
-    /// What it needs.
-    pub need: Need,
-    /// What may follow the name.
-    usage: &'static str,
-    /// What it does, in a few words.
-    summary: &'static str,
-    /// Carries it out.
-    pub run: fn(&mut Session, &Command, &[&str]) -> Done,
-}
-
-const fn command(
-    names: &'static [&'static str],
-    count: (usize, Option<usize>),
-    need: Need,
-    usage: &'static str,
-    summary: &'static str,
-    run: fn(&mut Session, &Command, &[&str]) -> Done,
-) -> Command {
-    Command { names, count, need, usage, summary, run }
+/// Runs one command line: whether it went well, and what follows.
+pub fn run(session: &mut Session, line: &str) -> (bool, Flow) {
+    let words = words(line);
+    let Some((name, rest)) = words.split_first() else { return (true, Flow::Continue) };
+    let Some(command) = find(name) else {
+        tell_plain(&format!("command \"{name}\" not found"));
+        return (false, Flow::Continue);
+    };
+    if let Err(message) = command.check_count(rest.len()) {
+        tell_plain(&message);
+        return (false, Flow::Continue);
+    }
+    match (command.need, session.current()) {
+        (Need::Image | Need::Writable, None) => {
+            tell_plain("no file open, try 'help open'");
+            return (false, Flow::Continue);
+        }
+        (Need::Writable, Some(open)) if !open.image.is_writable() => {
+            tell("Block node is read-only");
+            return (false, Flow::Continue);
+        }
+        _ => {}
+    }
+    match (command.run)(session, command, rest) {
+        Ok(flow) => (true, flow),
+        Err(Failed) => (false, Flow::Continue),
+    }
 }
 
 /// All commands, sorted by name.
@@ -197,43 +200,6 @@ const COMMANDS: &[Command] = &[
 /// The command called `name`.
 pub fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.names.contains(&name))
-}
-
-impl Command {
-    /// Its name.
-    pub fn name(&self) -> &'static str {
-        self.names[0]
-    }
-
-    /// Checks how many words follow; the error is what to tell.
-    pub fn check_count(&self, count: usize) -> Result<(), String> {
-        let (least, most) = self.count;
-        if count >= least && most.is_none_or(|most| count <= most) {
-            return Ok(());
-        }
-        let expected = match most {
-            None => format!("at least {least}"),
-            Some(most) if most == least => least.to_string(),
-            Some(most) => format!("between {least} and {most}"),
-        };
-        let name = self.name();
-        Err(format!("bad argument count {count} to {name}, expected {expected} arguments"))
-    }
-
-    /// Takes the words behind its name apart, given the flags that it knows; see [`Arguments::parse`].
-    pub fn arguments(&self, words: &[&str], known: &str) -> Done<Arguments> {
-        Arguments::parse(self.name(), words, known).ok_or_else(|| self.tell_usage())
-    }
-
-    /// Tells how it is used, because it was used wrongly.
-    pub fn tell_usage(&self) -> Failed {
-        say!("{}", self.line());
-        Failed
-    }
-
-    fn line(&self) -> String {
-        format!("{} {} -- {}", self.name(), self.usage, self.summary).replacen("  -- ", " -- ", 1)
-    }
 }
 
 fn abort(_: &mut Session, _: &Command, _: &[&str]) -> Done {

@@ -1,10 +1,11 @@
 //! `qcow io`: reads, writes and questions, one command at a time, as `qemu-io` does them.
 //!
-//! [`command`] takes a command line apart, [`catalog`] knows the commands, [`session`] holds the open image and the
+//! [`command`] takes a command line apart, [`definition`] says what a command is, [`catalog`] knows and runs them, [`session`] holds the open image and the
 //! requests under way, [`transfer`], [`pattern`] and [`query`] carry commands out, [`report`] tells the result.
 
 mod catalog;
 mod command;
+mod definition;
 mod open;
 mod pattern;
 mod query;
@@ -84,7 +85,7 @@ pub fn run(args: &Args) -> Outcome<u8> {
     }
     let mut all_well = true;
     let mut run = |line: &str| {
-        let (well, flow) = session.run(line);
+        let (well, flow) = catalog::run(&mut session, line);
         all_well &= well;
         output::flush();
         flow

@@ -2,8 +2,8 @@
 
 use qcow::engine::Format;
 
-use super::catalog::Command;
 use super::command::number;
+use super::definition::Command;
 use super::open::OpenImage;
 use super::report::size;
 use super::session::{Done, Failed, Flow, Session};

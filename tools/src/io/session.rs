@@ -6,10 +6,8 @@ use std::task::{Context, Poll};
 
 use qcow::disk::uring::block_on;
 
-use super::catalog;
-use super::command::words;
 use super::open::{self, OpenArgs, OpenImage};
-use crate::failure::{Failure, Outcome, tell, tell_plain};
+use crate::failure::{Failure, Outcome};
 
 /// What follows a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,35 +56,6 @@ impl Session {
     /// The open image. Commands that need one are only run if there is one.
     pub fn current(&self) -> Option<&OpenImage> {
         self.current.as_ref()
-    }
-
-    /// Runs one command line: whether it went well, and what follows.
-    pub fn run(&mut self, line: &str) -> (bool, Flow) {
-        let words = words(line);
-        let Some((name, rest)) = words.split_first() else { return (true, Flow::Continue) };
-        let Some(command) = catalog::find(name) else {
-            tell_plain(&format!("command \"{name}\" not found"));
-            return (false, Flow::Continue);
-        };
-        if let Err(message) = command.check_count(rest.len()) {
-            tell_plain(&message);
-            return (false, Flow::Continue);
-        }
-        match (command.need, &self.current) {
-            (Need::Image | Need::Writable, None) => {
-                tell_plain("no file open, try 'help open'");
-                return (false, Flow::Continue);
-            }
-            (Need::Writable, Some(open)) if !open.image.is_writable() => {
-                tell("Block node is read-only");
-                return (false, Flow::Continue);
-            }
-            _ => {}
-        }
-        match (command.run)(self, command, rest) {
-            Ok(flow) => (true, flow),
-            Err(Failed) => (false, Flow::Continue),
-        }
     }
 
     /// Runs `work` to its end; requests in the background go on meanwhile.

@@ -6,8 +6,8 @@ use qcow::disk::{Buffer, Payload};
 use qcow::limits::REQUEST_BYTES_MAX;
 use qcow::{Error, ErrorKind};
 
-use super::catalog::Command;
 use super::command::{Arguments, number, pattern_byte, request_len};
+use super::definition::Command;
 use super::open::OpenImage;
 use super::pattern;
 use super::report::{self, Style};
