@@ -39,7 +39,7 @@ cargo-tests:
 lint: deps ## formatting, clippy, dependencies and licences, documentation
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
-	@RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
+	@RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --document-private-items --quiet
 	@duplicates=$$(cargo tree --workspace --duplicates --depth 0); \
 	if grep '^vm-memory ' <<< "$$duplicates"; then \
 		echo "lint: two versions of vm-memory: guest memory would not pass between crates" >&2; exit 1; \
