@@ -69,7 +69,7 @@ impl UringDisk {
     }
 
     fn open_unnamed(path: &Path, access: Access, cache: CacheMode) -> Result<Self> {
-        ring::probe().map_err(|e| {
+        ring::set_up_ring().map_err(|e| {
             Error::io("cannot set up an io_uring (is kernel.io_uring_disabled set?)", &e)
         })?;
         let writable = matches!(access, Access::ReadWrite | Access::Create);

@@ -11,7 +11,7 @@ mod lock;
 mod ring;
 
 pub use file::{Access, CacheMode, UringDisk};
-pub use ring::{Readiness, RingPark};
+pub use ring::{Readiness, RingPark, set_up_ring};
 
 /// Runs `root` to its end on this thread and its ring.
 pub fn block_on<T>(root: impl Future<Output = T>) -> T {

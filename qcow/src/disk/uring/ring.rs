@@ -7,7 +7,7 @@
     reason = "submission entries name memory and descriptors by address and number"
 )]
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,7 +31,29 @@ const SEGMENT_COUNT_MAX: usize = 1024;
 const WAKE_UP: u64 = u64::MAX;
 
 thread_local! {
-    static RING: Rc<RefCell<Ring>> = Rc::new(RefCell::new(Ring::new()));
+    static RING: OnceCell<Rc<RefCell<Ring>>> = const { OnceCell::new() };
+}
+
+/// Sets up the calling thread's ring, unless it has one. A thread that does not call this sets its ring up on first use,
+/// and panics where that fails: only threads that may start at a bad time need it.
+///
+/// # Errors
+/// The host is short of descriptors or memory, or does not allow io_uring.
+pub fn set_up_ring() -> io::Result<()> {
+    RING.with(|ring| {
+        if ring.get().is_none() {
+            let fresh = Rc::new(RefCell::new(Ring::new()?));
+            assert!(ring.set(fresh).is_ok(), "a ring is set up once");
+        }
+        Ok(())
+    })
+}
+
+fn this_ring() -> Rc<RefCell<Ring>> {
+    if let Err(e) = set_up_ring() {
+        panic!("cannot set up an io_uring: {e} (is kernel.io_uring_disabled set?)");
+    }
+    RING.with(|ring| Rc::clone(ring.get().expect("a ring that has just been set up")))
 }
 
 /// What the kernel is asked to do with a file.
@@ -82,11 +104,11 @@ struct Held {
 }
 
 impl Ring {
-    fn new() -> Self {
-        let unparker = Arc::new(RingUnpark::new());
-        let mut ring = Self { uring: set_up(), slots: Vec::new(), free: Vec::new(), unparker };
+    fn new() -> io::Result<Self> {
+        let unparker = Arc::new(RingUnpark::new()?);
+        let mut ring = Self { uring: set_up()?, slots: Vec::new(), free: Vec::new(), unparker };
         ring.watch_wake_ups();
-        ring
+        Ok(ring)
     }
 
     fn watch_wake_ups(&mut self) {
@@ -216,19 +238,13 @@ impl Slot {
     }
 }
 
-fn set_up() -> IoUring {
+fn set_up() -> io::Result<IoUring> {
     let mut modern = IoUring::builder();
     modern.setup_single_issuer().setup_defer_taskrun().setup_clamp();
     modern
         .build(RING_ENTRIES)
         // Kernels before 6.1 lack deferred task work; everything else works the same.
         .or_else(|_| IoUring::new(RING_ENTRIES))
-        .unwrap_or_else(|e| panic!("cannot set up an io_uring: {e} (is kernel.io_uring_disabled set?)"))
-}
-
-/// Fails with a sentence where this host does not allow io_uring at all.
-pub(super) fn probe() -> io::Result<()> {
-    IoUring::new(1).map(drop)
 }
 
 fn build(fd: types::Fd, operation: &Operation, iovecs: &mut Vec<libc::iovec>) -> squeue::Entry {
@@ -275,7 +291,7 @@ pub(super) fn submit(
     operation: Operation,
 ) -> impl Future<Output = io::Result<u32>> {
     let state = PendingState::Unsubmitted(Arc::clone(file), Some(operation));
-    Pending { state, ring: RING.with(Rc::clone) }
+    Pending { state, ring: this_ring() }
 }
 
 /// Not `Send`: it lives and dies on the thread whose ring it uses.
@@ -348,7 +364,7 @@ pub struct Readiness {
 impl Readiness {
     /// Watches `file` on this thread's ring.
     pub fn watch(file: Arc<OwnedFd>) -> Self {
-        let ring = RING.with(Rc::clone);
+        let ring = this_ring();
         let index = ring.borrow_mut().watch(&file);
         Self { index, file, ring }
     }
@@ -403,7 +419,7 @@ pub struct RingPark {
 impl RingPark {
     /// The calling thread's ring, set up on first use.
     pub fn new() -> Self {
-        Self { ring: RING.with(Rc::clone) }
+        Self { ring: this_ring() }
     }
 }
 
@@ -446,10 +462,9 @@ struct RingUnpark {
 }
 
 impl RingUnpark {
-    fn new() -> Self {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .unwrap_or_else(|e| panic!("cannot make an eventfd: {e}"));
-        Self { event, parked: AtomicBool::new(false) }
+    fn new() -> io::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { event, parked: AtomicBool::new(false) })
     }
 }
 
