@@ -48,8 +48,9 @@ pub trait Disk: Debug + Send + Sync + Sized + 'static {
     /// Makes `len` bytes at `at` read as zeros and keeps their space; the file grows as needed.
     fn write_zeroes(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<()>>;
 
-    /// Gives the space of `len` bytes at `at` back to the host where it can; what they read as afterwards is undefined.
-    fn punch_hole(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<()>>;
+    /// Gives the space of `len` bytes at `at` back to the host where it can. Says whether they surely read as zeros now;
+    /// otherwise what they read as is undefined.
+    fn punch_hole(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<bool>>;
 
     /// Reserves the space of `len` bytes at `at`, which keep their content or read as zeros; the file grows as needed.
     fn allocate(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<()>>;

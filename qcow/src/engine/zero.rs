@@ -22,7 +22,11 @@ impl<D: Disk> Image<D> {
     pub async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_change(at, len)?;
         let qcow2 = match self.top() {
-            Layer::Raw(raw) => return raw.write_zeroes(at, len).await,
+            Layer::Raw(raw) => {
+                // As QEMU: space is given back only where discards are.
+                let unmap = unmap && self.inner.options.discard == Discard::Unmap;
+                return raw.write_zeroes(at, len, unmap).await;
+            }
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;

@@ -59,14 +59,21 @@ impl<D: Disk> Raw<D> {
         written.map_err(|e| self.failed("write", at, &e))
     }
 
-    /// Makes a range read as zeros.
-    pub async fn write_zeroes(&self, at: u64, len: u64) -> Result<()> {
+    /// Makes a range read as zeros; with `unmap` its space is given back where the host can.
+    pub async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
+        if unmap && self.punch(at, len).await? {
+            return Ok(());
+        }
         let zeroed = self.disk.write_zeroes(HostOffset::new(at), len).await;
         zeroed.map_err(|e| self.failed("write zeroes", at, &e))
     }
 
     /// Gives the space of a range back.
     pub async fn discard(&self, at: u64, len: u64) -> Result<()> {
+        self.punch(at, len).await.map(drop)
+    }
+
+    async fn punch(&self, at: u64, len: u64) -> Result<bool> {
         let punched = self.disk.punch_hole(HostOffset::new(at), len).await;
         punched.map_err(|e| self.failed("discard", at, &e))
     }

@@ -194,8 +194,8 @@ impl Disk for SimDisk {
         self.submit(Effect::Zero { at: at.get(), len }).await
     }
 
-    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<()> {
-        self.submit(Effect::Punch { at: at.get(), len }).await
+    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<bool> {
+        self.submit(Effect::Punch { at: at.get(), len }).await.map(|()| false)
     }
 
     async fn allocate(&self, at: HostOffset, len: u64) -> io::Result<()> {

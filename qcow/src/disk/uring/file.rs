@@ -254,11 +254,12 @@ impl Disk for UringDisk {
         }
     }
 
-    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<()> {
+    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<bool> {
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match self.fallocate(mode, at, len).await {
-            Err(e) if is_unsupported(&e) => Ok(()),
-            other => other,
+            Ok(()) => Ok(true),
+            Err(e) if is_unsupported(&e) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
