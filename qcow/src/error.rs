@@ -54,7 +54,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { kind, message: message.into(), file: None, errno: None }) }
+        let message = printable(&message.into());
+        Self { inner: Arc::new(Inner { kind, message, file: None, errno: None }) }
     }
 
     /// The image contradicts the format: `message` names the field or offset.
@@ -109,7 +110,7 @@ impl Error {
     #[must_use]
     pub fn context(mut self, prefix: impl fmt::Display) -> Self {
         let inner = Arc::make_mut(&mut self.inner);
-        inner.message = format!("{prefix}: {}", inner.message);
+        inner.message = printable(&format!("{prefix}: {}", inner.message));
         self
     }
 
@@ -134,6 +135,19 @@ impl Error {
     }
 }
 
+/// `text` with control characters escaped: names come out of hostile images, and messages go to terminals and logs.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 /// The host's sentence for an error, without Rust's `(os error N)` behind it.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
@@ -146,7 +160,9 @@ pub fn reason(error: &io::Error) -> String {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner.file {
-            Some(file) => write!(f, "{}: {}", file.display(), self.inner.message),
+            Some(file) => {
+                write!(f, "{}: {}", printable(&file.to_string_lossy()), self.inner.message)
+            }
             None => f.write_str(&self.inner.message),
         }
     }

@@ -4,9 +4,12 @@
 use std::path::Path;
 
 use qcow::ErrorKind;
+use qcow::addr::HostOffset;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{SimDisk, World};
+use qcow::engine::check::{Repair, check};
 use qcow::engine::{CreateOptions, Format, Image, OpenOptions, create};
+use qcow::format::snapshot::{SnapshotEntry, encode_table};
 use qcow::gate::OneFile;
 
 const CLUSTER: u64 = 1024;
@@ -143,4 +146,33 @@ fn a_guest_cluster_that_maps_its_own_table() {
             assert!(read.to_vec().iter().all(|&b| b == 3));
         });
     }
+}
+
+#[test]
+fn a_snapshot_whose_l1_table_lies_at_the_end_of_all_numbers() {
+    let entry = SnapshotEntry {
+        l1_table_offset: HostOffset::new(0xffff_ffff_ffff_0000),
+        l1_size: 8192,
+        id: "1".into(),
+        name: "far".into(),
+        date_seconds: 0,
+        date_nanoseconds: 0,
+        vm_clock_nanoseconds: 0,
+        vm_state_size: 0,
+        disk_size: 128 * CLUSTER,
+        icount: None,
+        unknown_extra: Vec::new(),
+    };
+    let mut bytes = Bytes::sound();
+    let at = (bytes.0.len() as u64).next_multiple_of(CLUSTER);
+    bytes.0.resize(at as usize, 0);
+    bytes.0.extend(encode_table(&[entry]).expect("encode"));
+    bytes.0[60..64].copy_from_slice(&1u32.to_be_bytes());
+    bytes.set_word(64, at);
+    let world = World::new(1);
+    let file = world.add_file(&bytes.0);
+    let path = Path::new("image");
+    let summary = world.block_on(check(&file, path, Repair::None, &mut |f| println!("{f}")));
+    assert!(summary.is_err() || summary.is_ok_and(|s| s.corruptions > 0));
+    bytes.assert_refused();
 }

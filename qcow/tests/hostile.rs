@@ -62,7 +62,7 @@ fn damage(image: &mut [u8], random: &mut Random) {
         0 => 0,
         1 => u64::MAX,
         2 => random.draw(),
-        3 => 1 << random.below(64),
+        3 => [1, !0][random.below(2) as usize] << random.below(64),
         // Some other place of the file, perhaps one that is a table.
         _ => {
             (random.below(clusters + 2) * 512) | [0, 1, 1 << 63, 1 << 62][random.below(4) as usize]

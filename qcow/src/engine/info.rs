@@ -2,16 +2,13 @@
 
 use std::path::Path;
 
-use super::open::{probe, read_bytes, read_header};
+use super::load::{probe, read_header, read_snapshots};
 use super::options::Format;
 use crate::addr::sector_ceil;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
-use crate::format::snapshot::{SnapshotEntry, SnapshotTableReader};
-
-/// Bytes of a snapshot table that are read at a time.
-const TABLE_CHUNK: u64 = 64 << 10;
+use crate::format::snapshot::SnapshotEntry;
 
 /// What an image says about itself. Read from the header and the snapshot table alone: features that the engine does not
 /// serve yet are told, too.
@@ -64,23 +61,4 @@ impl ImageInfo {
         }
         Ok(info)
     }
-}
-
-/// The internal snapshots of an image, and how many bytes their table takes.
-pub(super) async fn read_snapshots<D: Disk>(
-    disk: &D,
-    header: &Header,
-    file_len: u64,
-) -> Result<(Vec<SnapshotEntry>, u64)> {
-    if header.snapshot_count == 0 {
-        return Ok((Vec::new(), 0));
-    }
-    let mut reader = SnapshotTableReader::new(header.snapshot_count, header.virtual_size())?;
-    let mut at = header.snapshots_offset;
-    while !reader.is_complete() && at.get() < file_len {
-        let len = TABLE_CHUNK.min(file_len - at.get());
-        reader.push(&read_bytes(disk, at, len, "snapshot table").await?)?;
-        at = at.plus(len);
-    }
-    reader.finish()
 }

@@ -19,6 +19,7 @@ mod grow;
 pub mod info;
 mod layer;
 mod layout;
+mod load;
 mod map;
 mod open;
 mod options;

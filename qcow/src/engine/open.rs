@@ -7,9 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layer::{Layer, Qcow2};
+use super::load::{probe, read_bytes, read_header, read_snapshots, read_words};
 use super::{Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
-use crate::disk::{Buffer, Disk, Identity};
+use crate::disk::{Disk, Identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
@@ -21,11 +22,9 @@ use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
 use crate::meta::map::Map;
 use crate::meta::refs::Refcounts;
+use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::sync::{Exclusive, WaitQueue, lock};
-
-/// First bytes of every qcow2 image.
-const MAGIC: &[u8; 4] = b"QFI\xfb";
 
 impl<D: Disk> Image<D> {
     /// Opens the image at `path` and the images below it.
@@ -117,22 +116,6 @@ async fn open_layer<D: Disk>(
     }
 }
 
-/// The format that the first bytes of a file show.
-pub async fn probe<D: Disk>(disk: &D) -> Result<Format> {
-    let prefix = read_bytes(disk, HostOffset::new(0), MAGIC.len() as u64, "header").await?;
-    Ok(if prefix == MAGIC { Format::Qcow2 } else { Format::Raw })
-}
-
-/// Reads and validates the header of a qcow2 image.
-pub async fn read_header<D: Disk>(disk: &D) -> Result<Header> {
-    let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-    let prefix_len = file_len.min(SECTOR_BYTES);
-    let prefix = read_bytes(disk, HostOffset::new(0), prefix_len, "header").await?;
-    let cluster_bits = Header::cluster_bits_of(&prefix)?;
-    let cluster0 = read_bytes(disk, HostOffset::new(0), 1 << cluster_bits, "header").await?;
-    Header::parse(&cluster0, file_len)
-}
-
 async fn open_qcow2<D: Disk>(
     disk: D,
     path: &Path,
@@ -158,8 +141,19 @@ async fn open_qcow2<D: Disk>(
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
+    let (snapshots, table_len) = read_snapshots(&disk, &header, file_len).await?;
     if writable {
         meta.map_regions(geometry)?;
+        let (first, count) = geometry.host_span(header.snapshots_offset, table_len);
+        if count > 0 {
+            meta.regions.add(Kind::SnapshotTable, first, count)?;
+        }
+        for snapshot in &snapshots {
+            snapshot.check_l1(geometry, file_len)?;
+            let len = u64::from(snapshot.l1_size) * 8;
+            let (first, count) = geometry.host_span(snapshot.l1_table_offset, len);
+            meta.regions.add(Kind::SnapshotL1, first, count)?;
+        }
     }
     Ok(Qcow2 {
         disk,
@@ -187,28 +181,10 @@ fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
     }
     if writable && header.incompatible.contains(Incompatible::DIRTY) {
         return Err(Error::unsupported(
-            "the image was not closed cleanly (dirty bit): repair it first with 'qemu-img check -r all'",
+            "the image was not closed cleanly (dirty bit): repair it first, with 'qcow check -r leaks' or, where that is not enough, 'qemu-img check -r all'",
         ));
     }
     Ok(())
-}
-
-async fn read_words<D: Disk>(disk: &D, at: HostOffset, count: u64, what: &str) -> Result<Vec<u64>> {
-    let bytes = read_bytes(disk, at, count * 8, what).await?;
-    let word = |chunk: &[u8]| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
-    Ok(bytes.chunks_exact(8).map(word).collect())
-}
-
-pub(super) async fn read_bytes<D: Disk>(
-    disk: &D,
-    at: HostOffset,
-    len: u64,
-    what: &str,
-) -> Result<Vec<u8>> {
-    let buffer = Buffer::zeroed(len as usize);
-    let read = disk.read(at, &buffer.payload()).await;
-    read.map_err(|e| Error::io(format!("Could not read {what}"), &e))?;
-    Ok(buffer.to_vec())
 }
 
 impl<D: Disk> Qcow2<D> {

@@ -123,7 +123,7 @@ impl L2Entry {
             return Err(Error::corrupt(format!("Cluster allocation offset {offset:#x} unaligned")));
         }
         let copied = self.0 & COPIED != 0;
-        if offset == 0 && copied {
+        if offset == 0 && copied && self.0 & ZERO == 0 {
             // Host offset 0 is the header; only an external data file may map data there.
             return Err(Error::corrupt(format!("L2 entry {:#x} maps the header cluster", self.0)));
         }

@@ -1,6 +1,7 @@
 //! Which clusters hold metadata, so that nothing else is ever put there, and none of them is ever freed by mistake.
 //!
-//! Kept for writable images only. The tables of snapshots are not among them.
+//! Kept for writable images only. The L2 tables of snapshots are not among them: their counts keep them from being
+//! handed out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +22,10 @@ pub enum Kind {
     RefcountTable,
     /// A refcount block.
     RefcountBlock,
+    /// The snapshot table.
+    SnapshotTable,
+    /// The L1 table of a snapshot.
+    SnapshotL1,
 }
 
 impl fmt::Display for Kind {
@@ -31,6 +36,8 @@ impl fmt::Display for Kind {
             Self::L2 => "L2 table",
             Self::RefcountTable => "refcount table",
             Self::RefcountBlock => "refcount block",
+            Self::SnapshotTable => "snapshot table",
+            Self::SnapshotL1 => "L1 table of a snapshot",
         })
     }
 }

@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use super::open::read_header;
+use super::load::read_header;
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::error::{Error, Result};

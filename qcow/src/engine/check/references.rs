@@ -13,7 +13,7 @@ use super::tally::Tally;
 use super::uses::{Uses, disjoint};
 use super::{Target, words};
 use crate::disk::Disk;
-use crate::engine::info::read_snapshots;
+use crate::engine::load::read_snapshots;
 use crate::error::Result;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::L1_BYTES_MAX;

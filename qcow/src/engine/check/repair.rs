@@ -13,7 +13,7 @@ use super::tables::TableReader;
 use super::tally::Tally;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::{Buffer, Disk};
-use crate::engine::open::read_bytes;
+use crate::engine::load::read_bytes;
 use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
 use crate::limits::SECTOR_BYTES;

@@ -4,7 +4,7 @@ use super::loose::LooseRefcountTable;
 use super::{Target, words};
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
-use crate::engine::open::read_bytes;
+use crate::engine::load::read_bytes;
 use crate::error::Result;
 use crate::limits::SECTOR_BYTES;
 use crate::meta::refs::read_count;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Target;
 use crate::addr::HostOffset;
 use crate::disk::Disk;
-use crate::engine::open::read_bytes;
+use crate::engine::load::read_bytes;
 use crate::error::{Error, Result};
 use crate::exec::join_all;
 
@@ -54,7 +54,7 @@ impl<'t, 'd, D: Disk> TableReader<'t, 'd, D> {
     pub(super) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let end = range.end;
         let starts = range.step_by(PIECE_BYTES as usize);
-        starts.map(move |start| start..end.min(start + PIECE_BYTES))
+        starts.map(move |start| start..end.min(start.saturating_add(PIECE_BYTES)))
     }
 
     /// The bytes of one piece; `None` as for [`Self::read`].

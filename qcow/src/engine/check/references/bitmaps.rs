@@ -6,7 +6,7 @@ use super::super::uses::{Used, Uses, disjoint};
 use super::super::words;
 use super::Collector;
 use crate::disk::Disk;
-use crate::engine::open::read_bytes;
+use crate::engine::load::read_bytes;
 use crate::error::Result;
 use crate::format::bitmap::{BitmapCluster, parse_directory, parse_table_entry};
 

@@ -1,0 +1,75 @@
+//! Reading parts of an image that is not open yet: header, tables, snapshots.
+
+use super::options::Format;
+use crate::addr::HostOffset;
+use crate::disk::{Buffer, Disk};
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::format::snapshot::{SnapshotEntry, SnapshotTableReader};
+use crate::limits::SECTOR_BYTES;
+
+/// First bytes of every qcow2 image.
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// Bytes of a snapshot table that are read at a time.
+const TABLE_CHUNK: u64 = 64 << 10;
+
+/// The format that the first bytes of a file show.
+pub(super) async fn probe<D: Disk>(disk: &D) -> Result<Format> {
+    let prefix = read_bytes(disk, HostOffset::new(0), MAGIC.len() as u64, "header").await?;
+    Ok(if prefix == MAGIC { Format::Qcow2 } else { Format::Raw })
+}
+
+/// Reads and validates the header of a qcow2 image.
+pub(super) async fn read_header<D: Disk>(disk: &D) -> Result<Header> {
+    let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
+    let prefix_len = file_len.min(SECTOR_BYTES);
+    let prefix = read_bytes(disk, HostOffset::new(0), prefix_len, "header").await?;
+    let cluster_bits = Header::cluster_bits_of(&prefix)?;
+    let cluster0 = read_bytes(disk, HostOffset::new(0), 1 << cluster_bits, "header").await?;
+    Header::parse(&cluster0, file_len)
+}
+
+/// The internal snapshots of an image, and how many bytes their table takes.
+pub(super) async fn read_snapshots<D: Disk>(
+    disk: &D,
+    header: &Header,
+    file_len: u64,
+) -> Result<(Vec<SnapshotEntry>, u64)> {
+    if header.snapshot_count == 0 {
+        return Ok((Vec::new(), 0));
+    }
+    let mut reader = SnapshotTableReader::new(header.snapshot_count, header.virtual_size())?;
+    let mut at = header.snapshots_offset;
+    while !reader.is_complete() && at.get() < file_len {
+        let len = TABLE_CHUNK.min(file_len - at.get());
+        reader.push(&read_bytes(disk, at, len, "snapshot table").await?)?;
+        at = at.plus(len);
+    }
+    reader.finish()
+}
+
+/// The `count` big-endian words at `at`; `what` they are, for an error.
+pub(super) async fn read_words<D: Disk>(
+    disk: &D,
+    at: HostOffset,
+    count: u64,
+    what: &str,
+) -> Result<Vec<u64>> {
+    let bytes = read_bytes(disk, at, count * 8, what).await?;
+    let word = |chunk: &[u8]| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    Ok(bytes.chunks_exact(8).map(word).collect())
+}
+
+/// The `len` bytes at `at`; `what` they are, for an error.
+pub(super) async fn read_bytes<D: Disk>(
+    disk: &D,
+    at: HostOffset,
+    len: u64,
+    what: &str,
+) -> Result<Vec<u8>> {
+    let buffer = Buffer::zeroed(len as usize);
+    let read = disk.read(at, &buffer.payload()).await;
+    read.map_err(|e| Error::io(format!("Could not read {what}"), &e))?;
+    Ok(buffer.to_vec())
+}
