@@ -15,6 +15,9 @@ use smallvec::SmallVec;
 /// Alignment of every [`Buffer`], in bytes: enough for direct I/O on any disk.
 pub const BUFFER_ALIGN: usize = 4096;
 
+/// Bytes that are compared at a time.
+const COMPARE_LEN: usize = 4096;
+
 /// Length of the shared block of zeros, in bytes.
 const ZEROS_LEN: usize = 64 << 10;
 
@@ -181,18 +184,27 @@ impl Payload {
 
     /// Whether every byte is zero right now.
     pub fn is_zero(&self) -> bool {
-        let mut block = [0u8; 4096];
+        self.first_difference(&Self::zeros(self.len)).is_none()
+    }
+
+    /// The first byte in which this payload and `other`, which is as long, differ right now.
+    pub fn first_difference(&self, other: &Payload) -> Option<u64> {
+        assert_eq!(self.len, other.len, "payloads of one length are compared");
+        // Copied in pieces that stay in the processor's cache: the bytes may change under a reference.
+        let (mut one, mut two) = ([0u8; COMPARE_LEN], [0u8; COMPARE_LEN]);
         let mut at = 0;
         while at < self.len {
-            let piece = (self.len - at).min(block.len() as u64);
-            let block = &mut block[..piece as usize];
-            self.copy_to(at, block);
-            if block.iter().any(|&b| b != 0) {
-                return false;
+            let piece = (self.len - at).min(COMPARE_LEN as u64) as usize;
+            let (one, two) = (&mut one[..piece], &mut two[..piece]);
+            self.copy_to(at, one);
+            other.copy_to(at, two);
+            if one != two {
+                let differs = |(a, b): (&u8, &u8)| a != b;
+                return one.iter().zip(two.iter()).position(differs).map(|i| at + i as u64);
             }
-            at += piece;
+            at += piece as u64;
         }
-        true
+        None
     }
 
     /// Calls `visit(start, len, position)` for the memory behind bytes `offset..offset + len`, in order.
@@ -298,5 +310,17 @@ mod tests {
         let zeros = Payload::zeros(3 * ZEROS_LEN as u64 + 17);
         assert!(zeros.is_zero() && !zeros.is_writable());
         assert_eq!(zeros.to_vec().len() as u64, zeros.len());
+    }
+
+    #[test]
+    fn the_first_difference_is_found_across_segments() {
+        let mut bytes = vec![7; 10_000];
+        let one = Buffer::from_bytes(&bytes).payload();
+        bytes[9_000] = 8;
+        let (head, tail) = bytes.split_at(4_097);
+        let parts = [head, tail].map(|part| Buffer::from_bytes(part).payload());
+        let two = Payload::concat(parts.to_vec());
+        assert_eq!(one.first_difference(&two), Some(9_000));
+        assert_eq!(one.slice(0, 9_000).first_difference(&two.slice(0, 9_000)), None);
     }
 }
