@@ -33,6 +33,10 @@ for all of them. Or name them in a file:
   allow-backing = [\"/srv/base\"]
 
 SIGTERM and SIGINT finish what is in flight, write everything back and close the images.
+
+All disks of one process share its fate: a frontend whose guest memory is a file that it can shrink (QEMU's \
+memory-backend-file, or a memfd without seals) can end the process. Run one vhost-blk per trust domain; QEMU's \
+memory-backend-memfd seals its memory by default.
 Exit codes: 0 clean, 1 cannot start, 2 wrong usage, 3 an image was lost while it was served.";
 
 /// What was asked for on the command line.
@@ -61,7 +65,7 @@ pub struct Args {
     ])]
     config: Option<PathBuf>,
 
-    /// Format of the image. Without it qcow2 is recognised; anything else is served only read-only
+    /// Format of the image. Without it qcow2 is recognised, and anything else is refused unless --read-only is given
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<Format>,
 

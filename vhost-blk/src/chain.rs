@@ -9,7 +9,7 @@ use std::sync::Arc;
 use qcow::disk::Payload;
 
 use crate::memory::{Buffers, QueueMemory};
-use crate::ring::{DESCRIPTOR_LEN, Descriptor, Ring};
+use crate::virtqueue::{DESCRIPTOR_LEN, Descriptor, Virtqueue};
 
 /// What is wrong with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,12 @@ pub struct Chain<'m> {
 
 impl<'m> Chain<'m> {
     /// The chain that starts at descriptor `head` of `ring`.
-    pub fn walk(ring: &Ring, head: u16, memory: &'m Arc<QueueMemory>, indirect: Indirect) -> Self {
+    pub fn walk(
+        ring: &Virtqueue,
+        head: u16,
+        memory: &'m Arc<QueueMemory>,
+        indirect: Indirect,
+    ) -> Self {
         let mut chain = Self {
             readable: Buffers::new(memory),
             writable: Buffers::new(memory),
@@ -120,11 +125,8 @@ impl<'m> Chain<'m> {
         if bytes.push(from.addr, len).is_err() {
             return self.cut(Fault::OutsideMemory);
         }
-        let read = |index: u16| {
-            let mut entry = [0; DESCRIPTOR_LEN];
-            bytes.read(u64::from(index) * DESCRIPTOR_LEN as u64, &mut entry);
-            Descriptor::parse(entry)
-        };
+        let read =
+            |index: u16| Descriptor::parse(bytes.read(u64::from(index) * DESCRIPTOR_LEN as u64));
         if self.walk_table(&Table { len: count, read }, 0).is_some() {
             self.cut(Fault::Indirect);
         }

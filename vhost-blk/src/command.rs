@@ -7,12 +7,12 @@ use std::sync::mpsc::Sender;
 
 use crate::chain::Indirect;
 use crate::memory::QueueMemory;
-use crate::ring::Ring;
+use crate::virtqueue::Virtqueue;
 
 /// A queue that is to start.
 #[derive(Debug)]
 pub struct Start {
-    pub ring: Ring,
+    pub ring: Virtqueue,
     pub memory: Arc<QueueMemory>,
     pub indirect: Indirect,
     /// Written to by the guest when there is something to do; without it the ring is polled.

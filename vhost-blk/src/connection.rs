@@ -3,25 +3,31 @@
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
 use qcow::sync::lock;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::device::Device;
 use crate::protocol::Protocol;
-use crate::rings::Rings;
+use crate::ring_set::RingSet;
 use crate::stop::Stop;
 use crate::worker::Worker;
 
 /// Serves the frontend behind `stream`, and finishes whatever it leaves in flight.
-///
-/// # Errors
-/// A worker is dead, or the host is out of descriptors; what frontends do wrong is no error here.
-pub fn serve(stream: UnixStream, device: &Device, workers: &[Worker], stop: &Stop) -> Result<()> {
+pub fn serve(stream: UnixStream, device: &Device, workers: &[Worker], stop: &Stop) {
     tracing::debug!("{}: a frontend has connected", device.name());
-    let own = stream.try_clone().context("cannot duplicate the connection")?;
+    let own = match stream.try_clone() {
+        Ok(own) => own,
+        Err(e) => {
+            let why = qcow::error::reason(&e);
+            tracing::warn!(
+                "{}: frontend cut off: cannot duplicate its socket: {why}",
+                device.name()
+            );
+            return;
+        }
+    };
     let _guard = stop.guard(own);
-    let protocol = Arc::new(Mutex::new(Protocol::new(device, Rings::new(device, workers))));
+    let protocol = Arc::new(Mutex::new(Protocol::new(device, RingSet::new(device, workers))));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&protocol));
     let ended = loop {
         match handler.handle_request() {
@@ -32,9 +38,8 @@ pub fn serve(stream: UnixStream, device: &Device, workers: &[Worker], stop: &Sto
     if !is_hangup(&ended) && !stop.is_requested() {
         tracing::warn!("{}: frontend cut off: {ended}", device.name());
     }
-    let finished = lock(&protocol).end();
+    lock(&protocol).end();
     tracing::debug!("{}: the frontend is gone", device.name());
-    finished.context("cannot finish the requests in flight")
 }
 
 fn is_hangup(error: &Error) -> bool {

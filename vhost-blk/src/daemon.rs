@@ -4,17 +4,24 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::EXIT_IMAGE_LOST;
+use crate::control::ControlThread;
 use crate::disk::{Disk, Outcome};
+use crate::io_thread;
 use crate::settings::{DiskSettings, SocketSettings};
 use crate::socket::Socket;
 use crate::stop::Stop;
 
-enum Event {
+/// What the process waits for.
+#[derive(Debug)]
+pub enum Event {
+    /// Asked to stop.
     Signal,
+    /// A disk has ended.
     Ended(Outcome),
 }
 
@@ -23,22 +30,42 @@ enum Event {
 /// # Errors
 /// Something keeps a disk from starting; then none is served.
 pub fn run(disks: &[DiskSettings]) -> Result<ExitCode> {
+    raise_descriptor_limit();
+    io_thread::prepare_this_thread()?;
     let (events, inbox) = channel();
     // Before the first image is opened, so that no signal leaves one open.
     watch_signals(events.clone())?;
-    let disks = disks.iter().map(open).collect::<Result<Vec<_>>>()?;
+    // And before that, all threads: from the first disk that is served on, nothing can fail to start.
+    let spawn = |_| ControlThread::spawn(events.clone());
+    let threads = disks.iter().map(spawn).collect::<Result<Vec<_>>>()?;
+    let disks = open_all(disks)?;
     let stops = disks.iter().map(Disk::stopper).collect::<Vec<_>>();
-    for disk in disks {
-        let events = events.clone();
-        std::thread::Builder::new()
-            .name("control".to_owned())
-            .spawn(move || {
-                let mut ended = Ended { outcome: Outcome::Lost, events };
-                ended.outcome = disk.serve();
-            })
-            .context("cannot start a thread")?;
-    }
+    threads.into_iter().zip(disks).for_each(|(thread, disk)| thread.serve(disk));
     Ok(supervise(&inbox, &stops))
+}
+
+/// Raises the soft limit on descriptors to the hard one: guests bring one per memory region and three per queue.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        tracing::warn!("cannot raise the limit on open files: {}", e.desc());
+    }
+}
+
+/// Opens all disks, or none.
+fn open_all(settings: &[DiskSettings]) -> Result<Vec<Disk>> {
+    let mut disks = Vec::new();
+    for one in settings {
+        match open(one) {
+            Ok(disk) => disks.push(disk),
+            Err(e) => {
+                disks.into_iter().for_each(Disk::close);
+                return Err(e);
+            }
+        }
+    }
+    Ok(disks)
 }
 
 fn open(settings: &DiskSettings) -> Result<Disk> {
@@ -84,17 +111,4 @@ fn supervise(inbox: &Receiver<Event>, stops: &[Stop]) -> ExitCode {
         }
     }
     worst
-}
-
-/// Tells that a disk has ended, even by a panic.
-struct Ended {
-    outcome: Outcome,
-    events: Sender<Event>,
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It fails only while the process ends.
-        let _ = self.events.send(Event::Ended(self.outcome));
-    }
 }

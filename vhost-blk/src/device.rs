@@ -49,7 +49,7 @@ pub struct Device {
     name: String,
     serial: [u8; ID_LEN],
     driver: Mutex<Driver>,
-    /// How the device works, as [`Driver`] has it.
+    /// [`Driver::is_write_back`], for the queues.
     write_back: AtomicBool,
     /// Set once the image takes no more writes.
     lost: AtomicBool,
@@ -59,15 +59,21 @@ pub struct Device {
 /// What the driver has chosen.
 #[derive(Debug)]
 struct Driver {
-    /// Features that it has accepted, one bit each.
-    features: u64,
+    /// Features that it has accepted, one bit each; `None` until it has.
+    features: Option<u64>,
     /// The configuration's cache mode, which lasts from one frontend to the next.
     write_back: bool,
 }
 
 impl Driver {
     fn has(&self, bit: u32) -> bool {
-        self.features & 1 << bit != 0
+        self.features.is_some_and(|features| features & 1 << bit != 0)
+    }
+
+    /// A driver that cannot flush gets no write-back cache. One that can has it, unless it knows of the configuration and
+    /// has switched it off there.
+    fn is_write_back(&self) -> bool {
+        self.has(VIRTIO_BLK_F_FLUSH) && (!self.has(VIRTIO_BLK_F_CONFIG_WCE) || self.write_back)
     }
 }
 
@@ -78,7 +84,7 @@ impl Device {
             shape,
             name: path.display().to_string(),
             serial: serial(path),
-            driver: Mutex::new(Driver { features: 0, write_back: true }),
+            driver: Mutex::new(Driver { features: None, write_back: true }),
             write_back: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             reports: RateLimit::default(),
@@ -135,9 +141,18 @@ impl Device {
 
     /// Takes over the features that the driver has accepted.
     pub fn accept_features(&self, features: u64) {
+        self.negotiate(Some(features));
+    }
+
+    /// Forgets what the driver has accepted: the next one starts anew.
+    pub fn forget_features(&self) {
+        self.negotiate(None);
+    }
+
+    fn negotiate(&self, features: Option<u64>) {
         let mut driver = lock(&self.driver);
         driver.features = features;
-        self.settle(&driver);
+        self.write_back.store(driver.is_write_back(), Ordering::Relaxed);
     }
 
     /// Whether the driver has accepted the feature with this bit number.
@@ -147,27 +162,21 @@ impl Device {
 
     /// What the configuration says about the cache: whether it is write-back.
     pub fn is_write_back_configured(&self) -> bool {
-        lock(&self.driver).write_back
+        let driver = lock(&self.driver);
+        // A monitor reads it before the driver has accepted anything, and shows that to the driver later.
+        if driver.features.is_some() { driver.is_write_back() } else { driver.write_back }
     }
 
     /// Changes what the configuration says about the cache.
     pub fn configure_write_back(&self, write_back: bool) {
         let mut driver = lock(&self.driver);
         driver.write_back = write_back;
-        self.settle(&driver);
+        self.write_back.store(driver.is_write_back(), Ordering::Relaxed);
     }
 
     /// Whether the driver flushes what it wants durable. Otherwise every change is durable when it is acknowledged.
     pub fn is_write_back(&self) -> bool {
         self.write_back.load(Ordering::Relaxed)
-    }
-
-    /// The configuration decides on the cache where the driver knows of it, and else whether it knows how to flush.
-    fn settle(&self, driver: &Driver) {
-        let configured = driver.has(VIRTIO_BLK_F_CONFIG_WCE);
-        let write_back =
-            if configured { driver.write_back } else { driver.has(VIRTIO_BLK_F_FLUSH) };
-        self.write_back.store(write_back, Ordering::Relaxed);
     }
 
     /// Whether the image takes no more writes.
@@ -209,6 +218,38 @@ fn serial(path: &Path) -> [u8; ID_LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn device() -> Device {
+        let shape = Shape {
+            bytes: SECTOR,
+            cluster: None,
+            writable: true,
+            discard: true,
+            queue_count: 1,
+            queue_size: 4,
+        };
+        Device::new(shape, Path::new("disk"))
+    }
+
+    #[test]
+    fn who_has_a_write_back_cache() {
+        let device = device();
+        let (flush, configurable) = (1 << VIRTIO_BLK_F_FLUSH, 1 << VIRTIO_BLK_F_CONFIG_WCE);
+        let accept = |features| {
+            device.accept_features(features);
+            (device.is_write_back(), device.is_write_back_configured())
+        };
+        assert!(device.is_write_back_configured() && !device.is_write_back());
+        assert_eq!(accept(flush | configurable), (true, true));
+        assert_eq!(accept(flush), (true, true));
+        assert_eq!(accept(configurable), (false, false));
+        assert_eq!(accept(0), (false, false));
+        device.configure_write_back(false);
+        assert_eq!(accept(flush | configurable), (false, false));
+        assert_eq!(accept(flush), (true, true));
+        device.forget_features();
+        assert!(!device.is_write_back_configured() && !device.is_write_back());
+    }
 
     #[test]
     fn a_serial_fits_and_is_graphic() {

@@ -36,11 +36,7 @@ impl Disk {
     /// Opens the image, then the socket: who can connect will be served. `socket` makes the socket.
     pub fn open(settings: &DiskSettings, socket: impl FnOnce() -> Result<Socket>) -> Result<Self> {
         let image = open_image(settings)?;
-        Self::prepare(settings, image.clone(), socket).inspect_err(|_| {
-            if let Err(e) = uring::block_on(image.close()) {
-                tracing::warn!("{e}");
-            }
-        })
+        Self::prepare(settings, image.clone(), socket).inspect_err(|_| close_unserved(&image))
     }
 
     fn prepare(
@@ -86,6 +82,19 @@ impl Disk {
         tracing::info!("{}: closed", device.name());
         if accepted.is_err() || device.is_lost() { Outcome::Lost } else { Outcome::Clean }
     }
+
+    /// Closes the image of a disk that will not be served after all.
+    pub fn close(self) {
+        let Self { image, workers, .. } = self;
+        drop(workers);
+        close_unserved(&image);
+    }
+}
+
+fn close_unserved(image: &DiskImage) {
+    if let Err(e) = uring::block_on(image.close()) {
+        tracing::warn!("{e}");
+    }
 }
 
 fn serve_frontends(
@@ -96,7 +105,7 @@ fn serve_frontends(
     stop: &Stop,
 ) -> Result<()> {
     while let Some(stream) = socket.accept(stop)? {
-        connection::serve(stream, device, workers, stop)?;
+        connection::serve(stream, device, workers, stop);
         // The guest that just left will not flush any more.
         if let Err(e) = uring::block_on(image.flush()) {
             device.report(format_args!("cannot flush what the frontend left: {e}"));

@@ -1,29 +1,10 @@
 //! Carrying out one request on the image.
 
-use qcow::disk::Payload;
 use qcow::{ErrorKind, Result};
 
 use crate::device::Device;
 use crate::image::DiskImage;
-use crate::request::{Operation, Range, Status};
-
-/// A request under way: what to do, and where its answer goes.
-#[derive(Debug)]
-pub struct Request {
-    /// The index of its first descriptor.
-    pub head: u16,
-    /// Where the status byte goes.
-    pub status: Payload,
-    pub operation: Operation,
-}
-
-/// A request that has ended; its status byte is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Done {
-    pub head: u16,
-    /// Bytes written to the guest's buffers, the status byte included.
-    pub written: u32,
-}
+use crate::request::{Done, Operation, Range, Request, Status};
 
 /// Carries out `request`. Errors become its status and a line in the log.
 pub async fn execute(image: &DiskImage, device: &Device, request: Request) -> Done {

@@ -1,8 +1,8 @@
 //! `vhost-blk`: serves disk images to virtual machines as vhost-user-blk devices.
 //!
-//! A [`daemon`] serves [`disk`]s. Each disk has a control thread, which accepts a frontend on its [`socket`], talks to it
-//! in a [`connection`] by the [`protocol`], and keeps its [`rings`]; and one [`worker`] thread per ring, which serves a
-//! [`queue`]: takes [`chain`]s from the [`ring`], parses each into a [`request`], and [`execute`]s it on the image.
+//! A [`daemon`] serves [`disk`]s. Each disk has a [`control`] thread, which accepts a frontend on its [`socket`], talks to
+//! it in a [`connection`] by the [`protocol`], and keeps its [`ring_set`]; and one [`worker`] thread per ring, which serves
+//! a [`queue`]: takes [`chain`]s from the [`virtqueue`], parses each into a [`request`], and [`execute`]s it on the image.
 
 use std::process::ExitCode;
 
@@ -15,24 +15,26 @@ mod command;
 mod config_file;
 mod config_space;
 mod connection;
+mod control;
 mod daemon;
 mod device;
 mod disk;
 mod execute;
 mod image;
 mod inherited;
+mod io_thread;
 mod log;
 mod memory;
 mod protocol;
 mod queue;
 mod request;
-mod ring;
-mod rings;
+mod ring_set;
+mod ring_settings;
 mod settings;
 mod size;
 mod socket;
 mod stop;
-mod vring;
+mod virtqueue;
 mod worker;
 
 const EXIT_CANNOT_START: u8 = 1;
@@ -45,7 +47,10 @@ const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-f
 
 fn main() -> ExitCode {
     end_on_panic();
-    let args = args::Args::parse();
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return answer(&error),
+    };
     if let Err(what) = args.check() {
         eprintln!("vhost-blk: {what}");
         return ExitCode::from(EXIT_USAGE);
@@ -60,6 +65,18 @@ fn main() -> ExitCode {
         eprintln!("vhost-blk: {error:#}");
         ExitCode::from(EXIT_CANNOT_START)
     })
+}
+
+/// Gives the help or version that was asked for, or says in one line what is wrong with the arguments.
+fn answer(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    eprintln!("vhost-blk: {} (see --help)", what.join(" ").trim_start_matches("error: "));
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// A broken invariant ends the process where it is found. Unwinding would give back what the thread had in hand while the

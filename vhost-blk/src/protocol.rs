@@ -20,26 +20,26 @@ use vhost::vhost_user::{
 use crate::config_space;
 use crate::device::Device;
 use crate::memory::{MemoryTable, REGION_COUNT_MAX, RegionError, RegionPlace};
-use crate::ring::RingAddresses;
-use crate::rings::{RingError, Rings};
-use crate::vring::Kick;
+use crate::ring_set::RingSet;
+use crate::ring_settings::{Kick, RingSettings};
+use crate::virtqueue::RingAddresses;
 
 /// The backend's side of one conversation.
 #[derive(Debug)]
 pub struct Protocol<'a> {
     device: &'a Device,
-    rings: Rings<'a>,
+    rings: RingSet<'a>,
 }
 
 impl<'a> Protocol<'a> {
     /// The start of a conversation about `rings` of `device`.
-    pub fn new(device: &'a Device, rings: Rings<'a>) -> Self {
+    pub fn new(device: &'a Device, rings: RingSet<'a>) -> Self {
         Self { device, rings }
     }
 
     /// Ends the conversation: every request in flight is finished, and the guest's memory let go.
-    pub fn end(&mut self) -> std::result::Result<(), RingError> {
-        self.rings.stop_all()
+    pub fn end(&mut self) {
+        self.rings.stop_all();
     }
 
     /// Ends the conversation with an error.
@@ -54,11 +54,7 @@ impl<'a> Protocol<'a> {
         Error::ReqHandlerError(io::ErrorKind::InvalidInput.into())
     }
 
-    fn change(
-        &mut self,
-        index: usize,
-        change: impl FnOnce(&mut crate::vring::Vring),
-    ) -> Result<()> {
+    fn change(&mut self, index: usize, change: impl FnOnce(&mut RingSettings)) -> Result<()> {
         self.rings.change(index, change).map_err(|e| self.fatal(&e))
     }
 }
@@ -77,11 +73,13 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        self.rings.reset().map_err(|e| self.fatal(&e))
+        self.rings.reset();
+        Ok(())
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        self.rings.reset().map_err(|e| self.fatal(&e))
+        self.rings.reset();
+        Ok(())
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -92,9 +90,9 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
         if features & !self.get_features()? != 0 {
             return Err(Error::FeatureMismatch);
         }
-        self.device.accept_features(features);
+        self.rings.accept_features(features);
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            return self.rings.enable_all().map_err(|e| self.fatal(&e));
+            self.rings.enable_all();
         }
         Ok(())
     }
@@ -110,7 +108,7 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
                 table.with(place(r), file, r.mmap_offset)
             });
         let table = table.map_err(|e: RegionError| self.fatal(&e))?;
-        self.rings.set_memory(table).map_err(|e| self.fatal(&e))?;
+        self.rings.set_memory(table);
         Ok(None)
     }
 
@@ -125,7 +123,7 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
             );
             return Err(Error::InvalidParam);
         };
-        self.change(index as usize, |vring| vring.size = size)
+        self.change(index as usize, |ring| ring.size = size)
     }
 
     fn set_vring_addr(
@@ -138,23 +136,23 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
         _log: u64,
     ) -> Result<()> {
         let addresses = RingAddresses { descriptors, available, used };
-        self.change(index as usize, |vring| vring.addresses = Some(addresses))
+        self.change(index as usize, |ring| ring.addresses = Some(addresses))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        self.change(index as usize, |vring| vring.base = base)
+        self.change(index as usize, |ring| ring.base = base)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        self.change(index as usize, |vring| vring.kick = Kick::Unknown)?;
+        self.change(index as usize, |ring| ring.kick = Kick::Unknown)?;
         let base = self.rings.get(index as usize).map_err(|e| self.fatal(&e))?.base;
         Ok(VhostUserVringState::new(index, base.into()))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let kick = file.map_or(Kick::Polled, |file| Kick::Event(Arc::new(file.into())));
-        self.change(index.into(), |vring| vring.kick = kick)
+        self.change(index.into(), |ring| ring.kick = kick)
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
@@ -164,7 +162,7 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let error = eventfd(file)?;
-        self.change(index.into(), |vring| vring.error = error)
+        self.change(index.into(), |ring| ring.error = error)
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
@@ -185,7 +183,7 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.change(index as usize, |vring| vring.enabled = enable)
+        self.change(index as usize, |ring| ring.enabled = enable)
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
@@ -231,14 +229,15 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let table = self.rings.memory().with(place(region), file, region.mmap_offset);
         let table = table.map_err(|e| self.refuse(&e))?;
-        self.rings.set_memory(table).map_err(|e| self.fatal(&e))?;
+        self.rings.set_memory(table);
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let table = self.rings.memory().without(place(region));
         let table = table.map_err(|e| self.refuse(&e))?;
-        self.rings.set_memory(table).map_err(|e| self.fatal(&e))
+        self.rings.set_memory(table);
+        Ok(())
     }
 
     fn set_device_state_fd(

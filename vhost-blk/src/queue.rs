@@ -17,11 +17,11 @@ use crate::bell::Bell;
 use crate::chain::{Chain, Indirect};
 use crate::command::{Command, Start};
 use crate::device::Device;
-use crate::execute::{Done, Request, execute};
+use crate::execute::execute;
 use crate::image::DiskImage;
 use crate::memory::QueueMemory;
-use crate::request::{Operation, Refusal};
-use crate::ring::{Ring, RingBroken};
+use crate::request::{Done, Operation, Refusal, Request};
+use crate::virtqueue::{Virtqueue, VirtqueueBroken};
 
 /// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
 pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: Bell) {
@@ -112,7 +112,7 @@ impl Server<'_> {
     fn finish(&mut self) {
         let next = self.queue.take().map_or(0, |queue| queue.ring.next_available());
         if let Some(reply) = self.stopping.take() {
-            // Nobody waits any more only where the control thread has died.
+            // It fails only while the process ends.
             let _ = reply.send(next);
         }
     }
@@ -120,7 +120,7 @@ impl Server<'_> {
 
 /// A queue that is being served.
 struct Queue {
-    ring: Ring,
+    ring: Virtqueue,
     memory: Arc<QueueMemory>,
     indirect: Indirect,
     /// `None`: the guest does not kick, so the ring is looked at all the time.
@@ -218,7 +218,7 @@ impl Queue {
         signal(self.call.as_deref());
     }
 
-    fn give_up(&mut self, device: &Device, broken: RingBroken) {
+    fn give_up(&mut self, device: &Device, broken: VirtqueueBroken) {
         tracing::warn!("{}: a queue is served no more: {broken}", device.name());
         self.broken = true;
         signal(self.error.as_deref());

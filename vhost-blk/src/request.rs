@@ -1,4 +1,4 @@
-//! One virtio-blk request, parsed once from its buffers and checked against the device.
+//! One virtio-blk request: what it asks, parsed once from its buffers and checked against the device, and how it ends.
 
 use qcow::disk::Payload;
 use smallvec::SmallVec;
@@ -17,6 +17,25 @@ const HEADER_LEN: u64 = 16;
 const RANGE_LEN: u64 = 16;
 /// Most data of one request, in bytes: more than any driver that respects the device's segment limits can ask for.
 const DATA_BYTES_MAX: u64 = 256 << 20;
+
+/// A request under way: what to do, and where its answer goes.
+#[derive(Debug)]
+pub struct Request {
+    /// The index of its first descriptor.
+    pub head: u16,
+    /// Where the status byte goes.
+    pub status: Payload,
+    pub operation: Operation,
+}
+
+/// A request that has ended; its status byte is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// The index of its first descriptor.
+    pub head: u16,
+    /// Bytes written to the guest's buffers, the status byte included.
+    pub written: u32,
+}
 
 /// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +103,7 @@ impl Operation {
         if chain.readable.len() < HEADER_LEN {
             return Err(io_error("the request's header is too short"));
         }
-        let mut header = [0; HEADER_LEN as usize];
-        chain.readable.read(0, &mut header);
+        let header = chain.readable.read::<{ HEADER_LEN as usize }>(0);
         let (kind, sector) = (u32_at(&header, 0), u64_at(&header, 8));
         match kind {
             VIRTIO_BLK_T_IN => parse_read(chain, device, sector),
@@ -99,7 +117,7 @@ impl Operation {
                     .map(Self::WriteZeroes)
             }
             VIRTIO_BLK_T_GET_ID => {
-                let len = answer_len(chain).min(ID_LEN as u64);
+                let len = data_room(chain).min(ID_LEN as u64);
                 Ok(Self::GetId { into: chain.writable.payload(0, len) })
             }
             other => Err(unsupported(format!("requests of type {other} are not served"))),
@@ -117,12 +135,12 @@ impl Operation {
 }
 
 /// Writable bytes in front of the status byte.
-fn answer_len(chain: &Chain<'_>) -> u64 {
+fn data_room(chain: &Chain<'_>) -> u64 {
     chain.writable.len().saturating_sub(1)
 }
 
 fn parse_read(chain: &Chain<'_>, device: &Device, sector: u64) -> Result<Operation, Refusal> {
-    let len = answer_len(chain);
+    let len = data_room(chain);
     let at = check_data(device, sector, len)?;
     Ok(Operation::Read { at, into: chain.writable.payload(0, len) })
 }
@@ -158,9 +176,7 @@ fn parse_ranges(chain: &Chain<'_>, device: &Device, flags_known: u32) -> Result<
         return Err(io_error(format!("a list of ranges of {len} bytes")));
     }
     let parse = |index| {
-        let mut bytes = [0; RANGE_LEN as usize];
-        chain.readable.read(HEADER_LEN + index * RANGE_LEN, &mut bytes);
-        parse_range(bytes, device, flags_known)
+        parse_range(chain.readable.read(HEADER_LEN + index * RANGE_LEN), device, flags_known)
     };
     (0..count).map(parse).collect()
 }

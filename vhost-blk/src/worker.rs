@@ -11,15 +11,15 @@ use crate::bell::Bell;
 use crate::command::{Command, Start};
 use crate::device::Device;
 use crate::image::DiskImage;
-use crate::queue;
+use crate::{io_thread, queue};
 
-/// The worker has died.
-#[derive(Clone, Copy, Debug)]
-pub struct WorkerGone;
+/// Why waiting for a worker cannot fail: a panic ends the process.
+const ALIVE: &str = "a worker lives until it is let go";
 
 /// A worker, from the control thread's side. Dropping it lets the thread finish and waits for that.
 #[derive(Debug)]
 pub struct Worker {
+    /// `None` once no more will come.
     commands: Option<Sender<Command>>,
     bell: Bell,
     thread: Option<JoinHandle<()>>,
@@ -31,35 +31,32 @@ impl Worker {
         let bell = Bell::new().context("cannot make an eventfd")?;
         let own = bell.clone();
         let (commands, inbox) = channel();
-        let thread = std::thread::Builder::new()
-            .name(format!("queue {index}"))
-            .spawn(move || queue::serve(&image, &device, inbox, own))
-            .context("cannot start a thread")?;
+        let serve = move || queue::serve(&image, &device, inbox, own);
+        let thread = io_thread::spawn(format!("queue {index}"), serve)?;
         Ok(Self { commands: Some(commands), bell, thread: Some(thread) })
     }
 
     /// Lets the worker serve a queue.
-    pub fn start(&self, start: Start) -> Result<(), WorkerGone> {
-        self.send(Command::Start(Box::new(start)))
+    pub fn start(&self, start: Start) {
+        self.send(Command::Start(Box::new(start)));
     }
 
     /// Changes how the guest is interrupted.
-    pub fn set_call(&self, call: Option<Arc<File>>) -> Result<(), WorkerGone> {
-        self.send(Command::SetCall(call))
+    pub fn set_call(&self, call: Option<Arc<File>>) {
+        self.send(Command::SetCall(call));
     }
 
-    /// Asks the worker to stop serving its queue; the answer comes when nothing is in flight any more.
-    pub fn stop(&self) -> Result<Receiver<u16>, WorkerGone> {
+    /// Asks the worker to stop serving its queue.
+    pub fn stop(&self) -> Stopping {
         let (reply, answer) = channel();
-        self.send(Command::Stop(reply))?;
-        Ok(answer)
+        self.send(Command::Stop(reply));
+        Stopping { answer }
     }
 
-    fn send(&self, command: Command) -> Result<(), WorkerGone> {
-        let commands = self.commands.as_ref().ok_or(WorkerGone)?;
-        commands.send(command).map_err(|_| WorkerGone)?;
+    fn send(&self, command: Command) {
+        let commands = self.commands.as_ref().expect(ALIVE);
+        commands.send(command).expect(ALIVE);
         self.bell.ring();
-        Ok(())
     }
 }
 
@@ -68,8 +65,20 @@ impl Drop for Worker {
         self.commands = None;
         self.bell.ring();
         if let Some(thread) = self.thread.take() {
-            // A panic would have ended the process.
-            let _ = thread.join();
+            thread.join().expect(ALIVE);
         }
+    }
+}
+
+/// A worker that has been asked to stop serving its queue.
+#[derive(Debug)]
+pub struct Stopping {
+    answer: Receiver<u16>,
+}
+
+impl Stopping {
+    /// Waits until nothing is in flight any more; the index of the next chain in the available ring.
+    pub fn wait(self) -> u16 {
+        self.answer.recv().expect(ALIVE)
     }
 }

@@ -43,8 +43,7 @@ impl Guest {
         let mut arena = memory.arena();
         let ring_bytes = RingLayout::bytes(SIZE).next_multiple_of(4096);
         let mut rings = arena.split(ring_bytes).unwrap();
-        let mut queue = DriverQueue::new(memory.clone(), &mut rings, SIZE).unwrap();
-        queue.set_event_idx(true);
+        let queue = DriverQueue::new(memory.clone(), &mut rings, SIZE).unwrap();
         let header = Descriptor::readable(arena.take(20480, 4096).unwrap(), 16);
         let stream = UnixStream::connect(bed.socket()).unwrap();
         let mut frontend = Frontend::from_stream(stream.try_clone().unwrap(), 1);
@@ -56,11 +55,17 @@ impl Guest {
         assert!(frontend.get_protocol_features().unwrap().contains(protocol));
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let mut guest = Self { memory, queue, frontend, stream, header };
+        guest.accept_features();
+        guest
+    }
+
+    fn accept_features(&mut self) {
         let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         let wanted = [VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC];
         let features = wanted.iter().fold(features, |bits, bit| bits | 1 << bit);
-        frontend.set_features(features).unwrap();
-        Self { memory, queue, frontend, stream, header }
+        self.frontend.set_features(features).unwrap();
+        self.queue.set_event_idx(true);
     }
 
     fn describe_queue(&mut self) {
@@ -80,6 +85,13 @@ impl Guest {
         self.frontend.set_vring_base(0, base).unwrap();
         self.frontend.set_vring_addr(0, &addresses).unwrap();
         self.frontend.set_vring_call(0, self.queue.call_fd()).unwrap();
+    }
+
+    /// Describes the queue and lets it run.
+    fn run_queue(&mut self) {
+        self.describe_queue();
+        self.frontend.set_vring_kick(0, self.queue.kick_fd()).unwrap();
+        self.frontend.set_vring_enable(0, true).unwrap();
     }
 
     fn add_memory(&mut self) {
@@ -171,9 +183,7 @@ fn a_queue_runs_once_it_has_memory_and_is_enabled() {
     let bed = Bed::new();
     let daemon = bed.serve(&["--queue-size", "1024"]);
     let mut guest = Guest::connect(&bed);
-    guest.describe_queue();
-    guest.frontend.set_vring_kick(0, guest.queue.kick_fd()).unwrap();
-    guest.frontend.set_vring_enable(0, true).unwrap();
+    guest.run_queue();
     guest.add_memory();
     assert_eq!(guest.read(), Some(Status::Ok));
     // Away and back.
@@ -182,10 +192,68 @@ fn a_queue_runs_once_it_has_memory_and_is_enabled() {
     assert!(guest.frontend.remove_mem_region(&region).is_err());
     guest.add_memory();
     assert_eq!(guest.read(), Some(Status::Ok));
+    drop(guest);
+    daemon.stop();
+}
+
+#[test]
+fn a_reset_forgets_the_queues_and_the_features() {
+    let bed = Bed::new();
+    let daemon = bed.serve(&["--queue-size", "1024"]);
+    let mut guest = Guest::connect(&bed);
+    guest.add_memory();
+    guest.run_queue();
+    assert_eq!(guest.read(), Some(Status::Ok));
     guest.frontend.reset_device().unwrap();
-    guest.describe_queue();
-    guest.frontend.set_vring_kick(0, guest.queue.kick_fd()).unwrap();
-    guest.frontend.set_vring_enable(0, true).unwrap();
+    // Nothing is accepted now, so both sides must do without event indices.
+    guest.queue.set_event_idx(false);
+    guest.run_queue();
+    for _ in 0..3 {
+        assert_eq!(guest.read(), Some(Status::Ok));
+    }
+    // Accepted while the queue runs.
+    guest.accept_features();
+    for _ in 0..3 {
+        assert_eq!(guest.read(), Some(Status::Ok));
+    }
+    drop(guest);
+    daemon.stop();
+}
+
+#[test]
+fn features_take_effect_on_a_running_queue() {
+    let bed = Bed::new();
+    let daemon = bed.serve(&[]);
+    let mut session = daemon.connect();
+    let all = session.connection().features();
+    let plain = session.queue(0).prepare_read(0, 512).unwrap();
+    for (features, used_len) in [(all & !(1 << VIRTIO_RING_F_INDIRECT_DESC), 0), (all, 513)] {
+        session.connection().frontend().set_features(features).unwrap();
+        let chain = session.queue(0).into_indirect(&plain).unwrap();
+        let ticket = session.queue(0).submit(&chain).unwrap();
+        assert_eq!(session.queue(0).wait(ticket).unwrap().used_len, used_len);
+    }
+    drop(session);
+    daemon.stop();
+}
+
+#[test]
+fn a_queue_that_loses_its_memory_waits_for_it() {
+    let bed = Bed::new();
+    let daemon = bed.serve(&["--queue-size", "1024"]);
+    let mut guest = Guest::connect(&bed);
+    guest.add_memory();
+    guest.run_queue();
+    assert_eq!(guest.read(), Some(Status::Ok));
+    let (own, elsewhere) = (guest.memory.region_info().unwrap(), GuestMemory::new(4096).unwrap());
+    let mut other = elsewhere.region_info().unwrap();
+    other.guest_phys_addr = own.guest_phys_addr + own.memory_size;
+    guest.frontend.add_mem_region(&other).unwrap();
+    guest.frontend.remove_mem_region(&own).unwrap();
+    guest.add_memory();
+    assert_eq!(guest.read(), Some(Status::Ok));
+    guest.frontend.set_mem_table(&[other]).unwrap();
+    guest.frontend.set_mem_table(&[other, own]).unwrap();
     assert_eq!(guest.read(), Some(Status::Ok));
     drop(guest);
     daemon.stop();
@@ -229,9 +297,7 @@ fn a_guest_that_offers_without_end_does_not_keep_the_daemon_from_stopping() {
     let daemon = bed.serve(&["--queue-size", "1024"]);
     let mut guest = Guest::connect(&bed);
     guest.add_memory();
-    guest.describe_queue();
-    guest.frontend.set_vring_kick(0, guest.queue.kick_fd()).unwrap();
-    guest.frontend.set_vring_enable(0, true).unwrap();
+    guest.run_queue();
     assert_eq!(guest.read(), Some(Status::Ok));
     let (under_way, stop) = (Barrier::new(2), AtomicBool::new(false));
     thread::scope(|scope| {

@@ -14,6 +14,7 @@ use benches::frontend::Features;
 use benches::request::{Request, Status};
 use benches::session::Session;
 use common::{Bed, Daemon, MIB, SECTOR, vhost_blk};
+use vhost::VhostBackend;
 
 const PLAIN: Features = Features { event_idx: false, indirect: false, inflight: false };
 
@@ -192,6 +193,22 @@ fn without_a_write_back_cache_an_acknowledged_write_survives_a_kill() {
     let frontend = session.connection().frontend();
     let flags = vhost::vhost_user::message::VhostUserConfigFlags::WRITABLE;
     vhost::vhost_user::VhostUserFrontend::set_config(frontend, 32, flags, &[0]).unwrap();
+    assert_eq!(session.connection().refresh_config().unwrap().writeback, 0);
+    session.queue(0).write(100, &[6; 4096]).unwrap();
+    drop(daemon); // SIGKILL
+    assert_eq!(bed.content(108 * SECTOR)[100 * SECTOR..], [6; 4096]);
+}
+
+#[test]
+fn a_driver_that_cannot_flush_gets_no_write_back_cache() {
+    use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
+    let bed = Bed::new();
+    let daemon = bed.serve(&[]);
+    let mut session = daemon.connect();
+    assert_eq!(session.config().writeback, 1);
+    assert!(session.connection().has(VIRTIO_BLK_F_CONFIG_WCE));
+    let features = session.connection().features() & !(1 << VIRTIO_BLK_F_FLUSH);
+    session.connection().frontend().set_features(features).unwrap();
     assert_eq!(session.connection().refresh_config().unwrap().writeback, 0);
     session.queue(0).write(100, &[6; 4096]).unwrap();
     drop(daemon); // SIGKILL

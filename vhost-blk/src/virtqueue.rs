@@ -74,7 +74,7 @@ impl Descriptor {
 
 /// The guest broke the ring beyond repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RingBroken {
+pub enum VirtqueueBroken {
     #[error("the available index jumped to {index} with {next} next in a queue of {size}")]
     AvailableIndex { index: u16, next: u16, size: u16 },
     #[error("descriptor {head} was offered in a queue of {size}")]
@@ -83,7 +83,7 @@ pub enum RingBroken {
 
 /// The device's side of one virtqueue.
 #[derive(Debug)]
-pub struct Ring {
+pub struct Virtqueue {
     size: u16,
     descriptors: Window,
     available: Window,
@@ -99,7 +99,7 @@ pub struct Ring {
     published_used: u16,
 }
 
-impl Ring {
+impl Virtqueue {
     /// The ring of `size` entries (a power of two) at `addresses`, whose next chain is entry `base` of the available
     /// ring; `None` where a part of it does not lie in the guest's memory or is not aligned.
     pub fn new(
@@ -113,7 +113,7 @@ impl Ring {
         let count = usize::from(size);
         let available_len = HEADER_LEN + count * AVAIL_ENTRY_LEN + EVENT_LEN;
         let used_len = HEADER_LEN + count * USED_ENTRY_LEN + EVENT_LEN;
-        let window = |user, len: usize, align| memory.window(user, len as u64, align);
+        let window = |user, len: usize, align| Window::find(memory, user, len as u64, align);
         let used = window(addresses.used, used_len, 4)?;
         let next_used = used.load_u16(INDEX_AT, Ordering::Acquire);
         Some(Self {
@@ -140,14 +140,14 @@ impl Ring {
     }
 
     /// Takes the next chain that the guest has offered: the index of its first descriptor.
-    pub fn take(&mut self) -> Result<Option<u16>, RingBroken> {
+    pub fn take(&mut self) -> Result<Option<u16>, VirtqueueBroken> {
         if self.next_available == self.seen_available && !self.look()? {
             return Ok(None);
         }
         let entry = usize::from(self.next_available % self.size);
         let head = self.available.load_u16(HEADER_LEN + entry * AVAIL_ENTRY_LEN, Ordering::Relaxed);
         if head >= self.size {
-            return Err(RingBroken::Head { head, size: self.size });
+            return Err(VirtqueueBroken::Head { head, size: self.size });
         }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
@@ -207,12 +207,12 @@ impl Ring {
     }
 
     /// Reads the available index; whether there is something to take.
-    fn look(&mut self) -> Result<bool, RingBroken> {
+    fn look(&mut self) -> Result<bool, VirtqueueBroken> {
         // Acquire: the entries and descriptors behind the index must not be read before it.
         let index = self.available.load_u16(INDEX_AT, Ordering::Acquire);
         let (next, size) = (self.next_available, self.size);
         if index.wrapping_sub(next) > size {
-            return Err(RingBroken::AvailableIndex { index, next, size });
+            return Err(VirtqueueBroken::AvailableIndex { index, next, size });
         }
         self.seen_available = index;
         Ok(index != next)

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::ring::RingAddresses;
+use crate::virtqueue::RingAddresses;
 
 /// How the guest says that there is something to do.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub enum Kick {
 
 /// One ring as the frontend describes it.
 #[derive(Debug)]
-pub struct Vring {
+pub struct RingSettings {
     /// Entries, a power of two.
     pub size: u16,
     /// The next chain to take, as an index of the available ring. Current only while the ring does not run.
@@ -33,9 +33,9 @@ pub struct Vring {
     pub running: bool,
 }
 
-impl Vring {
+impl RingSettings {
     /// A ring about which nothing is known.
-    pub fn new(size: u16, enabled: bool) -> Self {
+    pub fn new(size: u16) -> Self {
         Self {
             size,
             base: 0,
@@ -43,7 +43,7 @@ impl Vring {
             kick: Kick::Unknown,
             call: None,
             error: None,
-            enabled,
+            enabled: false,
             running: false,
         }
     }

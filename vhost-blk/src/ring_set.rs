@@ -1,0 +1,171 @@
+//! All rings of a disk: which run, and stopping and starting them around changes.
+//!
+//! Whatever changes under a ring - its settings, the guest's memory, the features - changes while it stands still: its
+//! worker has finished every request and holds no memory of the guest.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::chain::Indirect;
+use crate::command::Start;
+use crate::device::Device;
+use crate::memory::{MemoryTable, QueueMemory};
+use crate::ring_settings::{Kick, RingSettings};
+use crate::virtqueue::Virtqueue;
+use crate::worker::Worker;
+
+/// A ring that cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    #[error("there is no queue {0}")]
+    NoSuchQueue(usize),
+    #[error("queue {0} does not lie in the guest's memory, or is not aligned")]
+    Place(usize),
+}
+
+/// The rings of one disk, each with its worker.
+#[derive(Debug)]
+pub struct RingSet<'a> {
+    device: &'a Device,
+    workers: &'a [Worker],
+    rings: Vec<RingSettings>,
+    memory: Arc<MemoryTable>,
+}
+
+impl<'a> RingSet<'a> {
+    /// One ring for each of `workers`; none runs.
+    pub fn new(device: &'a Device, workers: &'a [Worker]) -> Self {
+        let size = device.shape().queue_size;
+        let rings = workers.iter().map(|_| RingSettings::new(size)).collect();
+        // What the last driver accepted is not this one's.
+        device.forget_features();
+        Self { device, workers, rings, memory: Arc::default() }
+    }
+
+    /// Ring `index` as the frontend has described it.
+    pub fn get(&self, index: usize) -> Result<&RingSettings, RingError> {
+        self.rings.get(index).ok_or(RingError::NoSuchQueue(index))
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &MemoryTable {
+        &self.memory
+    }
+
+    /// Changes ring `index` while it stands still, and lets it run afterwards if it is to run.
+    ///
+    /// # Errors
+    /// There is no such ring, or it is to run and does not lie in the guest's memory.
+    pub fn change(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut RingSettings),
+    ) -> Result<(), RingError> {
+        self.get(index)?;
+        self.stop([index]);
+        change(&mut self.rings[index]);
+        self.start(index)
+    }
+
+    /// Changes how the guest is interrupted for ring `index`, which goes on running.
+    pub fn set_call(&mut self, index: usize, call: Option<Arc<File>>) -> Result<(), RingError> {
+        self.get(index)?;
+        let ring = &mut self.rings[index];
+        ring.call = call.clone();
+        if ring.running {
+            self.workers[index].set_call(call);
+        }
+        Ok(())
+    }
+
+    /// Replaces the guest's memory while all rings stand still. A ring that it does not cover waits for memory that does.
+    pub fn set_memory(&mut self, memory: MemoryTable) {
+        self.stop_all();
+        self.memory = Arc::new(memory);
+        self.start_covered();
+    }
+
+    /// Takes over the features that the driver has accepted, while all rings stand still.
+    pub fn accept_features(&mut self, features: u64) {
+        self.stop_all();
+        self.device.accept_features(features);
+        self.start_covered();
+    }
+
+    /// Enables all rings: what a frontend without protocol features expects.
+    pub fn enable_all(&mut self) {
+        self.stop_all();
+        self.rings.iter_mut().for_each(|ring| ring.enabled = true);
+        self.start_covered();
+    }
+
+    /// Stops all rings, and forgets what the frontend has told about them and what the driver has accepted.
+    pub fn reset(&mut self) {
+        self.stop_all();
+        let size = self.device.shape().queue_size;
+        self.rings.fill_with(|| RingSettings::new(size));
+        self.device.forget_features();
+    }
+
+    /// Stops all rings.
+    pub fn stop_all(&mut self) {
+        self.stop(0..self.rings.len());
+    }
+
+    /// Stops these rings: asks all, then waits for each.
+    fn stop(&mut self, indices: impl IntoIterator<Item = usize>) {
+        let running = indices.into_iter().filter(|&index| self.rings[index].running);
+        let asked: Vec<_> = running.map(|index| (index, self.workers[index].stop())).collect();
+        for (index, answer) in asked {
+            let ring = &mut self.rings[index];
+            ring.running = false;
+            ring.base = answer.wait();
+        }
+    }
+
+    /// Lets all rings, which stand still, run if they are to run and lie in the guest's memory.
+    fn start_covered(&mut self) {
+        for index in 0..self.rings.len() {
+            if let Err(error) = self.start(index) {
+                tracing::warn!("{}: {error}: it waits for other memory", self.device.name());
+            }
+        }
+    }
+
+    /// Lets ring `index`, which stands still, run if it is to run.
+    fn start(&mut self, index: usize) -> Result<(), RingError> {
+        let ring = &self.rings[index];
+        let Some(addresses) = ring.wanted().filter(|_| !self.memory.is_empty()) else {
+            return Ok(());
+        };
+        let kick = match &ring.kick {
+            Kick::Event(event) => Some(Arc::clone(event)),
+            Kick::Unknown | Kick::Polled => None,
+        };
+        let memory = QueueMemory::new(Arc::clone(&self.memory));
+        let event_idx = self.device.has_feature(VIRTIO_RING_F_EVENT_IDX);
+        let queue = Virtqueue::new(&memory, addresses, ring.size, ring.base, event_idx)
+            .ok_or(RingError::Place(index))?;
+        self.workers[index].start(Start {
+            ring: queue,
+            memory,
+            indirect: self.indirect(ring.size),
+            kick,
+            call: ring.call.clone(),
+            error: ring.error.clone(),
+        });
+        tracing::debug!("{}: queue {index} runs with {} entries", self.device.name(), ring.size);
+        self.rings[index].running = true;
+        Ok(())
+    }
+
+    fn indirect(&self, size: u16) -> Indirect {
+        if !self.device.has_feature(VIRTIO_RING_F_INDIRECT_DESC) {
+            return Indirect::Refused;
+        }
+        // Drivers fill tables up to the segment limit of the device, however short the ring is.
+        Indirect::UpTo(size.max(self.device.shape().queue_size).into())
+    }
+}
