@@ -2,6 +2,8 @@
 
 use qcow::disk::uring::CacheMode;
 
+use crate::failure::{Failure, Outcome};
+
 /// How an image's writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cache {
@@ -21,8 +23,14 @@ impl Cache {
     pub const UNSAFE: Self =
         Self { mode: CacheMode::PageCache, writethrough: false, flushes: false };
 
+    /// The mode that an option gives for `what` (`cache` or `source cache`); `default` if it is not given.
+    pub fn parse_option(given: Option<&str>, what: &str, default: Self) -> Outcome<Self> {
+        let Some(name) = given else { return Ok(default) };
+        Self::parse(name).ok_or_else(|| Failure::new(format!("Invalid {what} option: {name}")))
+    }
+
     /// The mode of that name.
-    pub fn parse(name: &str) -> Option<Self> {
+    fn parse(name: &str) -> Option<Self> {
         let direct = Self { mode: CacheMode::Direct, ..Self::WRITEBACK };
         match name {
             "none" | "off" => Some(direct),

@@ -65,11 +65,7 @@ pub fn run(args: &Args) -> Outcome<u8> {
     let path = one_file(COMMAND, &args.files)?;
     unbuilt::refuse_option(args.image_opts, "--image-opts")?;
     unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
-    let cache = match &args.cache {
-        None => Cache::WRITEBACK,
-        Some(name) => Cache::parse(name)
-            .ok_or_else(|| Failure::new(format!("Invalid source cache option: {name}")))?,
-    };
+    let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)?;
     let opening = Opening {
         format: args.format.as_deref(),
         writable: repair != Repair::None,

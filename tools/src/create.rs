@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use qcow::engine::Format;
 
-use crate::creation::{self, Creation};
+use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::keyval::{self, OptionValues};
+use crate::new_image::{self, NewImage};
 use crate::size::{self, SizeError};
 
 const COMMAND: &str = "create";
@@ -45,8 +46,8 @@ pub fn run(args: &Args) -> Outcome {
         keyval::check_list(list)?;
     }
     if keyval::asks_for_help(&args.options) {
-        let format = parse_format(&args.format)?;
-        creation::help(format, !args.file_and_size.is_empty());
+        let format = image::parse_new_format(&args.format)?;
+        creation_options::help(format, !args.file_and_size.is_empty());
         return Ok(());
     }
     let (path, size) = match args.file_and_size.as_slice() {
@@ -62,8 +63,8 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn create(args: &Args, path: &Path, size: Option<u64>) -> Outcome {
-    let format = parse_format(&args.format)?;
-    let mut values = creation::parse_options(format, &args.options)?;
+    let format = image::parse_new_format(&args.format)?;
+    let mut values = creation_options::parse(format, &args.options)?;
     if let Some(size) = size {
         if values.number("size").is_some() {
             return Err(Failure::new("The image size must be specified only once"));
@@ -80,9 +81,9 @@ fn create(args: &Args, path: &Path, size: Option<u64>) -> Outcome {
         return Err(Failure::new("Image creation needs a size parameter"));
     }
     if !args.quiet {
-        creation::announce(path, format, &values);
+        creation_options::announce(path, format, &values);
     }
-    Creation::plan(format, &values)?.write(path)?.keep();
+    NewImage::plan(format, &values)?.write(path)?.keep();
     Ok(())
 }
 
@@ -120,7 +121,7 @@ fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Opt
         }
         return Ok(None);
     }
-    let backing = creation::backing_path(path, name)?;
+    let backing = new_image::backing_path(path, name)?;
     let opening = Opening { format, ..Opening::default() };
     let image = opening
         .open_plainly(&backing)
@@ -132,13 +133,6 @@ fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Opt
         )));
     }
     Ok(Some(image.virtual_size()))
-}
-
-fn parse_format(name: &str) -> Outcome<Format> {
-    image::parse_format(name).map_err(|message| match message.starts_with("Unknown") {
-        true => Failure::new(format!("Unknown file format '{name}'")),
-        false => Failure::new(message),
-    })
 }
 
 fn parse_size(text: &str) -> Outcome<u64> {

@@ -1,6 +1,6 @@
 //! How a command fails: one message for people, one exit code for scripts.
 
-use std::fmt::Display;
+use std::fmt::{Display, Formatter};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -63,6 +63,12 @@ impl Failure {
             tell_plain(&format!("Try '{hint} --help' for more info"));
         }
         ExitCode::from(self.code)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

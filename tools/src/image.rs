@@ -108,12 +108,20 @@ impl Opening<'_> {
     }
 }
 
-/// The format called `name`.
+/// The format called `name`, of an image that exists.
 pub fn parse_format(name: &str) -> Result<Format, String> {
     match FOREIGN.contains(&name) {
         true => Err(format!("format '{name}' is not supported yet")),
         false => name.parse(),
     }
+}
+
+/// The format called `name`, of an image that is to be made.
+pub fn parse_new_format(name: &str) -> Outcome<Format> {
+    parse_format(name).map_err(|message| match message.starts_with("Unknown") {
+        true => Failure::new(format!("Unknown file format '{name}'")),
+        false => Failure::new(message),
+    })
 }
 
 /// The failure that `reason` keeps `path` from being opened.

@@ -1,6 +1,6 @@
 //! The `qcow` command: a drop-in for `qemu-img`, and for `qemu-io` as `qcow io`.
 //!
-//! One file per subcommand, each with its arguments and a `run`. What they share: [`image`] opens, [`creation`] makes,
+//! One file per subcommand, each with its arguments and a `run`. What they share: [`image`] opens, [`new_image`] makes,
 //! [`keyval`] and [`size`] read what people type, [`output`] and [`failure`] speak to them.
 
 use std::process::ExitCode;
@@ -8,10 +8,12 @@ use std::process::ExitCode;
 mod arguments;
 mod cache;
 mod cli;
-mod creation;
+mod content;
+mod creation_options;
 mod failure;
 mod image;
 mod keyval;
+mod new_image;
 mod output;
 mod partial;
 mod program;

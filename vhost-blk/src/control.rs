@@ -4,8 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use anyhow::Result;
 
-use crate::daemon::Event;
-use crate::disk::Disk;
+use crate::disk::{Disk, Outcome};
 use crate::io_thread;
 
 /// A thread that waits for the disk it is to serve. Dropped without one, it ends.
@@ -15,13 +14,12 @@ pub struct ControlThread {
 }
 
 impl ControlThread {
-    /// Starts the thread, which will tell `events` how its disk has ended.
-    pub fn spawn(events: Sender<Event>) -> Result<Self> {
+    /// Starts the thread, which will tell `ended` how its disk has ended.
+    pub fn spawn(ended: impl FnOnce(Outcome) + Send + 'static) -> Result<Self> {
         let (disk, inbox) = channel::<Disk>();
         io_thread::spawn("control".to_owned(), move || {
             if let Ok(disk) = inbox.recv() {
-                // It fails only while the process ends.
-                let _ = events.send(Event::Ended(disk.serve()));
+                ended(disk.serve());
             }
         })?;
         Ok(Self { disk })

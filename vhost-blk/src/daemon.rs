@@ -18,7 +18,7 @@ use crate::stop::Stop;
 
 /// What the process waits for.
 #[derive(Debug)]
-pub enum Event {
+enum Event {
     /// Asked to stop.
     Signal,
     /// A disk has ended.
@@ -36,7 +36,13 @@ pub fn run(disks: &[DiskSettings]) -> Result<ExitCode> {
     // Before the first image is opened, so that no signal leaves one open.
     watch_signals(events.clone())?;
     // And before that, all threads: from the first disk that is served on, nothing can fail to start.
-    let spawn = |_| ControlThread::spawn(events.clone());
+    let spawn = |_| {
+        let events = events.clone();
+        ControlThread::spawn(move |outcome| {
+            // It fails only while the process ends.
+            let _ = events.send(Event::Ended(outcome));
+        })
+    };
     let threads = disks.iter().map(spawn).collect::<Result<Vec<_>>>()?;
     let disks = open_all(disks)?;
     let stops = disks.iter().map(Disk::stopper).collect::<Vec<_>>();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use qcow::engine::Format;
 
 use crate::cache::Cache;
-use crate::creation;
+use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::keyval;
@@ -52,7 +52,8 @@ pub struct Args {
     /// Compress the target (not supported yet)
     #[arg(short, long)]
     compress: bool,
-    /// Cache mode of the target: unsafe (default), writeback, none, directsync or writethrough
+    /// Cache mode of the target: unsafe (default), writeback, none, directsync or writethrough. With unsafe, the target
+    /// is not flushed: a crash of the host soon after may still lose it
     #[arg(short = 't', long, value_name = "MODE")]
     target_cache: Option<String>,
     /// Stack the target on this image, and copy only what the source itself holds
@@ -139,7 +140,10 @@ impl Args {
             keyval::check_list(list)?;
         }
         if keyval::asks_for_help(&self.target_options) {
-            creation::help(self.format()?, self.files.len() > 1);
+            creation_options::help(
+                image::parse_new_format(&self.target_format)?,
+                self.files.len() > 1,
+            );
             return Ok(None);
         }
         let granularity = self.granularity()?;
@@ -150,9 +154,10 @@ impl Args {
             return Err(Failure::new("Must specify image file name"));
         };
         let source_cache =
-            parse_cache(self.source_cache.as_deref(), "source cache", Cache::WRITEBACK)?;
-        let target_cache = parse_cache(self.target_cache.as_deref(), "cache", Cache::UNSAFE)?;
-        let format = self.format()?;
+            Cache::parse_option(self.source_cache.as_deref(), "source cache", Cache::WRITEBACK)?;
+        let target_cache =
+            Cache::parse_option(self.target_cache.as_deref(), "cache", Cache::UNSAFE)?;
+        let format = image::parse_new_format(&self.target_format)?;
         if format == Format::Raw && self.backing.is_some() {
             return Err(Failure::new("Backing file not supported for file format 'raw'"));
         }
@@ -174,14 +179,6 @@ impl Args {
             progress: self.progress && !self.quiet,
             verify: self.verify,
         }))
-    }
-
-    fn format(&self) -> Outcome<Format> {
-        let name = &self.target_format;
-        image::parse_format(name).map_err(|message| match message.starts_with("Unknown") {
-            true => Failure::new(format!("Unknown file format '{name}'")),
-            false => Failure::new(message),
-        })
     }
 
     fn granularity(&self) -> Outcome<u64> {
@@ -252,9 +249,4 @@ impl Args {
         ];
         given.into_iter().try_for_each(|(given, option)| unbuilt::refuse_option(given, option))
     }
-}
-
-fn parse_cache(name: Option<&str>, what: &str, default: Cache) -> Outcome<Cache> {
-    let Some(name) = name else { return Ok(default) };
-    Cache::parse(name).ok_or_else(|| Failure::new(format!("Invalid {what} option: {name}")))
 }

@@ -42,7 +42,7 @@ impl<'a> Copy<'a> {
     pub fn new(sources: &'a [Source], target: &'a HostImage, rule: ZeroRule, job: &'a Job) -> Self {
         // A cluster that holds any data is stored whole: writing it in one piece saves filling up its rest.
         let block_len = job.granularity.max(target.cluster_size().unwrap_or(1)).max(512);
-        let cursor = RefCell::new(Cursor::new(sources, rule, block_len));
+        let cursor = RefCell::new(Cursor::new(sources, target, rule, block_len));
         let (taking, turns) = (Exclusive::default(), Turns::default());
         Self { sources, target, rule, job, block_len, cursor, taking, turns }
     }

@@ -14,11 +14,12 @@ use qcow::disk::uring::block_on;
 use self::args::Job;
 use self::copy::Copy;
 use self::plan::{Source, ZeroRule};
-use crate::compare::content::{self, Side};
-use crate::creation::{self, Creation};
+use crate::content::{self, Side};
+use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::keyval::OptionValues;
+use crate::new_image::{self, NewImage};
 use crate::partial::PartialFile;
 use crate::progress::Progress;
 
@@ -54,7 +55,7 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Makes the empty target for `total` bytes.
 fn create(job: &Job, total: u64) -> Outcome<PartialFile> {
-    let mut values: OptionValues = creation::parse_options(job.format, &job.options)?;
+    let mut values: OptionValues = creation_options::parse(job.format, &job.options)?;
     if values.number("size").is_none() {
         values.set_number("size", total);
     }
@@ -67,7 +68,7 @@ fn create(job: &Job, total: u64) -> Outcome<PartialFile> {
     if values.text("backing_file").is_some() && values.text("backing_fmt").is_none() {
         return Err(Failure::new("Use of backing file requires explicit backing format"));
     }
-    let created = Creation::plan(job.format, &values).and_then(|new| new.write(&job.target));
+    let created = NewImage::plan(job.format, &values).and_then(|new| new.write(&job.target));
     created.map_err(|failure| {
         let (target, format) = (job.target.display(), job.format);
         failure.context(format!("{target}: error while converting {format}"))
@@ -89,9 +90,11 @@ fn fill(job: &Job, sources: &[Source], total: u64) -> Outcome {
     }
     let mut progress = Progress::new(job.progress, total);
     let rule = zero_rule(job, &target);
-    block_on(Copy::new(sources, &target, rule, job).run(&mut progress))?;
-    block_on(target.close())
-        .map_err(|e| Failure::from(e).context("error while closing the target"))?;
+    let copied = block_on(Copy::new(sources, &target, rule, job).run(&mut progress));
+    // Closed after a failure, too: what was copied until then stays readable where the target is kept.
+    let closed = block_on(target.close())
+        .map_err(|e| Failure::from(e).context("error while closing the target"));
+    copied.and(closed)?;
     progress.finish();
     drop((progress, target));
     if job.verify { verify(job, sources) } else { Ok(()) }
@@ -99,8 +102,10 @@ fn fill(job: &Job, sources: &[Source], total: u64) -> Outcome {
 
 /// What becomes of zeros.
 fn zero_rule(job: &Job, target: &HostImage) -> ZeroRule {
-    let starts_zeroed = job.target_is_zero || (job.create && creation::starts_zeroed(&job.target));
-    if target.layer_count() > 1 {
+    let starts_zeroed = job.target_is_zero || (job.create && new_image::starts_zeroed(&job.target));
+    // An existing target's backing image says nothing about the sources, unless the command line names one.
+    let stacked = if job.create { target.layer_count() > 1 } else { job.backing.is_some() };
+    if stacked {
         ZeroRule::Overlay
     } else if job.granularity == 0 {
         ZeroRule::Store

@@ -3,9 +3,7 @@
 //! A [`Cursor`] walks over the sources' maps. What needs nothing is passed over, however large; the rest comes in parts
 //! that one worker reads and writes in one go.
 
-use qcow::engine::MapExtent;
-
-use super::reading;
+use super::{reading, writing};
 use crate::failure::Outcome;
 use crate::image::HostImage;
 
@@ -30,7 +28,7 @@ pub enum ZeroRule {
     Write,
     /// They are written like data.
     Store,
-    /// The target has a backing image: zeros of the source's own are zeroed, and what it inherits is left alone.
+    /// The target is made for a backing image: zeros of the source's own are zeroed, and what it inherits is left alone.
     Overlay,
 }
 
@@ -41,7 +39,7 @@ pub enum Content {
     Data,
     /// Zeros.
     Zeros,
-    /// What the target's backing image holds there.
+    /// What the target holds there already.
     Inherited,
 }
 
@@ -69,6 +67,7 @@ pub enum Part {
 #[derive(Debug)]
 pub struct Cursor<'a> {
     sources: &'a [Source],
+    target: &'a HostImage,
     rule: ZeroRule,
     /// Parts begin and end at multiples of this, in bytes of the target, wherever they can.
     block_len: u64,
@@ -79,8 +78,13 @@ pub struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte of the first source.
-    pub fn new(sources: &'a [Source], rule: ZeroRule, block_len: u64) -> Self {
-        Self { sources, rule, block_len, source: 0, at: 0 }
+    pub fn new(
+        sources: &'a [Source],
+        target: &'a HostImage,
+        rule: ZeroRule,
+        block_len: u64,
+    ) -> Self {
+        Self { sources, target, rule, block_len, source: 0, at: 0 }
     }
 
     /// The next thing to do; `None` at the end. `advance` hears of bytes that need nothing.
@@ -92,9 +96,8 @@ impl<'a> Cursor<'a> {
                 self.at = 0;
                 continue;
             }
-            let extent = self.map(source, self.at, left).await?;
-            let content = self.content_of(&extent);
-            let whole = self.whole_blocks(source, extent.len);
+            let (content, len) = self.content_at(source, self.at, left).await?;
+            let whole = self.whole_blocks(source, len);
             match (content, self.rule) {
                 (Content::Inherited, _) | (Content::Zeros, ZeroRule::Skip) if whole > 0 => {
                     advance(whole);
@@ -120,9 +123,9 @@ impl<'a> Cursor<'a> {
         let mut pieces = Vec::new();
         let mut offset = 0;
         while offset < len {
-            let extent = self.map(source, start + offset, len - offset).await?;
-            pieces.push(Piece { offset, len: extent.len, content: self.content_of(&extent) });
-            offset += extent.len;
+            let (content, len) = self.content_at(source, start + offset, len - offset).await?;
+            pieces.push(Piece { offset, len, content });
+            offset += len;
         }
         self.at += len;
         Ok(Part::Copy { source: self.source, at: start, len, pieces })
@@ -137,17 +140,23 @@ impl<'a> Cursor<'a> {
         (end - end % self.block_len).saturating_sub(start)
     }
 
-    fn content_of(&self, extent: &MapExtent) -> Content {
-        let own = extent.present && extent.depth == 0;
+    /// What the source holds at `at`, and for how many of `len` bytes.
+    async fn content_at(&self, source: &Source, at: u64, len: u64) -> Outcome<(Content, u64)> {
+        let target_at = source.start + at;
+        let extent = source.image.map(at, len).await.map_err(|e| reading(target_at, &e))?;
+        // What no image of the chain has is the source's own, too, unless its backing image reaches that far.
+        let own = extent.depth == 0;
         match self.rule {
-            ZeroRule::Overlay if !own => Content::Inherited,
-            _ if extent.zero => Content::Zeros,
-            _ => Content::Data,
+            ZeroRule::Overlay if !own => Ok((Content::Inherited, extent.len)),
+            ZeroRule::Overlay if extent.zero => {
+                // Mostly zeros behind the end of the backing image, which may go on for terabytes.
+                let there = self.target.map(target_at, extent.len).await;
+                let there = there.map_err(|e| writing(target_at, &e))?;
+                let content = if there.zero { Content::Inherited } else { Content::Zeros };
+                Ok((content, there.len))
+            }
+            _ if extent.zero => Ok((Content::Zeros, extent.len)),
+            _ => Ok((Content::Data, extent.len)),
         }
-    }
-
-    async fn map(&self, source: &Source, at: u64, len: u64) -> Outcome<MapExtent> {
-        let extent = source.image.map(at, len).await;
-        extent.map_err(|e| reading(source.start + at, &e))
     }
 }

@@ -6,7 +6,7 @@ use super::command::words;
 use super::definition::{Command, command};
 use super::open::{self, OpenArgs};
 use super::session::{Done, Failed, Flow, Need, Session};
-use super::{query, transfer};
+use super::{query, read, write};
 use crate::failure::{tell, tell_plain};
 use crate::output::say;
 
@@ -55,7 +55,7 @@ const COMMANDS: &[Command] = &[
         Need::Image,
         "",
         "completes all outstanding aio requests",
-        transfer::aio_flush,
+        write::aio_flush,
     ),
     command(
         &["aio_read"],
@@ -63,7 +63,7 @@ const COMMANDS: &[Command] = &[
         Need::Image,
         "[-Ciqrv] [-P pattern] off len [len..]",
         "asynchronously reads a number of bytes",
-        transfer::aio_read,
+        read::aio_read,
     ),
     command(
         &["aio_write"],
@@ -71,7 +71,7 @@ const COMMANDS: &[Command] = &[
         Need::Writable,
         "[-Cfiqruz] [-P pattern] off len [len..]",
         "asynchronously writes a number of bytes",
-        transfer::aio_write,
+        write::aio_write,
     ),
     command(
         &["alloc", "a"],
@@ -88,7 +88,7 @@ const COMMANDS: &[Command] = &[
         Need::Writable,
         "[-Cq] off len",
         "discards a number of bytes at a specified offset",
-        transfer::discard,
+        write::discard,
     ),
     command(
         &["flush", "f"],
@@ -96,7 +96,7 @@ const COMMANDS: &[Command] = &[
         Need::Image,
         "",
         "flush all in-core file state to disk",
-        transfer::flush,
+        write::flush,
     ),
     command(
         &["help", "?"],
@@ -145,7 +145,7 @@ const COMMANDS: &[Command] = &[
         Need::Image,
         "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
         "reads a number of bytes at a specified offset",
-        transfer::read,
+        read::read,
     ),
     command(
         &["readv", "rv"],
@@ -153,7 +153,7 @@ const COMMANDS: &[Command] = &[
         Need::Image,
         "[-Cqrv] [-P pattern] off len [len..]",
         "reads a number of bytes at a specified offset",
-        transfer::readv,
+        read::readv,
     ),
     command(
         &["sleep"],
@@ -177,7 +177,7 @@ const COMMANDS: &[Command] = &[
         Need::Writable,
         "[-bcCfnqruz] [-P pattern | -s source_file] off len",
         "writes a number of bytes at a specified offset",
-        transfer::write,
+        write::write,
     ),
     command(
         &["writev", "wv"],
@@ -185,7 +185,7 @@ const COMMANDS: &[Command] = &[
         Need::Writable,
         "[-Cfqr] [-P pattern] off len [len..]",
         "writes a number of bytes at a specified offset",
-        transfer::writev,
+        write::writev,
     ),
     command(
         &["aio_discard", "break", "remove_break", "reopen", "resume", "sigraise", "wait_break"],
@@ -255,18 +255,14 @@ fn open(session: &mut Session, command: &Command, words: &[&str]) -> Done {
         tell("file open already, try 'help close'");
         return Err(Failed);
     }
-    let told = |message: String| {
-        tell(&message);
-        Failed
-    };
     let args = OpenArgs {
         path: path.into(),
         format: None,
         read_only: arguments.has('r'),
         snapshot: arguments.has('s'),
         shared: arguments.has('U'),
-        cache: open::parse_cache(arguments.value('t'), arguments.has('n')).map_err(told)?,
-        discard: open::parse_discard(arguments.value('d')).map_err(told)?,
+        cache: open::parse_cache(arguments.value('t'), arguments.has('n')).map_err(report)?,
+        discard: open::parse_discard(arguments.value('d')).map_err(report)?,
     };
     session.open(&args).map(|()| Flow::Continue).map_err(report)
 }

@@ -1,7 +1,7 @@
 //! `qcow io`: reads, writes and questions, one command at a time, as `qemu-io` does them.
 //!
 //! [`command`] takes a command line apart, [`definition`] says what a command is, [`catalog`] knows and runs them, [`session`] holds the open image and the
-//! requests under way, [`transfer`], [`pattern`] and [`query`] carry commands out, [`report`] tells the result.
+//! requests under way, [`read`], [`write`] and [`query`] carry commands out, [`report`] tells the result.
 
 mod catalog;
 mod command;
@@ -9,9 +9,11 @@ mod definition;
 mod open;
 mod pattern;
 mod query;
+mod read;
 mod report;
 mod session;
 mod transfer;
+mod write;
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -84,38 +86,52 @@ pub fn run(args: &Args) -> Outcome<u8> {
         _ => return Err(Failure::usage(COMMAND, "Expecting at most one image file name")),
     }
     let mut all_well = true;
-    let mut run = |line: &str| {
-        let (well, flow) = catalog::run(&mut session, line);
+    let mut run = |line: Result<&str, Failure>| {
+        let (well, flow) = match line {
+            Ok(line) => catalog::run(&mut session, line),
+            Err(failure) => {
+                failure.report();
+                (false, Flow::Continue)
+            }
+        };
         all_well &= well;
         output::flush();
         flow
     };
-    if args.cmd.is_empty() {
-        run_stdin(&mut run)?;
+    let done = if args.cmd.is_empty() {
+        run_stdin(&mut run)
     } else {
         for line in &args.cmd {
-            if run(line) == Flow::Quit {
+            if run(Ok(line)) == Flow::Quit {
                 break;
             }
         }
-    }
-    all_well &= session.finish()?;
+        Ok(())
+    };
+    // Whatever kept the commands from coming: writes that were carried out must not be lost.
+    let closed = session.close();
+    done.and(closed)?;
     Ok(if all_well { 0 } else { FAILED })
 }
 
-/// Runs the lines of standard input behind a prompt.
-fn run_stdin(run: &mut impl FnMut(&str) -> Flow) -> Outcome {
-    let mut lines = std::io::stdin().lock().lines();
-    loop {
+/// Runs the lines of standard input behind a prompt. A line that is no text is run as the failure that it is.
+fn run_stdin(run: &mut impl FnMut(Result<&str, Failure>) -> Flow) -> Outcome {
+    let mut input = std::io::stdin().lock();
+    let mut line = Vec::new();
+    for number in 1_u64.. {
         output::write(format_args!("{}> ", program::name()));
         output::flush();
-        let Some(line) = lines.next() else { return Ok(()) };
-        let line =
-            line.map_err(|e| Failure::new(format!("standard input: {}", qcow::error::reason(&e))))?;
-        if run(&line) == Flow::Quit {
-            return Ok(());
+        line.clear();
+        let read = input.read_until(b'\n', &mut line);
+        let len =
+            read.map_err(|e| Failure::new(format!("standard input: {}", qcow::error::reason(&e))))?;
+        let text = std::str::from_utf8(&line)
+            .map_err(|_| Failure::new(format!("standard input: line {number} is not valid UTF-8")));
+        if len == 0 || run(text) == Flow::Quit {
+            break;
         }
     }
+    Ok(())
 }
 
 fn refuse_unbuilt(args: &Args) -> Outcome {
@@ -139,8 +155,8 @@ impl Args {
             read_only: self.read_only,
             snapshot: self.snapshot,
             shared: self.force_share,
-            cache: open::parse_cache(self.cache.as_deref(), self.nocache).map_err(Failure::new)?,
-            discard: open::parse_discard(self.discard.as_deref()).map_err(Failure::new)?,
+            cache: open::parse_cache(self.cache.as_deref(), self.nocache)?,
+            discard: open::parse_discard(self.discard.as_deref())?,
         })
     }
 }

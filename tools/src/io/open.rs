@@ -7,9 +7,9 @@ use qcow::disk::uring::UringDisk;
 use qcow::engine::{CreateOptions, Discard, Format};
 
 use crate::cache::Cache;
-use crate::creation::Creation;
-use crate::failure::tell_plain;
+use crate::failure::{Failure, Outcome, tell_plain};
 use crate::image::{HostImage, Opening};
+use crate::new_image::NewImage;
 use crate::partial::PartialFile;
 
 /// How to open an image.
@@ -38,19 +38,16 @@ pub struct OpenImage {
 }
 
 /// The cache mode called `name`; `nocache` is short for `none`.
-pub fn parse_cache(name: Option<&str>, nocache: bool) -> Result<Cache, String> {
-    match name.or(nocache.then_some("none")) {
-        None => Ok(Cache::WRITEBACK),
-        Some(name) => Cache::parse(name).ok_or_else(|| format!("Invalid cache option: {name}")),
-    }
+pub fn parse_cache(name: Option<&str>, nocache: bool) -> Outcome<Cache> {
+    Cache::parse_option(name.or(nocache.then_some("none")), "cache", Cache::WRITEBACK)
 }
 
 /// The discard mode called `name`.
-pub fn parse_discard(name: Option<&str>) -> Result<Discard, String> {
+pub fn parse_discard(name: Option<&str>) -> Outcome<Discard> {
     match name {
         None | Some("unmap" | "on") => Ok(Discard::Unmap),
         Some("ignore" | "off") => Ok(Discard::Ignore),
-        Some(name) => Err(format!("Invalid discard option: {name}")),
+        Some(name) => Err(Failure::new(format!("Invalid discard option: {name}"))),
     }
 }
 
@@ -84,10 +81,8 @@ fn open_on_top(args: &OpenArgs, base: &HostImage) -> Result<OpenImage, String> {
         backing: Some((absolute.into_os_string(), Some(base.format().to_string()))),
         ..CreateOptions::default()
     };
-    let name = format!("qcow-io-{}.qcow2", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    let failed = |_| format!("cannot make a temporary image at '{}'", path.display());
-    let temporary = Creation::Qcow2(options).write(&path).map_err(failed)?;
+    let (path, temporary) = write_temporary(&NewImage::Qcow2(options))
+        .map_err(|failure| format!("cannot make a temporary image: {failure}"))?;
     let opening = Opening {
         format: Some("qcow2"),
         writable: !args.read_only,
@@ -98,6 +93,20 @@ fn open_on_top(args: &OpenArgs, base: &HostImage) -> Result<OpenImage, String> {
     let image = opening.open_plainly(&path)?;
     let cache = Cache::UNSAFE;
     Ok(OpenImage { image, path, cache, guessed_raw: false, _temporary: Some(temporary) })
+}
+
+/// Writes `image` to a new file, which nobody else has put there or may read.
+fn write_temporary(image: &NewImage) -> Outcome<(PathBuf, PartialFile)> {
+    let host = |error: &std::io::Error| {
+        let directory = std::env::temp_dir();
+        Failure::new(format!("{}: {}", directory.display(), qcow::error::reason(error)))
+    };
+    let file = tempfile::Builder::new().prefix("qcow-io-").suffix(".qcow2").tempfile();
+    let path = file.map_err(|e| host(&e))?.into_temp_path();
+    let partial = image.write(&path)?;
+    // From here on, `partial` sees to its removal.
+    let path = path.keep().map_err(|e| host(&e.error))?;
+    Ok((path, partial))
 }
 
 fn warn_of_guess(args: &OpenArgs) {

@@ -93,11 +93,6 @@ impl Session {
         }
         Ok(())
     }
-
-    /// Ends the session; whether all went well.
-    pub fn finish(mut self) -> Outcome<bool> {
-        self.close().map(|()| true)
-    }
 }
 
 fn poll_all(background: &mut Vec<Background>, context: &mut Context<'_>) {

@@ -101,6 +101,80 @@ fn overlays_take_only_what_the_source_itself_has() {
 }
 
 #[test]
+fn what_no_image_of_the_source_has_hides_the_new_backing_image() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 base.qcow2 9M
+         io base.qcow2: write -P 1 0 9M
+         img create -q -f qcow2 alone.qcow2 12M
+         io alone.qcow2: write -P 5 1M 100k; write -P 6 11M 4k
+         img create -q -f raw holes.raw 9M
+         io -f raw holes.raw: write -P 9 3M 1M
+         img create -q -f qcow2 vast.qcow2 1T",
+    );
+    for source in ["alone.qcow2", "holes.raw", "vast.qcow2"] {
+        for backing in ["-B base.qcow2 -F qcow2", "-o backing_file=base.qcow2,backing_fmt=qcow2"] {
+            for options in ["", "-S 0", "-o cluster_size=4k", "-o cluster_size=2M"] {
+                let said =
+                    pair.same_img(&format!("convert -O qcow2 {backing} {options} {source} out"));
+                assert_eq!(said.code, Some(0), "{backing} {options} {source}: {said:?}");
+                pair.same_clean_image("out");
+            }
+        }
+    }
+    let stored = pair.ours().join("out").metadata().unwrap().blocks() * 512;
+    assert!(stored < 16 << 20, "{stored} bytes for zeros behind the backing image's end");
+}
+
+/// QEMU judges a stretch by its first byte, and so lets the grown backing image shine through here.
+#[test]
+fn what_lies_beyond_the_old_backing_image_hides_a_grown_one() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 short.qcow2 2M
+         io short.qcow2: write -P 7 0 1M
+         img create -q -f qcow2 grown.qcow2 9M
+         io grown.qcow2: write -P 7 0 1M; write -P 1 2M 7M
+         img create -q -f qcow2 -b short.qcow2 -F qcow2 source.qcow2 12M
+         io source.qcow2: write -P 8 5M 512",
+    );
+    for options in ["", "-o cluster_size=4k", "-o cluster_size=2M"] {
+        let line = format!("convert -O qcow2 -B grown.qcow2 -F qcow2 {options} source.qcow2 out");
+        Tool::Ours.img(pair.ours(), &line).expect_success();
+        Tool::Theirs.img(pair.ours(), "compare source.qcow2 out").expect_success();
+        Tool::Theirs.img(pair.ours(), "check -f qcow2 out").expect_success();
+    }
+}
+
+#[test]
+fn existing_overlays_hide_their_backing_image() {
+    let setup = format!(
+        "{SETUP}
+         img create -q -f qcow2 alone.qcow2 12M
+         io alone.qcow2: write -P 5 1M 100k
+         img create -q -f qcow2 other.qcow2 12M
+         io other.qcow2: write -P 6 0 12M
+         img create -q -f qcow2 -b other.qcow2 -F qcow2 sibling.qcow2
+         io sibling.qcow2: write -P 7 3M 1M"
+    );
+    let pair = Pair::prepared(&setup);
+    let target = [
+        "create -q -f qcow2 -b other.qcow2 -F qcow2 out.qcow2 12M",
+        "convert -n -O qcow2 a.raw out.qcow2",
+    ];
+    for source in ["alone.qcow2", "top.qcow2", "-B other.qcow2 -F qcow2 sibling.qcow2"] {
+        for options in ["", "-S 0"] {
+            for directory in [pair.ours(), pair.theirs()] {
+                for line in target {
+                    Tool::Theirs.img(directory, line).expect_success();
+                }
+            }
+            let said = pair.same_img(&format!("convert -n {options} -O qcow2 {source} out.qcow2"));
+            assert_eq!(said.code, Some(0), "{options} {source}: {said:?}");
+            pair.same_clean_image("out.qcow2");
+        }
+    }
+}
+
+#[test]
 fn large_empty_images_take_no_time() {
     let pair = Pair::prepared(SETUP);
     for options in ["-O qcow2", "-O qcow2 -o cluster_size=2M"] {
@@ -130,6 +204,22 @@ fn a_broken_source_leaves_no_target() {
     assert!(!pair.ours().join("out").exists());
     Tool::Ours.img(pair.ours(), "convert --keep-partial -O qcow2 base.qcow2 out");
     assert!(pair.ours().join("out").exists());
+}
+
+#[test]
+fn what_was_copied_before_a_failure_can_be_read() {
+    let pair = Pair::prepared(SETUP);
+    // The L1 entry of the third 2 MiB of the disk points to an unaligned L2 table.
+    damage(&pair, "base.qcow2", 0x3000 + 2 * 8 + 6, &[2]);
+    let ours = pair.ours();
+    Tool::Theirs.img(ours, "create -q -f qcow2 there 9M").expect_success();
+    for (options, target) in [("-n", "there"), ("--keep-partial", "new")] {
+        let line = format!("convert -m 1 {options} -O qcow2 base.qcow2 {target}");
+        let said = Tool::Ours.img(ours, &line);
+        assert_eq!((said.code, said.stderr.lines().count()), (Some(1), 1), "{said:?}");
+        Tool::Theirs.io(ours, target, &["read -P 1 1M 3M"]).expect_success();
+        Tool::Theirs.img(ours, &format!("check -f qcow2 {target}")).expect_success();
+    }
 }
 
 #[test]

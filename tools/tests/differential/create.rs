@@ -1,5 +1,8 @@
 //! New images: what QEMU says about ours is what it says about its own.
 
+use std::path::Path;
+use std::process::Command;
+
 use crate::tool::{Pair, Tool};
 
 /// Options and sizes; every combination that QEMU accepts.
@@ -81,6 +84,58 @@ fn raw_images_have_the_same_bytes() {
                 [pair.ours(), pair.theirs()].map(|d| std::fs::read(d.join("x.raw")));
             assert!(ours.unwrap() == theirs.unwrap(), "{options} {size}");
         }
+    }
+}
+
+#[test]
+fn devices_keep_their_length() {
+    let pair = Pair::new();
+    let file = pair.ours().join("device");
+    std::fs::write(&file, vec![0xff; 5 << 20]).unwrap();
+    let Some(device) = LoopDevice::attach(&file) else { return };
+    for arguments in [
+        "10M",
+        "5M",
+        "4M",
+        "4M -o preallocation=full",
+        "4M -o preallocation=falloc",
+        "10M -o preallocation=off",
+    ] {
+        let line = format!("create -f raw {} {arguments}", device.0);
+        // One after the other, each on a device that is full of data.
+        let [ours, theirs] = [Tool::Ours, Tool::Theirs].map(|tool| {
+            std::fs::write(&device.0, vec![0xff; 5 << 20]).unwrap();
+            (tool.img(pair.ours(), &line), std::fs::read(&device.0).unwrap())
+        });
+        assert_eq!(ours.0, theirs.0, "{line}");
+        assert!(ours.1 == theirs.1, "the content after {line}");
+    }
+}
+
+/// A loop device, by its path; detached in the end.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None`, and a line that says so, where this host has none to spare.
+    fn attach(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["-f", "--show"]).arg(file).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let path = String::from_utf8(output.stdout).expect("a path");
+                Some(Self(path.trim().to_owned()))
+            }
+            other => {
+                eprintln!("skipped: losetup has no loop device: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // The test has its result; a device that stays attached is the host's to tell.
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
     }
 }
 

@@ -1,6 +1,7 @@
 //! `qcow io` speaks like `qemu-io`, and leaves the same images.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use crate::tool::{Pair, Tool};
@@ -60,6 +61,10 @@ const RUNS: &[(&str, &[&str])] = &[
             "aio_flush",
         ],
     ),
+    ("a.qcow2", &["aio_write 1M 512", "aio_flush", "aio_write -z 1M 512", "aio_flush"]),
+    ("a.qcow2", &["aio_read 1M 512", "aio_flush", "aio_read -i 0 512", "aio_write -i 0 512"]),
+    ("a.qcow2", &["writev 1M 512", "readv 1M 512", "writev 0 3G", "writev 0 1G 1G 1"]),
+    ("a.qcow2", &["write -s /dev/zero 0 1000", "read -P 0 0 1000", "write -s /dev/null 0 512"]),
     (
         "a.qcow2",
         &[
@@ -192,6 +197,55 @@ fn commands_come_from_standard_input_too() {
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     };
     assert_eq!(run(Tool::Ours, pair.ours()), run(Tool::Theirs, pair.theirs()));
+}
+
+#[test]
+fn a_line_that_is_no_text_fails_alone() {
+    let pair = Pair::prepared(SETUP);
+    let script = b"write -q -P 5 0 64k\n\xff\xfe\nwrite -q -P 6 64k 64k\n";
+    std::fs::write(pair.ours().join("script"), script).unwrap();
+    let input = std::fs::File::open(pair.ours().join("script")).unwrap();
+    let output =
+        Tool::Ours.command("qemu-io", pair.ours()).arg("a.qcow2").stdin(input).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.stderr, b"qemu-io: standard input: line 2 is not valid UTF-8\n");
+    let checks = ["read -q -P 5 0 64k", "read -q -P 6 64k 64k"];
+    Tool::Theirs.io(pair.ours(), "a.qcow2", &checks).expect_success();
+}
+
+#[test]
+fn a_standard_input_that_cannot_be_read_is_a_failure() {
+    let pair = Pair::prepared(SETUP);
+    let directory = std::fs::File::open(pair.ours()).unwrap();
+    let mut command = Tool::Ours.command("qemu-io", pair.ours());
+    let output = command.arg("a.qcow2").stdin(directory).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.stderr, b"qemu-io: standard input: Is a directory\n");
+}
+
+#[test]
+fn temporary_images_are_private_and_go_away() {
+    let pair = Pair::prepared(SETUP);
+    let scratch = pair.ours().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let mut child = Tool::Ours
+        .command("qemu-io", pair.ours())
+        .args(["-s", "a.qcow2"])
+        .env("TMPDIR", &scratch)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The prompt comes when the image is open.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    let files: Vec<_> = scratch.read_dir().unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let name = files[0].file_name().into_string().unwrap();
+    assert!(!name.contains(&child.id().to_string()), "{name} can be told beforehand");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(scratch.read_dir().unwrap().count(), 0);
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! `qcow compare`: whether two images hold the same disk.
 
-pub mod content;
-
 use std::path::{Path, PathBuf};
 
 use qcow::disk::uring::block_on;
 
-use self::content::{Difference, Side, compare};
 use crate::cache::Cache;
+use crate::content::{self, Difference, Side, compare};
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::output::say;
@@ -71,12 +69,8 @@ pub fn run(args: &Args) -> Outcome<u8> {
     unbuilt::refuse_option(args.image_opts, "--image-opts").map_err(|f| f.with_code(NOT_OPENED))?;
     unbuilt::refuse_option(!args.object.is_empty(), "--object")
         .map_err(|f| f.with_code(NOT_OPENED))?;
-    let cache = match &args.cache {
-        None => Cache::WRITEBACK,
-        Some(name) => Cache::parse(name).ok_or_else(|| {
-            Failure::new(format!("Invalid source cache option: {name}")).with_code(NOT_OPENED)
-        })?,
-    };
+    let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)
+        .map_err(|f| f.with_code(NOT_OPENED))?;
     let open = |path: &Path, format: Option<&str>| {
         let opening = Opening { format, cache, shared: args.force_share, ..Opening::default() };
         opening.open(path).map_err(|failure| failure.with_code(NOT_OPENED))

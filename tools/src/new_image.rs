@@ -1,4 +1,4 @@
-//! Making new images: the options of `-o`, and writing what they ask for.
+//! Making new images: what their options ask for, and writing it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::FileTypeExt;
@@ -10,143 +10,35 @@ use qcow::disk::{Disk, Payload};
 use qcow::engine::{self, CreateOptions, Format, Preallocation};
 use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
+use qcow::limits::SECTOR_BYTES;
 use qcow::{Error, ErrorKind};
 
 use crate::failure::{Failure, Outcome};
 use crate::image;
-use crate::keyval::{Kind, OptionSpec, OptionValues, print_help};
-use crate::output::say;
+use crate::keyval::OptionValues;
 use crate::partial::PartialFile;
 
 /// Zeros that one write of a full preallocation carries.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
 
-const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpec {
-    OptionSpec { name, kind, help }
-}
-
-/// The options of qcow2, in the order in which `Formatting ...` shows them.
-const QCOW2: &[OptionSpec] = &[
-    option(
-        "encryption",
-        Kind::Bool,
-        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
-    ),
-    option("encrypt.format", Kind::Text, "Encrypt the image, format choices: 'aes', 'luks'"),
-    option(
-        "encrypt.key-secret",
-        Kind::Text,
-        "ID of secret providing qcow AES key or LUKS passphrase",
-    ),
-    option("encrypt.cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
-    option("encrypt.cipher-mode", Kind::Text, "Name of encryption cipher mode"),
-    option("encrypt.ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
-    option("encrypt.ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
-    option("encrypt.hash-alg", Kind::Text, "Name of encryption hash algorithm"),
-    option("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
-    option("cluster_size", Kind::Size, "qcow2 cluster size"),
-    option("extended_l2", Kind::Bool, "Extended L2 tables"),
-    option(
-        "preallocation",
-        Kind::Text,
-        "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    ),
-    option("compression_type", Kind::Text, "Compression method used for image cluster compression"),
-    option("size", Kind::Size, "Virtual disk size"),
-    option("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    option("backing_file", Kind::Text, "File name of a base image"),
-    option("backing_fmt", Kind::Text, "Image format of the base image"),
-    option("data_file", Kind::Text, "File name of an external data file"),
-    option("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
-    option("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
-    option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+/// Preallocation modes and their names.
+const PREALLOCATIONS: [(Preallocation, &str); 4] = [
+    (Preallocation::Off, "off"),
+    (Preallocation::Metadata, "metadata"),
+    (Preallocation::Falloc, "falloc"),
+    (Preallocation::Full, "full"),
 ];
-
-/// The options of raw images.
-const RAW: &[OptionSpec] = &[
-    option("size", Kind::Size, "Virtual disk size"),
-    option("preallocation", Kind::Text, "Preallocation mode (allowed values: off, falloc, full)"),
-];
-
-/// The options of host files.
-const FILE: &[OptionSpec] = &[
-    option("nocow", Kind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
-    option("extent_size_hint", Kind::Size, "Extent size hint for the image file, 0 to disable"),
-];
-
-/// What `Formatting ...` shows of qcow2 options that are not given.
-const QCOW2_DEFAULTS: [(&str, &str); 5] = [
-    ("cluster_size", "65536"),
-    ("extended_l2", "off"),
-    ("compression_type", "zlib"),
-    ("lazy_refcounts", "off"),
-    ("refcount_bits", "16"),
-];
-
-/// Answers `-o help`. The file's own options are told where there is a file.
-pub fn help(format: Format, with_file: bool) {
-    let specs = format_specs(format);
-    if with_file {
-        say!("Supported options:");
-        let missing = |spec: &&OptionSpec| !specs.iter().any(|known| known.name == spec.name);
-        let file: Vec<OptionSpec> =
-            FILE.iter().filter(missing).map(|s| option(s.name, s.kind, s.help)).collect();
-        print_help(&[specs, &file]);
-        return;
-    }
-    say!("Supported {format} options:");
-    // Preallocation of raw images is the file's doing.
-    let own: Vec<OptionSpec> = specs
-        .iter()
-        .filter(|spec| format == Format::Qcow2 || spec.name != "preallocation")
-        .map(|s| option(s.name, s.kind, s.help))
-        .collect();
-    print_help(&[&own]);
-    say!("");
-    say!("The protocol level may support further options.");
-    say!("Specify the target filename to include those options.");
-}
-
-/// Reads the lists given with `-o`.
-///
-/// # Errors
-/// In QEMU's words, without the file's name.
-pub fn parse_options(format: Format, lists: &[String]) -> Outcome<OptionValues> {
-    OptionValues::parse(lists, &[format_specs(format), FILE])
-}
-
-fn format_specs(format: Format) -> &'static [OptionSpec] {
-    match format {
-        Format::Qcow2 => QCOW2,
-        Format::Raw => RAW,
-    }
-}
-
-/// Says what is going to be made, as `Formatting 'file', fmt=...`.
-pub fn announce(path: &Path, format: Format, values: &OptionValues) {
-    let mut line = format!("Formatting '{}', fmt={format}", path.display());
-    for spec in format_specs(format).iter().chain(FILE) {
-        let default = || {
-            let found = QCOW2_DEFAULTS.iter().find(|(name, _)| *name == spec.name);
-            found.filter(|_| format == Format::Qcow2).map(|(_, value)| (*value).to_owned())
-        };
-        if let Some(value) = values.shown(spec.name).or_else(default) {
-            line.push_str(&format!(" {}={value}", spec.name));
-        }
-    }
-    say!("{line}");
-}
 
 /// A new image that is yet to be written.
 #[derive(Debug)]
-pub enum Creation {
+pub enum NewImage {
     /// A qcow2 image.
     Qcow2(CreateOptions),
     /// A raw image of so many bytes.
     Raw(u64, Preallocation),
 }
 
-impl Creation {
+impl NewImage {
     /// What `values`, which name a size, ask for.
     ///
     /// # Errors
@@ -180,6 +72,9 @@ impl Creation {
             Self::Qcow2(options) => {
                 block_on(engine::create(&disk, options)).map_err(|e| told(Format::Qcow2, &e))?;
             }
+            Self::Raw(size, preallocation) if is_device(path) => {
+                write_raw_device(&disk, *size, *preallocation)?;
+            }
             Self::Raw(size, preallocation) => {
                 block_on(write_raw(&disk, *size, *preallocation))
                     .map_err(|e| told(Format::Raw, &e))?;
@@ -191,8 +86,7 @@ impl Creation {
 
 fn create_file(path: &Path) -> Outcome<UringDisk> {
     // A device is there already, and has a length of its own.
-    let is_device = path.metadata().is_ok_and(|m| m.file_type().is_block_device());
-    let access = if is_device { Access::ReadWrite } else { Access::Create };
+    let access = if is_device(path) { Access::ReadWrite } else { Access::Create };
     UringDisk::open(path, access, CacheMode::PageCache).map_err(|error| {
         let message = match error.kind() {
             ErrorKind::Locked => image::lock_message(path, error.message()),
@@ -206,14 +100,11 @@ fn create_file(path: &Path) -> Outcome<UringDisk> {
     })
 }
 
+/// Makes an empty raw image of a file.
 async fn write_raw(disk: &UringDisk, size: u64, preallocation: Preallocation) -> qcow::Result<()> {
     let start = HostOffset::new(0);
     let resized = |e| Error::io("Could not resize file", &e);
     let preallocated = |e| Error::io("Could not preallocate data for the new file", &e);
-    let has_own_length = disk.len().map_err(|e| Error::io("find the length", &e))? > 0;
-    if has_own_length {
-        return Ok(());
-    }
     disk.set_len(size).await.map_err(resized)?;
     match preallocation {
         _ if size == 0 => Ok(()),
@@ -229,6 +120,23 @@ async fn write_raw(disk: &UringDisk, size: u64, preallocation: Preallocation) ->
             disk.sync().await.map_err(|e| Error::io("Could not flush the new file", &e))
         }
     }
+}
+
+/// Makes a raw image of `size` bytes of a device, which must be large enough.
+fn write_raw_device(disk: &UringDisk, size: u64, preallocation: Preallocation) -> Outcome {
+    let told = |what: &str, e| Failure::new(Error::io(what, &e).message());
+    if preallocation != Preallocation::Off {
+        let mode = preallocation_name(preallocation);
+        return Err(Failure::new(format!("Unsupported preallocation mode '{mode}'")));
+    }
+    let len = disk.len().map_err(|e| told("Could not find the device's length", e))?;
+    if size > len {
+        return Err(Failure::new("Cannot grow device files"));
+    }
+    // What the device held before must not be taken for the new image's format.
+    let first_sector = Payload::zeros(SECTOR_BYTES.min(len));
+    block_on(disk.write(HostOffset::new(0), &first_sector))
+        .map_err(|e| told("Could not clear the new image's first sector", e))
 }
 
 fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
@@ -270,13 +178,13 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
 }
 
 fn parse_preallocation(values: &OptionValues) -> Outcome<Preallocation> {
-    match values.text("preallocation") {
-        None | Some("off") => Ok(Preallocation::Off),
-        Some("metadata") => Ok(Preallocation::Metadata),
-        Some("falloc") => Ok(Preallocation::Falloc),
-        Some("full") => Ok(Preallocation::Full),
-        Some(other) => Err(not_accepted("preallocation", other)),
-    }
+    let Some(name) = values.text("preallocation") else { return Ok(Preallocation::Off) };
+    let known = PREALLOCATIONS.iter().find(|(_, known)| *known == name);
+    known.map(|(mode, _)| *mode).ok_or_else(|| not_accepted("preallocation", name))
+}
+
+fn preallocation_name(mode: Preallocation) -> &'static str {
+    PREALLOCATIONS.iter().find(|(known, _)| *known == mode).map_or("", |(_, name)| name)
 }
 
 /// log2 of `value`, if it is a power of two whose log2 lies in `range`.
@@ -322,7 +230,11 @@ fn told(format: Format, error: &Error) -> Failure {
 
 /// Whether a freshly made `path` reads as zeros: a device keeps what it held.
 pub fn starts_zeroed(path: &Path) -> bool {
-    !path.metadata().is_ok_and(|m| m.file_type().is_block_device())
+    !is_device(path)
+}
+
+fn is_device(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// The path of a backing file that a new image at `path` is to name `name`.

@@ -1,0 +1,125 @@
+//! The options of `-o` with which new images are made: which there are, and how they are told.
+
+use std::path::Path;
+
+use qcow::engine::Format;
+
+use crate::failure::Outcome;
+use crate::keyval::{Kind, OptionSpec, OptionValues, print_help};
+use crate::output::say;
+
+/// Answers `-o help`. The file's own options are told where there is a file.
+pub fn help(format: Format, with_file: bool) {
+    let specs = format_specs(format);
+    if with_file {
+        say!("Supported options:");
+        let missing = |spec: &&OptionSpec| !specs.iter().any(|known| known.name == spec.name);
+        let file: Vec<OptionSpec> =
+            FILE.iter().filter(missing).map(|s| option(s.name, s.kind, s.help)).collect();
+        print_help(&[specs, &file]);
+        return;
+    }
+    say!("Supported {format} options:");
+    // Preallocation of raw images is the file's doing.
+    let own: Vec<OptionSpec> = specs
+        .iter()
+        .filter(|spec| format == Format::Qcow2 || spec.name != "preallocation")
+        .map(|s| option(s.name, s.kind, s.help))
+        .collect();
+    print_help(&[&own]);
+    say!("");
+    say!("The protocol level may support further options.");
+    say!("Specify the target filename to include those options.");
+}
+
+/// Reads the lists given with `-o`.
+///
+/// # Errors
+/// In QEMU's words, without the file's name.
+pub fn parse(format: Format, lists: &[String]) -> Outcome<OptionValues> {
+    OptionValues::parse(lists, &[format_specs(format), FILE])
+}
+
+/// Says what is going to be made, as `Formatting 'file', fmt=...`.
+pub fn announce(path: &Path, format: Format, values: &OptionValues) {
+    let mut line = format!("Formatting '{}', fmt={format}", path.display());
+    for spec in format_specs(format).iter().chain(FILE) {
+        let default = || {
+            let found = QCOW2_DEFAULTS.iter().find(|(name, _)| *name == spec.name);
+            found.filter(|_| format == Format::Qcow2).map(|(_, value)| (*value).to_owned())
+        };
+        if let Some(value) = values.shown(spec.name).or_else(default) {
+            line.push_str(&format!(" {}={value}", spec.name));
+        }
+    }
+    say!("{line}");
+}
+
+fn format_specs(format: Format) -> &'static [OptionSpec] {
+    match format {
+        Format::Qcow2 => QCOW2,
+        Format::Raw => RAW,
+    }
+}
+
+/// The options of qcow2, in the order in which `Formatting ...` shows them.
+const QCOW2: &[OptionSpec] = &[
+    option(
+        "encryption",
+        Kind::Bool,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    option("encrypt.format", Kind::Text, "Encrypt the image, format choices: 'aes', 'luks'"),
+    option(
+        "encrypt.key-secret",
+        Kind::Text,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+    option("encrypt.cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    option("encrypt.cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    option("encrypt.ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    option("encrypt.ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
+    option("encrypt.hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    option("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    option("cluster_size", Kind::Size, "qcow2 cluster size"),
+    option("extended_l2", Kind::Bool, "Extended L2 tables"),
+    option(
+        "preallocation",
+        Kind::Text,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    option("compression_type", Kind::Text, "Compression method used for image cluster compression"),
+    option("size", Kind::Size, "Virtual disk size"),
+    option("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    option("backing_file", Kind::Text, "File name of a base image"),
+    option("backing_fmt", Kind::Text, "Image format of the base image"),
+    option("data_file", Kind::Text, "File name of an external data file"),
+    option("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
+    option("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+];
+
+/// The options of raw images.
+const RAW: &[OptionSpec] = &[
+    option("size", Kind::Size, "Virtual disk size"),
+    option("preallocation", Kind::Text, "Preallocation mode (allowed values: off, falloc, full)"),
+];
+
+/// The options of host files.
+const FILE: &[OptionSpec] = &[
+    option("nocow", Kind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
+    option("extent_size_hint", Kind::Size, "Extent size hint for the image file, 0 to disable"),
+];
+
+/// What `Formatting ...` shows of qcow2 options that are not given.
+const QCOW2_DEFAULTS: [(&str, &str); 5] = [
+    ("cluster_size", "65536"),
+    ("extended_l2", "off"),
+    ("compression_type", "zlib"),
+    ("lazy_refcounts", "off"),
+    ("refcount_bits", "16"),
+];
+
+const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpec {
+    OptionSpec { name, kind, help }
+}
