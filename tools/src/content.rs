@@ -143,11 +143,5 @@ impl Side<'_> {
 
 /// Offset of the first sector that differs in two payloads of the same length.
 fn first_difference(one: &Payload, two: &Payload) -> Option<u64> {
-    let (one, two) = (one.to_vec(), two.to_vec());
-    if one == two {
-        return None;
-    }
-    let sectors = one.chunks(SECTOR_LEN as usize).zip(two.chunks(SECTOR_LEN as usize));
-    let different = sectors.enumerate().find(|(_, (a, b))| a != b);
-    different.map(|(index, _)| index as u64 * SECTOR_LEN)
+    one.first_difference(two).map(|at| at / SECTOR_LEN * SECTOR_LEN)
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Formatter};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::output;
@@ -53,6 +54,14 @@ impl Failure {
     #[must_use]
     pub fn context(self, prefix: impl Display) -> Self {
         Self { message: format!("{prefix}: {}", self.message), ..self }
+    }
+
+    /// The same failure with every `from` of its message written as `to`: a file that has a name for the moment is called
+    /// what the user calls it.
+    #[must_use]
+    pub fn calling(self, from: &Path, to: &Path) -> Self {
+        let (from, to) = (from.display().to_string(), to.display().to_string());
+        Self { message: self.message.replace(&from, &to), ..self }
     }
 
     /// Tells it on stderr; the exit code of the program.

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::{Failure, Outcome};
@@ -52,14 +52,14 @@ fn remove(path: &Path) {
 fn install_handler() -> Outcome {
     static INSTALLED: OnceLock<Option<String>> = OnceLock::new();
     let error = INSTALLED.get_or_init(|| {
-        let mut signals = match Signals::new([SIGINT, SIGTERM]) {
+        let mut signals = match Signals::new([SIGHUP, SIGINT, SIGTERM]) {
             Ok(signals) => signals,
             Err(error) => return Some(qcow::error::reason(&error)),
         };
         std::thread::spawn(move || {
             for signal in signals.forever() {
                 qcow::sync::lock(&UNFINISHED).iter().for_each(|path| remove(path));
-                // Ends the program as the signal would have; it cannot fail for these two.
+                // Ends the program as the signal would have; it cannot fail for these.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         });

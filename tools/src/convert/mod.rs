@@ -9,6 +9,8 @@ mod plan;
 
 pub use args::Args;
 
+use std::path::{Path, PathBuf};
+
 use qcow::disk::uring::block_on;
 
 use self::args::Job;
@@ -23,9 +25,23 @@ use crate::new_image::{self, NewImage};
 use crate::partial::PartialFile;
 use crate::progress::Progress;
 
+/// Longest name of a file on Linux.
+const FILE_NAME_BYTES_MAX: usize = 255;
+
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let Some(job) = args.job()? else { return Ok(()) };
+    let Some(mut job) = args.job()? else { return Ok(()) };
+    let last_name = job.target.clone();
+    if !args.keep_partial
+        && let Some(name) = name_until_whole(&job)
+    {
+        job.target = name;
+    }
+    convert(args, &job, &last_name).map_err(|failure| failure.calling(&job.target, &last_name))
+}
+
+/// Carries out `job`; what it makes is called `last_name` in the end.
+fn convert(args: &Args, job: &Job, last_name: &Path) -> Outcome {
     let mut sources = Vec::new();
     let mut total = 0_u64;
     for path in &job.sources {
@@ -41,16 +57,37 @@ pub fn run(args: &Args) -> Outcome {
         total = total.checked_add(size).ok_or_else(|| Failure::new("the sources are too large"))?;
     }
     let partial = match job.create {
-        true => Some(create(&job, total)?),
+        true => Some(create(job, total)?),
         false => None,
     };
-    let outcome = fill(&job, &sources, total);
+    let outcome = fill(job, &sources, total).and_then(|()| give_name(&job.target, last_name));
     if let Some(partial) = partial
         && (outcome.is_ok() || args.keep_partial)
     {
         partial.keep();
     }
     outcome
+}
+
+/// The name that a new target bears while it is filled, so that not even a killed conversion leaves a file that looks
+/// whole. What exists already is written where it is, as by `qemu-img`.
+fn name_until_whole(job: &Job) -> Option<PathBuf> {
+    if !job.create || job.target.symlink_metadata().is_ok() {
+        return None;
+    }
+    let mut name = job.target.file_name()?.to_owned();
+    name.push(format!(".partial-{}", std::process::id()));
+    (name.len() <= FILE_NAME_BYTES_MAX).then(|| job.target.with_file_name(name))
+}
+
+fn give_name(from: &Path, to: &Path) -> Outcome {
+    if from == to {
+        return Ok(());
+    }
+    std::fs::rename(from, to).map_err(|e| {
+        let (from, reason) = (from.display(), qcow::error::reason(&e));
+        Failure::new(format!("cannot rename '{from}' to '{}': {reason}", to.display()))
+    })
 }
 
 /// Makes the empty target for `total` bytes.

@@ -220,9 +220,22 @@ fn a_full_disk_fails_cleanly() {
 
 #[test]
 fn a_conversion_that_is_stopped_leaves_no_target() {
+    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
     let pair = Pair::prepared(SETUP);
     Tool::Theirs.img(pair.ours(), "create -q -f raw big.raw 64M").expect_success();
     Tool::Theirs.io(pair.ours(), "-f raw big.raw", &["write -q 0 64M"]).expect_success();
+    let files = || std::fs::read_dir(pair.ours()).unwrap().count();
+    let before = files();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        stop_conversion(&pair, signal);
+        assert_eq!(files(), before, "{signal} leaves a file behind");
+    }
+    // Nobody can clean up after this one, but nothing bears the target's name.
+    stop_conversion(&pair, SIGKILL);
+    assert!(!pair.ours().join("out").exists());
+}
+
+fn stop_conversion(pair: &Pair, signal: nix::sys::signal::Signal) {
     let mut child = Tool::Ours
         .command("qemu-img", pair.ours())
         .args("convert -p -m 1 -t directsync -O qcow2 -o cluster_size=512 big.raw out".split(' '))
@@ -235,8 +248,7 @@ fn a_conversion_that_is_stopped_leaves_no_target() {
         progress.read_until(b'\r', &mut Vec::new()).unwrap();
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(pid, signal).unwrap();
     std::io::copy(&mut progress, &mut std::io::sink()).unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "it was not stopped by the signal");
-    assert!(!pair.ours().join("out").exists());
+    assert_eq!(child.wait().unwrap().code(), None, "it was not stopped by {signal}");
 }
