@@ -241,14 +241,18 @@ fn stop_conversion(pair: &Pair, signal: nix::sys::signal::Signal) {
         .args("convert -p -m 1 -t directsync -O qcow2 -o cluster_size=512 big.raw out".split(' '))
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
-    let mut progress = BufReader::new(child.stdout.take().unwrap());
+        .expect("a conversion to stop");
+    let mut progress = BufReader::new(child.stdout.take().expect("a conversion to stop"));
     // The second picture comes after the first part has been written.
     for _ in 0..2 {
-        progress.read_until(b'\r', &mut Vec::new()).unwrap();
+        progress.read_until(b'\r', &mut Vec::new()).expect("a conversion to stop");
     }
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, signal).unwrap();
-    std::io::copy(&mut progress, &mut std::io::sink()).unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "it was not stopped by {signal}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a conversion to stop"));
+    nix::sys::signal::kill(pid, signal).expect("a conversion to stop");
+    std::io::copy(&mut progress, &mut std::io::sink()).expect("a conversion to stop");
+    assert_eq!(
+        child.wait().expect("a conversion to stop").code(),
+        None,
+        "it was not stopped by {signal}"
+    );
 }
