@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
+use crate::unbuilt;
 
 /// How a result is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,5 +45,32 @@ pub fn one_file<'a>(command: &str, files: &'a [PathBuf]) -> Outcome<&'a Path> {
     match files {
         [file] => Ok(file),
         _ => Err(Failure::usage(command, "Expecting one image file name")),
+    }
+}
+
+/// The arguments that say what kind of image FILE is.
+#[derive(Debug, clap::Args)]
+pub struct ImageArgs {
+    /// Format of the image: qcow2 or raw; found out if not given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// FILE is an option string (not supported yet)
+    #[arg(long)]
+    image_opts: bool,
+    /// Object definition, such as a secret (not supported yet)
+    #[arg(long, value_name = "DEFINITION")]
+    object: Vec<String>,
+}
+
+impl ImageArgs {
+    /// The format that was named, if one was.
+    pub fn format(&self) -> Option<&str> {
+        self.format.as_deref()
+    }
+
+    /// Refuses what is not built yet.
+    pub fn refuse_unbuilt(&self) -> Outcome {
+        unbuilt::refuse_option(self.image_opts, "--image-opts")?;
+        unbuilt::refuse_option(!self.object.is_empty(), "--object")
     }
 }

@@ -9,12 +9,11 @@ use qcow::engine::check::{CheckSummary, Finding, Repair, check};
 use qcow::engine::info::ImageInfo;
 use serde::Serialize;
 
-use crate::arguments::{OutputArgs, OutputFormat, one_file};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
 use crate::cache::Cache;
 use crate::failure::{self, Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::output::{self, say};
-use crate::unbuilt;
 
 const COMMAND: &str = "check";
 
@@ -33,12 +32,8 @@ pub struct Args {
     /// Only tell of findings, on stderr
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the image: qcow2 or raw; found out if not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
-    /// FILE is an option string (not supported yet)
-    #[arg(long)]
-    image_opts: bool,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Cache mode: writeback (default), writethrough, none, directsync or unsafe
     #[arg(short = 'T', long, value_name = "MODE")]
     cache: Option<String>,
@@ -48,9 +43,6 @@ pub struct Args {
     /// Check even while another program uses the image; then findings may be wrong
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
-    object: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
     /// The image to check
@@ -63,11 +55,10 @@ pub fn run(args: &Args) -> Outcome<u8> {
     let output = args.output.format(COMMAND)?;
     let repair = parse_repair(args.repair.as_deref())?;
     let path = one_file(COMMAND, &args.files)?;
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
+    args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)?;
     let opening = Opening {
-        format: args.format.as_deref(),
+        format: args.image.format(),
         writable: repair != Repair::None,
         cache,
         shared: args.force_share,

@@ -5,27 +5,19 @@ use std::path::{Path, PathBuf};
 use qcow::disk::uring::block_on;
 use qcow::engine::MapExtent;
 
-use crate::arguments::{OutputArgs, OutputFormat, one_file};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::output::{self, say};
 use crate::size;
-use crate::unbuilt;
 
 const COMMAND: &str = "map";
 
 /// Tell which parts of the disk hold what, and where in which file
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of the image: qcow2 or raw; found out if not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
-    /// FILE is an option string (not supported yet)
-    #[arg(long)]
-    image_opts: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
-    object: Vec<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// First byte of the disk to tell of, with an optional suffix; default 0
     #[arg(short, long, value_name = "OFFSET")]
     start_offset: Option<String>,
@@ -48,9 +40,8 @@ pub fn run(args: &Args) -> Outcome {
     let start = parse_bound(args.start_offset.as_deref(), "start offset")?.unwrap_or(0);
     let len_max = parse_bound(args.max_length.as_deref(), "max length")?.unwrap_or(u64::MAX);
     let path = one_file(COMMAND, &args.files)?;
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
-    let format = args.format.as_deref();
+    args.image.refuse_unbuilt()?;
+    let format = args.image.format();
     let image = Opening { format, shared: args.force_share, ..Opening::default() }.open(path)?;
     let end = start.saturating_add(len_max).min(image.virtual_size());
     let map = Map { image: &image, top: path, start, end };

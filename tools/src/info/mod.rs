@@ -9,10 +9,9 @@ mod json;
 
 use std::path::PathBuf;
 
-use crate::arguments::{OutputArgs, OutputFormat, one_file};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
 use crate::failure::Outcome;
 use crate::output::{self, say};
-use crate::unbuilt;
 
 pub use human::format_specific;
 
@@ -21,21 +20,14 @@ const COMMAND: &str = "info";
 /// Tell what an image says about itself
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of the image: qcow2 or raw; found out if not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
-    /// FILE is an option string (not supported yet)
-    #[arg(long)]
-    image_opts: bool,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Tell of the backing images, too
     #[arg(short, long)]
     backing_chain: bool,
     /// Read the image even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
-    object: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
     /// The image
@@ -47,10 +39,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let output = args.output.format(COMMAND)?;
     let path = one_file(COMMAND, &args.files)?;
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
-    let chain =
-        describe::chain(path, args.format.as_deref(), args.force_share, args.backing_chain)?;
+    args.image.refuse_unbuilt()?;
+    let chain = describe::chain(path, args.image.format(), args.force_share, args.backing_chain)?;
     match output {
         OutputFormat::Json if args.backing_chain => {
             output::json(&chain.iter().map(json::to_json).collect::<Vec<_>>());
