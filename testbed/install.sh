@@ -110,10 +110,20 @@ has_suite() {
 
 # The suite $1 lies on the same mirror as the release that this machine installs from.
 source_line() {
-    local release=${1%-*} mirror
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-        awk -v release="$release" '$2 == release { print $1; exit }')
-    echo "deb ${mirror:?apt knows no mirror of $release} $1 main"
+    local mirror
+    mirror=$(mirror_of "${1%-*}")
+    echo "deb ${mirror:?no package source of ${1%-*} is set up here} $1 main"
+}
+
+# Prints where apt gets the release $1 from, out of both forms of source files.
+mirror_of() {
+    { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null || true; } | awk -v release="$1" '
+        function is_wanted(i) { return $i == release && uri != "" }
+        /^[^ ]*:/ && !/^(URIs|Suites):/ { next }
+        /^(#|$)/ { if (!NF) uri = ""; next }
+        /^URIs:/ { uri = $2; next }
+        /^deb / { uri = ""; for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) uri = $i }
+        { for (i = 2; i <= NF; i++) if (is_wanted(i)) { print uri; exit } }'
 }
 
 source_file() {
