@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use qcow::disk::Buffer;
-use qcow::disk::uring::{CacheMode, UringDisk, block_on};
+use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 
 use qcow::engine::check::{Repair, check as check_image};
-use qcow::engine::{Discard, Format, Image, OpenOptions};
+use qcow::engine::{CreateOptions, Discard, Format, Image, OpenOptions, create};
 use qcow::gate::{BackingPolicy, Gate, HostGate};
 
 use crate::script::Op;
@@ -23,6 +23,12 @@ async fn open(image: &Path, writable: bool, cache: CacheMode) -> Image<UringDisk
         ..OpenOptions::default()
     };
     Image::open(&gate(cache), image, &options).await.expect("open")
+}
+
+/// Makes an image.
+pub fn make(image: &Path, options: &CreateOptions) {
+    let disk = UringDisk::open(image, Access::Create, CacheMode::PageCache).expect("create");
+    block_on(create(&disk, options)).expect("create");
 }
 
 /// Runs `ops` on `image`.

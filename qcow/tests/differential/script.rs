@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use qcow::disk::sim::Random;
 use qcow::disk::uring::CacheMode;
+use qcow::engine::{CreateOptions, Preallocation};
+use qcow::format::compression::CompressionType;
+use qcow::format::header::Version;
 
 use crate::model::Model;
 use crate::{ours, qemu};
@@ -193,20 +196,46 @@ impl Script {
         bytes
     }
 
-    fn make_image(&self, image: &Path) {
-        let options = self.create_options();
-        let (base, format) = match self.base {
-            Base::None => (None, ""),
-            Base::Raw => (Some("base.raw"), "raw"),
-            Base::Qcow2 | Base::Compressed(_) => (Some("base.qcow2"), "qcow2"),
+    /// Makes an empty image, by either program.
+    fn make_image(&mut self, image: &Path) {
+        let base = match self.base {
+            Base::None => None,
+            Base::Raw => Some(("base.raw", "raw")),
+            Base::Qcow2 | Base::Compressed(_) => Some(("base.qcow2", "qcow2")),
         };
-        let size = self.size.to_string();
+        if self.random.below(2) == 0 {
+            return self.make_image_ourselves(image, base);
+        }
+        let (options, size) = (self.create_options(), self.size.to_string());
         let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
-        if let Some(base) = base {
-            args.extend(["-b", base, "-F", format]);
+        if let Some((name, format)) = base {
+            args.extend(["-b", name, "-F", format]);
         }
         args.extend([qemu::path(image), &size]);
         qemu::img(&args);
+    }
+
+    fn make_image_ourselves(&mut self, image: &Path, base: Option<(&str, &str)>) {
+        let whole = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
+        let options = CreateOptions {
+            size: self.size,
+            version: if self.version == "v3" { Version::V3 } else { Version::V2 },
+            cluster_bits: self.cluster.ilog2(),
+            refcount_order: self.refcount_bits.ilog2(),
+            compression: match self.compression {
+                "zstd" => CompressionType::Zstd,
+                _ => CompressionType::Deflate,
+            },
+            // What is laid out in advance hides a backing file.
+            preallocation: match self.random.below(6) {
+                kind @ 0..3 if base.is_none() => whole[kind as usize],
+                _ => Preallocation::Off,
+            },
+            backing: base.map(|(name, format)| (name.into(), Some(format.to_owned()))),
+            ..CreateOptions::default()
+        };
+        println!("made by us, preallocation {:?}", options.preallocation);
+        ours::make(image, &options);
     }
 
     /// Makes the image out of compressed clusters; its bytes.
