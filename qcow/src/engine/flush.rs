@@ -61,8 +61,8 @@ impl<D: Disk> Qcow2<D> {
         Ok(())
     }
 
-    async fn write_stage(&self, stage: &Stage) -> Result<()> {
-        let writes = stage.writes.iter().map(|write| self.write_bytes(write.at, &write.bytes));
+    async fn write_stage(&self, stage: &Stage<'_>) -> Result<()> {
+        let writes = stage.writes.iter().map(|write| self.write_bytes(write.at, write.bytes));
         try_join_all(IN_FLIGHT_MAX, writes).await
     }
 }

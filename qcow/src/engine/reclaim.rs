@@ -3,7 +3,7 @@
 use super::layer::Qcow2;
 use crate::addr::HostCluster;
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::meta::reclaim::{Drained, Release};
 use crate::sync::lock;
 
@@ -30,9 +30,10 @@ impl<D: Disk> Qcow2<D> {
             let first = release.first;
             let (count, last) =
                 self.ask(|meta| meta.refs.same_fate(first, release.count).map(Ok)).await?;
-            if let Err(e) = self.free_alike(first, count, last && release.punch).await {
+            match self.free_alike(first, count, last && release.punch).await {
                 // Damage that was there before. The clusters stay as they are, for `check` to deal with.
-                tracing::warn!("{}: not freed: {e}", self.path.display());
+                Err(e) if e.kind() == ErrorKind::Corrupt => tracing::warn!("not freed: {e}"),
+                other => other?,
             }
             release.first = first.plus(count);
             release.count -= count;
@@ -43,7 +44,7 @@ impl<D: Disk> Qcow2<D> {
     /// Frees clusters of one slice of counts. Nobody can claim them before their counts are lowered, so until then their
     /// hole may be punched.
     async fn free_alike(&self, first: HostCluster, count: u64, punch: bool) -> Result<()> {
-        lock(&self.meta).regions.check_clear(first, count)?;
+        lock(&self.meta).regions.check_clear(first, count).map_err(|e| self.named(e))?;
         if punch {
             let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
             if let Err(e) = self.disk.punch_hole(start, len).await {

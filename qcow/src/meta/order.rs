@@ -22,18 +22,18 @@ use crate::addr::{Geometry, HostOffset};
 
 /// One write of metadata.
 #[derive(Debug)]
-pub struct MetaWrite {
+pub struct MetaWrite<'a> {
     /// Where it goes.
     pub at: HostOffset,
     /// What is written.
-    pub bytes: Vec<u8>,
+    pub bytes: &'a [u8],
 }
 
 /// Writes that may happen in any order among themselves, followed by a barrier.
 #[derive(Debug)]
-pub struct Stage {
+pub struct Stage<'a> {
     /// The writes.
-    pub writes: Vec<MetaWrite>,
+    pub writes: Vec<MetaWrite<'a>>,
 }
 
 /// Everything one flush makes durable.
@@ -49,19 +49,16 @@ pub struct FlushPlan {
 impl FlushPlan {
     /// The stages in their order, each to be followed by a barrier. None has to be written where nothing has changed:
     /// then a single barrier makes the data durable.
-    pub fn stages(&self, geometry: Geometry) -> Vec<Stage> {
-        let slices = |sectors: &[DirtySectors]| -> Vec<MetaWrite> {
-            let at = |s: &DirtySectors| geometry.slice_start(s.key).plus(s.offset);
-            sectors.iter().map(|s| MetaWrite { at: at(s), bytes: s.bytes.clone() }).collect()
+    pub fn stages<'a>(&'a self, geometry: Geometry) -> Vec<Stage<'a>> {
+        let slice = |s: &'a DirtySectors| {
+            let at = geometry.slice_start(s.key).plus(s.offset);
+            MetaWrite { at, bytes: &s.bytes }
         };
-        let table = |sectors: &[TableSector]| -> Vec<MetaWrite> {
-            sectors.iter().map(|s| MetaWrite { at: s.at, bytes: s.bytes.clone() }).collect()
-        };
-        let mut mappings = slices(&self.l2);
-        mappings.append(&mut table(&self.l1));
+        let table = |s: &'a TableSector| MetaWrite { at: s.at, bytes: &s.bytes };
+        let mappings = self.l2.iter().map(slice).chain(self.l1.iter().map(table)).collect();
         let mut stages = vec![
-            Stage { writes: slices(&self.refcounts) },
-            Stage { writes: table(&self.refcount_table) },
+            Stage { writes: self.refcounts.iter().map(slice).collect() },
+            Stage { writes: self.refcount_table.iter().map(table).collect() },
             Stage { writes: mappings },
         ];
         // Mappings name clusters whose data must be durable first, even where no count has changed since the last flush.
