@@ -81,7 +81,11 @@ pub struct SlotPool<F> {
     slots: Vec<Slot<F>>,
     free: Vec<usize>,
     ready: Arc<ReadyList>,
+    choose: Option<Choose>,
 }
+
+/// Picks one of so many futures that are ready to run.
+type Choose = Box<dyn FnMut(usize) -> usize>;
 
 struct Slot<F> {
     future: Pin<Box<Option<F>>>,
@@ -140,7 +144,12 @@ impl<F: Future> SlotPool<F> {
         let inner = ReadyInner { slots: VecDeque::with_capacity(count), poller: None };
         let ready = Arc::new(ReadyList { inner: std::sync::Mutex::new(inner) });
         let slots = (0..count).map(|slot| Slot::new(slot, &ready)).collect();
-        Self { slots, free: (0..count).rev().collect(), ready }
+        Self { slots, free: (0..count).rev().collect(), ready, choose: None }
+    }
+
+    /// A pool that lets `choose` say which of so many woken futures runs next, instead of the one woken first.
+    pub fn with_schedule(count: usize, choose: impl FnMut(usize) -> usize + 'static) -> Self {
+        Self { choose: Some(Box::new(choose)), ..Self::new(count) }
     }
 
     /// How many futures are running.
@@ -171,7 +180,13 @@ impl<F: Future> SlotPool<F> {
         loop {
             let next = {
                 let mut inner = lock(&self.ready.inner);
-                let next = inner.slots.pop_front();
+                let next = match &mut self.choose {
+                    Some(choose) if !inner.slots.is_empty() => {
+                        let chosen = choose(inner.slots.len());
+                        inner.slots.swap_remove_back(chosen)
+                    }
+                    _ => inner.slots.pop_front(),
+                };
                 if next.is_none() {
                     inner.poller = Some(context.waker().clone());
                 }

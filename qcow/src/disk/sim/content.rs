@@ -1,34 +1,82 @@
 //! What a simulated file holds: its length, and the blocks that are no holes.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::sync::{Arc, LazyLock};
 
-use super::Effect;
 use crate::disk::FileExtent;
 
-/// Granularity of data and holes, in bytes.
-const BLOCK: u64 = 512;
+/// Granularity of data and holes, in bytes; a power cut tears no block.
+pub const BLOCK_BYTES: u64 = 512;
 
-/// A sparse file in memory.
-#[derive(Clone, Debug)]
+/// What a punched block may read as: nobody may rely on it.
+const JUNK: u8 = 0xa5;
+
+/// One block of a file: bytes that it stores, or a hole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block(Option<Arc<[u8; BLOCK_BYTES as usize]>>);
+
+impl Block {
+    /// A block that stores nothing and reads as zeros.
+    pub const HOLE: Self = Self(None);
+
+    /// A block that stores zeros.
+    pub(super) fn zeros() -> Self {
+        static ZEROS: LazyLock<Block> = LazyLock::new(|| Block::filled(0));
+        ZEROS.clone()
+    }
+
+    /// A block whose content nobody wrote.
+    pub(super) fn junk() -> Self {
+        static BLOCK: LazyLock<Block> = LazyLock::new(|| Block::filled(JUNK));
+        BLOCK.clone()
+    }
+
+    /// This block with `bytes` at `offset`.
+    pub(super) fn patched(&self, offset: usize, bytes: &[u8]) -> Self {
+        let mut block = self.0.as_deref().copied().unwrap_or([0; BLOCK_BYTES as usize]);
+        block[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Self(Some(Arc::new(block)))
+    }
+
+    pub(super) fn is_hole(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// A number that differs where the bytes differ, as far as a number can; zero for a hole.
+    pub(super) fn digest(&self) -> u64 {
+        let Some(bytes) = &self.0 else { return 0 };
+        let (words, _) = bytes.as_chunks::<8>();
+        words.iter().fold(1, |digest, word| mix(digest ^ u64::from_le_bytes(*word)))
+    }
+
+    fn filled(byte: u8) -> Self {
+        Self(Some(Arc::new([byte; BLOCK_BYTES as usize])))
+    }
+}
+
+/// Spreads every bit of `x` over the result.
+pub(super) fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    x ^ (x >> 29)
+}
+
+/// A sparse file in memory. Copies share their blocks.
+#[derive(Clone, Debug, Default)]
 pub struct Content {
     len: u64,
-    /// Most bytes that may be stored.
-    capacity: u64,
-    blocks: BTreeMap<u64, Box<[u8; BLOCK as usize]>>,
+    blocks: BTreeMap<u64, Arc<[u8; BLOCK_BYTES as usize]>>,
 }
 
 impl Content {
-    /// A file that holds `bytes`.
+    /// A file that holds `bytes`; blocks of nothing but zeros become holes.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut content = Self { len: 0, capacity: u64::MAX, blocks: BTreeMap::new() };
-        content.write(0, bytes);
+        let mut content = Self { len: bytes.len() as u64, blocks: BTreeMap::new() };
+        for (index, chunk) in (0..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+            if chunk.iter().any(|&byte| byte != 0) {
+                content.set_block(index, Block::HOLE.patched(0, chunk));
+            }
+        }
         content
-    }
-
-    /// Limits how many bytes may be stored.
-    pub(super) fn set_capacity(&mut self, bytes: u64) {
-        self.capacity = bytes;
     }
 
     /// Length in bytes.
@@ -43,7 +91,7 @@ impl Content {
 
     /// Bytes that are no holes.
     pub fn allocated_len(&self) -> u64 {
-        self.blocks.len() as u64 * BLOCK
+        self.blocks.len() as u64 * BLOCK_BYTES
     }
 
     /// All bytes.
@@ -55,90 +103,83 @@ impl Content {
 
     /// The stretch of data or hole at `at`.
     pub fn extent_at(&self, at: u64) -> FileExtent {
-        let (first, blocks) = (at / BLOCK, self.len.div_ceil(BLOCK));
+        let (first, blocks) = (at / BLOCK_BYTES, self.len.div_ceil(BLOCK_BYTES));
         let data = self.blocks.contains_key(&first);
         let end = (first..blocks).find(|b| self.blocks.contains_key(b) != data).unwrap_or(blocks);
-        FileExtent { len: (end * BLOCK).min(self.len).saturating_sub(at), data }
+        FileExtent { len: (end * BLOCK_BYTES).min(self.len).saturating_sub(at), data }
     }
 
-    pub(super) fn apply(&mut self, effect: &Effect) -> io::Result<()> {
-        match effect {
-            Effect::Read { at, into } => {
-                let mut bytes = vec![0; into.len() as usize];
-                self.read(*at, &mut bytes);
-                into.copy_from(0, &bytes);
-            }
-            Effect::Write { at, from } => {
-                self.reserve(*at, from.len())?;
-                self.write(*at, &from.to_vec());
-            }
-            Effect::Zero { at, len } => {
-                self.reserve(*at, *len)?;
-                self.write(*at, &vec![0; *len as usize]);
-            }
-            Effect::Punch { at, len } => self.punch(*at, *len),
-            Effect::Grow { len } => self.len = self.len.max(*len),
-            Effect::SetLen { len } => self.set_len(*len),
-            Effect::Sync => {}
-        }
-        Ok(())
-    }
-
-    /// Fails where a write would need more space than there is.
-    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
-        let blocks = at / BLOCK..(at + len).div_ceil(BLOCK);
-        let missing = blocks.filter(|b| !self.blocks.contains_key(b)).count() as u64;
-        if missing > 0 && self.allocated_len() + missing * BLOCK > self.capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn read(&self, at: u64, into: &mut [u8]) {
-        for_blocks(at, into.len() as u64, |block, inside, range| match self.blocks.get(&block) {
-            Some(data) => into[range.clone()].copy_from_slice(&data[inside..inside + range.len()]),
-            None => into[range].fill(0),
-        });
-    }
-
-    fn write(&mut self, at: u64, from: &[u8]) {
-        for_blocks(at, from.len() as u64, |block, inside, range| {
-            let data = self.blocks.entry(block).or_insert_with(|| Box::new([0; BLOCK as usize]));
-            data[inside..inside + range.len()].copy_from_slice(&from[range]);
-        });
-        self.len = self.len.max(at + from.len() as u64);
-    }
-
-    /// Frees whole blocks and fills the rest of the range with junk: nobody may rely on what a punched range reads as.
-    fn punch(&mut self, at: u64, len: u64) {
-        let len = len.min(self.len.saturating_sub(at));
-        for_blocks(at, len, |block, inside, range| {
-            if range.len() as u64 == BLOCK {
-                self.blocks.remove(&block);
-            } else if let Some(data) = self.blocks.get_mut(&block) {
-                data[inside..inside + range.len()].fill(0xa5);
-            }
-        });
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            self.blocks.split_off(&len.div_ceil(BLOCK));
-            if let Some(last) = self.blocks.get_mut(&(len / BLOCK)) {
-                last[(len % BLOCK) as usize..].fill(0);
+    /// Fills `into` from `at`; past the end of the file there are zeros.
+    pub fn read(&self, at: u64, into: &mut [u8]) {
+        for piece in pieces(at, into.len() as u64) {
+            let range = piece.range();
+            match self.blocks.get(&piece.block) {
+                Some(data) => into[range].copy_from_slice(&data[piece.inside()]),
+                None => into[range].fill(0),
             }
         }
+    }
+
+    /// The block at `index`.
+    pub(super) fn block(&self, index: u64) -> Block {
+        Block(self.blocks.get(&index).cloned())
+    }
+
+    /// All blocks that are no holes.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (u64, Block)> + '_ {
+        self.blocks.iter().map(|(&index, data)| (index, Block(Some(Arc::clone(data)))))
+    }
+
+    pub(super) fn set_block(&mut self, index: u64, block: Block) {
+        match block.0 {
+            Some(data) => drop(self.blocks.insert(index, data)),
+            None => drop(self.blocks.remove(&index)),
+        }
+    }
+
+    /// Sets the length; blocks behind it are gone.
+    pub(super) fn set_len(&mut self, len: u64) {
         self.len = len;
+        self.blocks.split_off(&len.div_ceil(BLOCK_BYTES));
     }
 }
 
-/// Calls `visit(block, offset in the block, range of the request)` for each block of `len` bytes at `at`.
-fn for_blocks(at: u64, len: u64, mut visit: impl FnMut(u64, usize, std::ops::Range<usize>)) {
-    let mut done = 0;
-    while done < len {
-        let (block, inside) = ((at + done) / BLOCK, (at + done) % BLOCK);
-        let piece = (BLOCK - inside).min(len - done);
-        visit(block, inside as usize, done as usize..(done + piece) as usize);
-        done += piece;
+/// The part of a request that lies in one block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub block: u64,
+    /// Offset in the block.
+    pub offset: usize,
+    /// Offset in the request.
+    pub done: usize,
+    pub len: usize,
+}
+
+impl Piece {
+    pub fn is_whole(&self) -> bool {
+        self.len as u64 == BLOCK_BYTES
     }
+
+    /// Its bytes of the request.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.done..self.done + self.len
+    }
+
+    /// Its bytes of the block.
+    pub fn inside(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// The blocks of a request for `len` bytes at `at`.
+pub(super) fn pieces(at: u64, len: u64) -> impl Iterator<Item = Piece> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let (block, offset) = ((at + done) / BLOCK_BYTES, (at + done) % BLOCK_BYTES);
+        let piece_len = (BLOCK_BYTES - offset).min(len - done);
+        let piece =
+            Piece { block, offset: offset as usize, done: done as usize, len: piece_len as usize };
+        done += piece_len;
+        (piece_len > 0).then_some(piece)
+    })
 }

@@ -1,28 +1,44 @@
-//! A deterministic, in-memory [`Disk`]: same seed, same order of completions, same bytes.
+//! A deterministic, in-memory [`Disk`](super::Disk): same seed, same order of events, same bytes.
 //!
-//! A [`World`] holds the files and everything that is under way. When the engine waits, [`World::block_on`] picks one
-//! pending operation by the seed, lets it take effect, and wakes whoever waits for it; so operations that overlap in time
-//! complete in every order that a real disk might show. If nothing is pending and nobody was woken, a wake-up was lost,
-//! and the world says so.
+//! A [`World`] holds the files and everything that is under way. While the engine waits, [`World::run`] picks one pending
+//! operation by the seed, lets it take effect, and wakes whoever waits for it; so operations that overlap in time complete
+//! in every order that a real disk might show. If nothing is pending and nobody was woken, a wake-up was lost, and the
+//! world says so.
+//!
+//! The world knows what survives a power cut: what had completed before a sync was submitted that has succeeded. Of
+//! everything else any part may survive, see [`PowerCut`]. Operations can be made to fail, see [`Fault`].
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
-use crate::addr::HostOffset;
-use crate::disk::{Disk, FileExtent, Identity, Payload};
-use crate::exec::{Park, Unpark};
 use crate::sync::lock;
 
 mod content;
+mod disk;
+mod effect;
+mod fault;
+mod file;
+mod power_cut;
 mod random;
 
-pub use content::Content;
+pub use content::{BLOCK_BYTES, Block, Content};
+pub use disk::SimDisk;
+pub use fault::Fault;
+pub use power_cut::{Fingerprints, Outcome, PowerCut};
 pub use random::Random;
+
+use effect::{Effect, some_of};
+use file::{File, Moment};
+
+/// One operation in so many is slow: others overtake it most of the time.
+const SLOW_ONE_IN: u64 = 8;
+/// How rarely a slow operation goes first all the same.
+const SLOW_FIRST_ONE_IN: u64 = 16;
 
 /// All files of one simulation and the operations under way on them.
 #[derive(Clone, Debug)]
@@ -33,10 +49,16 @@ pub struct World {
 #[derive(Debug)]
 struct State {
     random: Random,
-    files: Vec<Content>,
+    files: Vec<File>,
     pending: Vec<Pending>,
     results: BTreeMap<u64, io::Result<()>>,
-    next_id: u64,
+    /// Operations submitted so far.
+    submitted: u64,
+    /// Operations that took effect so far.
+    now: Moment,
+    /// What is to go wrong, by the number of the operation.
+    faults: BTreeMap<u64, Fault>,
+    failed_syncs: u64,
 }
 
 #[derive(Debug)]
@@ -44,18 +66,20 @@ struct Pending {
     id: u64,
     file: usize,
     effect: Effect,
+    /// When it was submitted.
+    since: Moment,
+    pace: Pace,
+    fault: Option<Fault>,
     waker: Waker,
 }
 
-#[derive(Clone, Debug)]
-enum Effect {
-    Read { at: u64, into: Payload },
-    Write { at: u64, from: Payload },
-    Zero { at: u64, len: u64 },
-    Punch { at: u64, len: u64 },
-    Grow { len: u64 },
-    SetLen { len: u64 },
-    Sync,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Usual,
+    Slow,
+    /// After everything else.
+    Last,
+    Never,
 }
 
 impl World {
@@ -66,167 +90,190 @@ impl World {
             files: Vec::new(),
             pending: Vec::new(),
             results: BTreeMap::new(),
-            next_id: 0,
+            submitted: 0,
+            now: 0,
+            faults: BTreeMap::new(),
+            failed_syncs: 0,
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A new file that holds `bytes`.
+    /// A new file that holds `bytes`, all of them durable.
     pub fn add_file(&self, bytes: &[u8]) -> SimDisk {
+        self.add_content(Content::from_bytes(bytes))
+    }
+
+    /// A new file that holds `content`, all of it durable.
+    pub fn add_content(&self, content: Content) -> SimDisk {
         let mut state = lock(&self.state);
-        state.files.push(Content::from_bytes(bytes));
-        SimDisk { world: self.clone(), file: state.files.len() - 1 }
+        state.files.push(File::new(content));
+        SimDisk::new(self.clone(), state.files.len() - 1)
+    }
+
+    /// Operations submitted so far, on all files: the number of the next one.
+    pub fn operations(&self) -> u64 {
+        lock(&self.state).submitted
+    }
+
+    /// Lets `fault` befall the operation with this number.
+    pub fn inject(&self, operation: u64, fault: Fault) {
+        lock(&self.state).faults.insert(operation, fault);
+    }
+
+    /// How many syncs have failed, each perhaps with data lost.
+    pub fn failed_syncs(&self) -> u64 {
+        lock(&self.state).failed_syncs
     }
 
     /// Runs `root` to its end, choosing the order of all I/O by the seed.
     pub fn block_on<T>(&self, root: impl Future<Output = T>) -> T {
-        crate::exec::block_on(self, root)
+        self.run(root, || {}).expect("nothing waits for an operation that never ends")
     }
 
-    /// Completes one pending operation, chosen by the seed. Says whether there was one.
-    fn step(&self) -> bool {
-        let mut state = lock(&self.state);
-        if state.pending.is_empty() {
-            return false;
+    /// Runs `root` to its end, or until nothing can go on because of an operation that never ends. Calls `observe`
+    /// whenever something has been submitted or has taken effect.
+    pub fn run<T>(&self, root: impl Future<Output = T>, mut observe: impl FnMut()) -> Option<T> {
+        let flag = Arc::new(Flag(AtomicBool::new(true)));
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut root = pin!(root);
+        loop {
+            if flag.0.swap(false, Ordering::SeqCst) {
+                let before = self.operations();
+                if let Poll::Ready(value) = root.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    return Some(value);
+                }
+                if self.operations() > before {
+                    observe();
+                }
+            }
+            // Whoever was woken may have to wait for its turn while more I/O completes.
+            loop {
+                if self.step() {
+                    observe();
+                } else if !flag.0.load(Ordering::SeqCst) {
+                    return self.stuck();
+                }
+                if flag.0.load(Ordering::SeqCst) && self.toss() {
+                    break;
+                }
+            }
         }
-        let count = state.pending.len() as u64;
-        let chosen = state.random.below(count) as usize;
-        let Pending { id, file, effect, waker } = state.pending.swap_remove(chosen);
-        let result = state.files[file].apply(&effect);
-        state.results.insert(id, result);
-        drop(state);
-        waker.wake();
-        true
     }
-}
 
-impl Park for World {
-    fn park(&self, woken: &AtomicBool) {
+    /// The process that drives all futures is gone: what it had asked for happens in part, and nobody hears of it.
+    pub fn kill(&self) {
+        let state = &mut *lock(&self.state);
+        for pending in std::mem::take(&mut state.pending) {
+            let file = &mut state.files[pending.file];
+            let changes = pending.effect.changes(file.visible());
+            state.now += 1;
+            file.apply(some_of(changes, &mut state.random), state.now);
+        }
+        state.results.clear();
+        state.faults.clear();
+    }
+
+    /// Nothing can go on.
+    fn stuck<T>(&self) -> Option<T> {
         assert!(
-            self.step() || woken.load(Ordering::SeqCst),
+            !lock(&self.state).pending.is_empty(),
             "a lost wake-up: nothing is pending and nobody was woken"
         );
+        None
     }
 
-    fn unparker(&self) -> Arc<dyn Unpark> {
-        struct Nobody;
-        impl Unpark for Nobody {
-            fn unpark(&self) {}
-        }
-        Arc::new(Nobody)
-    }
-}
-
-/// One file of a [`World`].
-#[derive(Clone, Debug)]
-pub struct SimDisk {
-    world: World,
-    file: usize,
-}
-
-impl SimDisk {
-    /// Lets writes that need more than `bytes` of space fail, as on a full file system.
-    pub fn set_capacity(&self, bytes: u64) {
-        lock(&self.world.state).files[self.file].set_capacity(bytes);
+    fn toss(&self) -> bool {
+        lock(&self.state).random.below(2) == 0
     }
 
-    /// A copy of the file's bytes as they are now.
-    pub fn to_vec(&self) -> Vec<u8> {
-        lock(&self.world.state).files[self.file].to_vec()
-    }
-
-    fn submit(&self, effect: Effect) -> Submitted<'_> {
-        Submitted { disk: self, state: SubmittedState::New(Some(effect)) }
-    }
-}
-
-struct Submitted<'a> {
-    disk: &'a SimDisk,
-    state: SubmittedState,
-}
-
-enum SubmittedState {
-    New(Option<Effect>),
-    Waiting(u64),
-}
-
-impl Future for Submitted<'_> {
-    type Output = io::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let file = self.disk.file;
-        let mut state = lock(&self.disk.world.state);
-        let waker = context.waker().clone();
-        match &mut self.state {
-            SubmittedState::New(effect) => {
-                let effect = effect.take().expect("an operation is submitted once");
-                let id = state.next_id;
-                state.next_id += 1;
-                state.pending.push(Pending { id, file, effect, waker });
-                drop(state);
-                self.state = SubmittedState::Waiting(id);
-                Poll::Pending
-            }
-            SubmittedState::Waiting(id) => {
-                if let Some(result) = state.results.remove(id) {
-                    return Poll::Ready(result);
-                }
-                if let Some(pending) = state.pending.iter_mut().find(|p| p.id == *id) {
-                    pending.waker = waker;
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl Disk for SimDisk {
-    async fn read(&self, at: HostOffset, into: &Payload) -> io::Result<()> {
-        assert!(into.is_writable(), "a read into a read-only payload");
-        self.submit(Effect::Read { at: at.get(), into: into.clone() }).await
-    }
-
-    async fn write(&self, at: HostOffset, from: &Payload) -> io::Result<()> {
-        self.submit(Effect::Write { at: at.get(), from: from.clone() }).await
-    }
-
-    async fn write_zeroes(&self, at: HostOffset, len: u64) -> io::Result<()> {
-        self.submit(Effect::Zero { at: at.get(), len }).await
-    }
-
-    async fn punch_hole(&self, at: HostOffset, len: u64) -> io::Result<bool> {
-        self.submit(Effect::Punch { at: at.get(), len }).await.map(|()| false)
-    }
-
-    async fn allocate(&self, at: HostOffset, len: u64) -> io::Result<()> {
-        self.submit(Effect::Grow { len: at.get() + len }).await
-    }
-
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.submit(Effect::SetLen { len }).await
-    }
-
-    async fn sync(&self) -> io::Result<()> {
-        self.submit(Effect::Sync).await
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(lock(&self.world.state).files[self.file].len())
-    }
-
-    fn allocated_len(&self) -> io::Result<u64> {
-        Ok(lock(&self.world.state).files[self.file].allocated_len())
-    }
-
-    fn extent_at(&self, at: HostOffset) -> io::Result<FileExtent> {
-        Ok(lock(&self.world.state).files[self.file].extent_at(at.get()))
-    }
-
-    fn is_writable(&self) -> bool {
+    /// Completes one pending operation, chosen by the seed. Says whether there was one that could.
+    fn step(&self) -> bool {
+        let woken = {
+            let state = &mut *lock(&self.state);
+            let Some(chosen) = state.choose() else { return false };
+            let pending = state.pending.swap_remove(chosen);
+            let result = state.complete(&pending);
+            state.results.insert(pending.id, result);
+            pending.waker
+        };
+        woken.wake();
         true
     }
+}
 
-    fn identity(&self) -> Identity {
-        Identity { device: 0, inode: self.file as u64 }
+impl State {
+    fn submit(&mut self, file: usize, effect: Effect, waker: Waker) -> u64 {
+        let id = self.submitted;
+        self.submitted += 1;
+        let fault = self.faults.remove(&id);
+        let pace = match fault {
+            Some(Fault::Never) => Pace::Never,
+            Some(Fault::Late) => Pace::Last,
+            _ if self.random.below(SLOW_ONE_IN) == 0 => Pace::Slow,
+            _ => Pace::Usual,
+        };
+        self.pending.push(Pending { id, file, effect, since: self.now, pace, fault, waker });
+        id
+    }
+
+    /// The next operation to complete.
+    fn choose(&mut self) -> Option<usize> {
+        let slow_first = self.random.below(SLOW_FIRST_ONE_IN) == 0;
+        let paces = if slow_first {
+            [Pace::Slow, Pace::Usual, Pace::Last]
+        } else {
+            [Pace::Usual, Pace::Slow, Pace::Last]
+        };
+        paces.into_iter().find_map(|pace| {
+            let count = self.pending.iter().filter(|p| p.pace == pace).count() as u64;
+            let nth = self.random.below(count.max(1)) as usize;
+            let mut alike = self.pending.iter().enumerate().filter(|(_, p)| p.pace == pace);
+            alike.nth(nth).map(|(index, _)| index)
+        })
+    }
+
+    fn complete(&mut self, pending: &Pending) -> io::Result<()> {
+        let file = &mut self.files[pending.file];
+        let error = match pending.fault {
+            Some(Fault::Io | Fault::Short) => Some(io::Error::from_raw_os_error(libc::EIO)),
+            Some(Fault::NoSpace) => Some(io::ErrorKind::StorageFull.into()),
+            Some(Fault::Late | Fault::Never) | None => None,
+        };
+        if let (Effect::Read { at, into }, None) = (&pending.effect, &error) {
+            let mut bytes = vec![0; into.len() as usize];
+            file.visible().read(*at, &mut bytes);
+            into.copy_from(0, &bytes);
+        }
+        if matches!(pending.effect, Effect::Sync) {
+            match &error {
+                None => file.sync(pending.since),
+                Some(_) => {
+                    file.fail_sync(pending.since, &mut self.random);
+                    self.failed_syncs += 1;
+                }
+            }
+        }
+        if error.is_none() {
+            file.reserve(&pending.effect)?;
+        }
+        let mut changes = pending.effect.changes(file.visible());
+        match pending.fault {
+            Some(Fault::Io) => changes = some_of(changes, &mut self.random),
+            Some(Fault::NoSpace) => changes.clear(),
+            Some(Fault::Short) => changes.truncate(changes.len() / 2),
+            Some(Fault::Late | Fault::Never) | None => {}
+        }
+        self.now += 1;
+        file.apply(changes, self.now);
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// Whether the root future has been woken.
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }

@@ -1,0 +1,336 @@
+//! What one case does: an image and a list of requests. A case is written as one line of text, so that it can be repeated.
+
+use std::fmt;
+use std::str::FromStr;
+
+use proptest::prelude::*;
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+
+/// One request, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Write {
+        at: u64,
+        count: u64,
+    },
+    Zero {
+        at: u64,
+        count: u64,
+        unmap: bool,
+    },
+    Discard {
+        at: u64,
+        count: u64,
+    },
+    Read {
+        at: u64,
+        count: u64,
+    },
+    Flush,
+    /// Wait for everything under way, close, open again.
+    Reopen,
+    /// The process dies with requests in flight, and the image is opened again.
+    Kill,
+}
+
+/// What the image holds at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// Nothing.
+    Empty,
+    /// Nothing, above a raw backing file of so many sectors.
+    Backing(u64),
+    /// Every sector is written.
+    Filled,
+    /// Every sector is written, and an internal snapshot shares all of it. Made by `qemu-img`.
+    Snapshot,
+    /// Every cluster is compressed. Made by `qemu-img`.
+    Compressed,
+}
+
+/// What kind of image it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Sectors of the disk.
+    pub size: u64,
+    /// log2 of the cluster size.
+    pub cluster_bits: u32,
+    /// log2 of the refcount width.
+    pub refcount_order: u32,
+    pub version3: bool,
+    pub start: Start,
+}
+
+/// One case.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Case {
+    /// Decides about every order that is not given by the requests.
+    pub seed: u64,
+    pub shape: Shape,
+    /// Requests at the same time.
+    pub depth: usize,
+    /// Bytes of L2 tables in memory; small ones evict all the time.
+    pub cache: u64,
+    pub ops: Vec<Op>,
+}
+
+impl Shape {
+    pub fn cluster_sectors(&self) -> u64 {
+        (1 << self.cluster_bits) / SECTOR
+    }
+
+    /// Sectors of the backing file, of images that have one.
+    pub fn backing(&self) -> Option<u64> {
+        match self.start {
+            Start::Backing(sectors) => Some(sectors),
+            _ => None,
+        }
+    }
+
+    /// The sectors that a discard of this range may change.
+    pub fn whole_clusters(&self, at: u64, count: u64) -> std::ops::Range<u64> {
+        let cluster = self.cluster_sectors();
+        let first = at.next_multiple_of(cluster);
+        let end = at + count;
+        let end = if end == self.size { end } else { end / cluster * cluster };
+        first..end.max(first)
+    }
+
+    /// Version 2 knows one refcount width only, and narrow counts cannot count a snapshot.
+    fn sound(mut self) -> Self {
+        if !self.version3 {
+            self.refcount_order = 4;
+        }
+        if self.start == Start::Snapshot {
+            self.refcount_order = self.refcount_order.max(1);
+        }
+        self
+    }
+}
+
+impl Op {
+    /// The request moved and cut so that it lies inside a disk of `size` sectors.
+    fn inside(self, size: u64) -> Self {
+        let place = |at: u64, count: u64| (at % size, count.clamp(1, size - at % size));
+        match self {
+            Self::Write { at, count } => {
+                let (at, count) = place(at, count);
+                Self::Write { at, count }
+            }
+            Self::Zero { at, count, unmap } => {
+                let (at, count) = place(at, count);
+                Self::Zero { at, count, unmap }
+            }
+            Self::Discard { at, count } => {
+                let (at, count) = place(at, count);
+                Self::Discard { at, count }
+            }
+            Self::Read { at, count } => {
+                let (at, count) = place(at, count);
+                Self::Read { at, count }
+            }
+            Self::Flush | Self::Reopen | Self::Kill => self,
+        }
+    }
+}
+
+/// Cases with many requests, every table growing and every cache overflowing: for what happens while the disk lives.
+pub fn busy_case() -> impl Strategy<Value = Case> {
+    let start = prop_oneof![
+        2 => Just(Start::Empty),
+        2 => (1u64..=1200).prop_map(Start::Backing),
+        1 => Just(Start::Filled),
+    ];
+    let shape = (1u64..=1200, 9u32..=13, 0u32..=6, prop::bool::weighted(0.85), start);
+    let cache = prop::sample::select(vec![0u64, 1 << 20]);
+    let lengths = prop_oneof![4 => 1u64..=16, 2 => 1u64..=64, 1 => 1u64..=400];
+    any_case(shape, 1..=32, cache, lengths.boxed(), 1..120)
+}
+
+/// Small cases on images of all kinds, for what a power cut, a fault or a kill leaves.
+pub fn small_case() -> impl Strategy<Value = Case> {
+    let start = prop_oneof![
+        3 => Just(Start::Empty),
+        2 => prop::sample::select(vec![5u64, 12, 64]).prop_map(Start::Backing),
+        3 => Just(Start::Filled),
+        2 => Just(Start::Snapshot),
+        1 => Just(Start::Compressed),
+    ];
+    // Few sizes, because QEMU makes some of these images.
+    let size = prop::sample::select(vec![16u64, 33]);
+    let bits = prop::sample::select(vec![9u32, 9, 10, 12]);
+    let order = prop::sample::select(vec![4u32, 4, 6, 1]);
+    let shape = (size, bits, order, prop::bool::weighted(0.9), start);
+    let cache = prop::sample::select(vec![0u64, 1 << 20]);
+    any_case(shape, 1..=6, cache, (1u64..=9).boxed(), 1..14)
+}
+
+fn any_case(
+    shape: impl Strategy<Value = (u64, u32, u32, bool, Start)>,
+    depth: std::ops::RangeInclusive<usize>,
+    cache: impl Strategy<Value = u64>,
+    lengths: BoxedStrategy<u64>,
+    count: std::ops::Range<usize>,
+) -> impl Strategy<Value = Case> {
+    let shape = shape.prop_map(|(size, cluster_bits, refcount_order, version3, start)| {
+        Shape { size, cluster_bits, refcount_order, version3, start }.sound()
+    });
+    let ops = prop::collection::vec(any_op(lengths), count);
+    (any::<u32>(), shape, depth, cache, ops).prop_map(|(seed, shape, depth, cache, ops)| Case {
+        seed: seed.into(),
+        shape,
+        depth,
+        cache,
+        ops: ops.into_iter().map(|op| op.inside(shape.size)).collect(),
+    })
+}
+
+fn any_op(lengths: BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
+    // Few places and many lengths, so that requests meet.
+    let range = (0u64..1200, lengths);
+    prop_oneof![
+        10 => range.clone().prop_map(|(at, count)| Op::Write { at, count }),
+        3 => (range.clone(), any::<bool>())
+            .prop_map(|((at, count), unmap)| Op::Zero { at, count, unmap }),
+        3 => range.clone().prop_map(|(at, count)| Op::Discard { at, count }),
+        3 => range.prop_map(|(at, count)| Op::Read { at, count }),
+        3 => Just(Op::Flush),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Kill),
+    ]
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { at, count } => write!(f, "w{at}+{count}"),
+            Self::Zero { at, count, unmap: false } => write!(f, "z{at}+{count}"),
+            Self::Zero { at, count, unmap: true } => write!(f, "u{at}+{count}"),
+            Self::Discard { at, count } => write!(f, "d{at}+{count}"),
+            Self::Read { at, count } => write!(f, "r{at}+{count}"),
+            Self::Flush => write!(f, "flush"),
+            Self::Reopen => write!(f, "reopen"),
+            Self::Kill => write!(f, "kill"),
+        }
+    }
+}
+
+impl FromStr for Op {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "flush" => return Ok(Self::Flush),
+            "reopen" => return Ok(Self::Reopen),
+            "kill" => return Ok(Self::Kill),
+            _ => {}
+        }
+        let wrong = || format!("no request is written '{text}'");
+        let (verb, range) = text.split_at_checked(1).ok_or_else(wrong)?;
+        let (at, count) = range.split_once('+').ok_or_else(wrong)?;
+        let (at, count) = (number(at)?, number(count)?);
+        Ok(match verb {
+            "w" => Self::Write { at, count },
+            "z" => Self::Zero { at, count, unmap: false },
+            "u" => Self::Zero { at, count, unmap: true },
+            "d" => Self::Discard { at, count },
+            "r" => Self::Read { at, count },
+            _ => return Err(wrong()),
+        })
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "empty"),
+            Self::Backing(sectors) => write!(f, "backing:{sectors}"),
+            Self::Filled => write!(f, "filled"),
+            Self::Snapshot => write!(f, "snapshot"),
+            Self::Compressed => write!(f, "compressed"),
+        }
+    }
+}
+
+impl FromStr for Start {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "empty" => Self::Empty,
+            "filled" => Self::Filled,
+            "snapshot" => Self::Snapshot,
+            "compressed" => Self::Compressed,
+            _ => match text.strip_prefix("backing:") {
+                Some(sectors) => Self::Backing(number(sectors)?),
+                None => return Err(format!("no start is called '{text}'")),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { size, cluster_bits, refcount_order, version3, start } = self.shape;
+        let version = if version3 { 3 } else { 2 };
+        let Self { seed, depth, cache, .. } = self;
+        write!(f, "seed={seed} start={start} size={size} cluster={cluster_bits} ")?;
+        write!(f, "refcount={refcount_order} version={version} depth={depth} cache={cache}")?;
+        self.ops.iter().try_for_each(|op| write!(f, " {op}"))
+    }
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut case = Self::plain(Start::Empty);
+        for word in text.split_whitespace() {
+            let Some((name, value)) = word.split_once('=') else {
+                case.ops.push(word.parse()?);
+                continue;
+            };
+            match name {
+                "seed" => case.seed = number(value)?,
+                "start" => case.shape.start = value.parse()?,
+                "size" => case.shape.size = number(value)?,
+                "cluster" => case.shape.cluster_bits = number(value)? as u32,
+                "refcount" => case.shape.refcount_order = number(value)? as u32,
+                "version" => case.shape.version3 = value == "3",
+                "depth" => case.depth = number(value)? as usize,
+                "cache" => case.cache = number(value)?,
+                _ => return Err(format!("a case has no '{name}'")),
+            }
+        }
+        Ok(case)
+    }
+}
+
+impl Case {
+    /// A small case without requests.
+    pub fn plain(start: Start) -> Self {
+        let shape = Shape { size: 16, cluster_bits: 10, refcount_order: 4, version3: true, start };
+        Self { seed: 1, shape, depth: 1, cache: 1 << 20, ops: Vec::new() }
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("'{text}' is not a number"))
+}
+
+#[test]
+fn a_case_is_written_and_read_back() {
+    let text = "seed=9 start=backing:5 size=33 cluster=9 refcount=1 version=3 depth=4 cache=0 \
+                w1+2 z0+4 u4+4 d8+8 r0+16 flush reopen kill";
+    let case: Case = text.parse().expect("a case");
+    assert_eq!(case.to_string(), text);
+    assert_eq!(case.ops.len(), 8);
+}

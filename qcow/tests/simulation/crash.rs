@@ -1,0 +1,172 @@
+//! Power cuts at every moment of a case, and every state that each may leave.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use qcow::disk::sim::{Content, Outcome, PowerCut, Random};
+
+use crate::case::{Case, Shape, small_case};
+use crate::drive::{Drive, Ending, SimGate};
+use crate::history::History;
+use crate::hunt::{expect_none, find, soak_factor};
+use crate::qemu::Sampler;
+use crate::recover::{Found, recover};
+use crate::start::Files;
+
+/// States that are looked at for each change.
+const STATES: u64 = 1_700_000;
+/// Moments with up to so many states are enumerated.
+const EFFORT: Effort = Effort { states_per_moment: 64 };
+/// One state in so many is cut off again while it is being used, which gives states of the second order.
+const TWICE_ONE_IN: u64 = 64;
+/// States of the second order that such a one gives at most.
+const TWICE_STATES: u64 = 4;
+/// One event in so many of a state's use is where it is cut off.
+const AGAIN_ONE_IN: u64 = 6;
+
+/// What a hunt has seen.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// States that were opened, checked, compared, used and closed.
+    pub states: AtomicU64,
+    /// Of these, states of the second order.
+    pub twice: AtomicU64,
+    /// Most clusters that one state leaked.
+    pub leaks_max: AtomicU64,
+}
+
+/// How thoroughly to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// A moment with up to so many states is enumerated; of others so many are drawn.
+    pub states_per_moment: u64,
+}
+
+/// Carries `case` out and cuts the power at every event.
+pub fn crash(case: &Case, effort: Effort, tally: &Tally, sampler: &Sampler) {
+    let drive = Drive::new(case);
+    let mut crashes = Crashes {
+        shape: case.shape,
+        effort,
+        tally,
+        sampler,
+        seen: HashSet::new(),
+        random: Random::new(case.seed ^ 0xdead),
+    };
+    let ending = drive.run(|drive| crashes.cut(&drive.gate, &drive.history.borrow()));
+    assert_eq!(ending, Ending::Closed, "the case came to its end");
+    crashes.cut(&drive.gate, &drive.history.borrow());
+}
+
+struct Crashes<'t> {
+    shape: Shape,
+    effort: Effort,
+    tally: &'t Tally,
+    sampler: &'t Sampler,
+    /// States that were looked at, each with the moment of the history that it was compared to.
+    seen: HashSet<(u64, u64)>,
+    random: Random,
+}
+
+impl Crashes<'_> {
+    /// Looks at what a power cut at this moment may leave.
+    fn cut(&mut self, gate: &SimGate, history: &History) {
+        let cut = gate.image.power_cut();
+        let count = cut.count();
+        let exhaustive = count <= self.effort.states_per_moment;
+        let fingerprints = cut.fingerprints();
+        for index in 0..count.min(self.effort.states_per_moment) {
+            let outcome =
+                if exhaustive { cut.outcome(index) } else { cut.sample(&mut self.random) };
+            let fingerprint = fingerprints.of(&outcome);
+            if self.seen.insert((fingerprint, history.flushed())) {
+                self.examine(gate, history, &cut, &outcome, fingerprint);
+            }
+        }
+    }
+
+    fn examine(
+        &mut self,
+        gate: &SimGate,
+        history: &History,
+        cut: &PowerCut,
+        outcome: &Outcome,
+        fingerprint: u64,
+    ) {
+        let files = Files {
+            image: cut.content(outcome),
+            backing: gate.backing.as_ref().map(|backing| backing.content()),
+        };
+        let allowed = |values: &[u64]| history.check_survivors(values);
+        let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };
+        let mut again =
+            Again { random: Random::new(self.random.draw()), wanted, states: Vec::new() };
+        let found = recover(&self.shape, files.clone(), fingerprint, &allowed, |gate, history| {
+            again.cut(gate, history);
+        });
+        self.note(&found);
+        self.sampler.look(&self.shape, &files, &found);
+        for (image, history) in again.states {
+            let files = Files { image, ..files.clone() };
+            let allowed = |values: &[u64]| history.check_survivors(values);
+            let found = recover(&self.shape, files, fingerprint, &allowed, |_, _| {});
+            self.note(&found);
+            self.tally.twice.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, found: &Found) {
+        self.tally.states.fetch_add(1, Ordering::Relaxed);
+        self.tally.leaks_max.fetch_max(found.leaks, Ordering::Relaxed);
+    }
+}
+
+/// Collects what further power cuts leave while a state is being used.
+struct Again {
+    random: Random,
+    wanted: u64,
+    states: Vec<(Content, History)>,
+}
+
+impl Again {
+    fn cut(&mut self, gate: &SimGate, history: &History) {
+        if self.wanted == 0 || self.random.below(AGAIN_ONE_IN) != 0 {
+            return;
+        }
+        self.wanted -= 1;
+        let cut = gate.image.power_cut();
+        let outcome = cut.sample(&mut self.random);
+        self.states.push((cut.content(&outcome), history.clone()));
+    }
+}
+
+impl Tally {
+    /// What was seen since `start`, in one line.
+    pub fn summary(&self, start: Instant, sampler: &Sampler) -> String {
+        let (states, seconds) = (self.states(), start.elapsed().as_secs_f64());
+        format!(
+            "{states} states ({} of them cut off twice) in {seconds:.0} s, {:.0} per second; at most {} clusters \
+             leaked; QEMU agreed on {}",
+            self.twice.load(Ordering::Relaxed),
+            states as f64 / seconds,
+            self.leaks_max.load(Ordering::Relaxed),
+            sampler.shown(),
+        )
+    }
+
+    /// How many states were looked at.
+    pub fn states(&self) -> u64 {
+        self.states.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn no_power_cut_loses_flushed_data() {
+    let wanted = STATES * soak_factor();
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    let enough = || tally.states() >= wanted;
+    let failure = find(small_case, enough, |case| crash(case, EFFORT, &tally, &sampler));
+    expect_none("CRASH", failure);
+    println!("power cuts: {}", tally.summary(start, &sampler));
+}

@@ -1,0 +1,247 @@
+//! Carries out one case: requests in flight up to its depth, each recorded in the history and checked against it.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use qcow::disk::Buffer;
+use qcow::disk::sim::{Fault, Random, SimDisk, World};
+use qcow::engine::{Discard, Format, Image, OpenOptions};
+use qcow::exec::SlotPool;
+use qcow::gate::Gate;
+
+use crate::case::{Case, Op, SECTOR};
+use crate::history::{Began, History};
+use crate::start::{files, initial, sector_bytes};
+
+/// Hands out the image and its backing file.
+#[derive(Clone, Debug)]
+pub struct SimGate {
+    pub world: World,
+    pub image: SimDisk,
+    pub backing: Option<SimDisk>,
+}
+
+impl Gate for SimGate {
+    type Disk = SimDisk;
+
+    fn open_image(&self, _: &Path, _: bool) -> qcow::Result<SimDisk> {
+        Ok(self.image.clone())
+    }
+
+    fn open_backing(&self, _: &Path, name: &OsStr) -> qcow::Result<(PathBuf, SimDisk)> {
+        Ok((PathBuf::from(name), self.backing.clone().expect("only a case with a backing file")))
+    }
+}
+
+/// Opens the image for writing.
+pub async fn open(gate: &SimGate, cache: u64) -> qcow::Result<Image<SimDisk>> {
+    let options = OpenOptions {
+        writable: true,
+        format: Some(Format::Qcow2),
+        l2_cache_bytes: cache,
+        discard: Discard::Unmap,
+        ..OpenOptions::default()
+    };
+    Image::open(gate, Path::new("image"), &options).await
+}
+
+/// The stamps of `count` sectors from `at` on.
+pub async fn read(image: &Image<SimDisk>, at: u64, count: u64) -> qcow::Result<Vec<u64>> {
+    // What is not filled in must not look like zeros.
+    let buffer = Buffer::from_bytes(&vec![0xee; (count * SECTOR) as usize]);
+    image.read(at * SECTOR, &buffer.payload()).await?;
+    Ok(buffer.to_vec().chunks(SECTOR as usize).map(stamp_of).collect())
+}
+
+/// Whose the sector is; panics where it is torn between two.
+fn stamp_of(sector: &[u8]) -> u64 {
+    let words = || sector.chunks(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")));
+    let first = words().next().expect("a sector is not empty");
+    assert!(words().all(|w| w == first), "a torn sector: {:x?}", words().collect::<Vec<_>>());
+    first
+}
+
+/// How a case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The image was closed.
+    Closed,
+    /// The last close failed, because of a fault.
+    Failed,
+    /// Something waits for an operation that never ends.
+    Stuck,
+}
+
+/// A case under way.
+#[derive(Debug)]
+pub struct Drive<'c> {
+    pub case: &'c Case,
+    pub world: World,
+    pub gate: SimGate,
+    pub history: RefCell<History>,
+    /// Whether requests may fail.
+    faulty: Cell<bool>,
+    syncs_lost: Cell<u64>,
+}
+
+impl<'c> Drive<'c> {
+    /// The case's image, in a world of its own.
+    pub fn new(case: &'c Case) -> Self {
+        let world = World::new(case.seed);
+        let files = files(&case.shape);
+        let backing = files.backing.map(|content| world.add_content(content));
+        let gate = SimGate { image: world.add_content(files.image), backing, world: world.clone() };
+        let history = History::new(case.shape.size, |sector| initial(&case.shape, sector));
+        Self {
+            case,
+            world,
+            gate,
+            history: RefCell::new(history),
+            faulty: Cell::new(false),
+            syncs_lost: Cell::new(0),
+        }
+    }
+
+    /// Lets `fault` befall an operation.
+    pub fn inject(&self, operation: u64, fault: Fault) {
+        self.faulty.set(true);
+        self.world.inject(operation, fault);
+    }
+
+    /// Carries the case out, and calls `observe` after every event.
+    pub fn run(&self, mut observe: impl FnMut(&Self)) -> Ending {
+        let ended = self.world.run(self.requests(), || {
+            self.notice_lost_sync();
+            observe(self);
+        });
+        self.history.borrow_mut().cut_off();
+        ended.unwrap_or(Ending::Stuck)
+    }
+
+    /// The process dies. Mappings that no flush has written die with it.
+    pub fn kill(&self) {
+        self.world.kill();
+        let mut history = self.history.borrow_mut();
+        history.cut_off();
+        history.lose_unflushed();
+    }
+
+    /// A failed sync may have lost what was written since the last one that succeeded.
+    fn notice_lost_sync(&self) {
+        let lost = self.world.failed_syncs();
+        if lost > self.syncs_lost.replace(lost) {
+            self.history.borrow_mut().lose_unflushed();
+        }
+    }
+
+    async fn requests(&self) -> Ending {
+        let mut image = self.open().await;
+        let mut random = Random::new(self.case.seed ^ 0x5eed);
+        let mut pool = self.pool(&mut random);
+        for (index, op) in self.case.ops.iter().enumerate() {
+            let ends_session = matches!(op, Op::Reopen | Op::Kill);
+            while pool.is_full() || *op == Op::Reopen && !pool.is_empty() {
+                std::future::poll_fn(|context| pool.poll_next(context)).await;
+            }
+            if !ends_session {
+                pool.insert(self.request(image.clone(), index as u64, *op));
+                continue;
+            }
+            if *op == Op::Kill || self.close(&image).await.is_err() {
+                pool = self.pool(&mut random);
+                self.kill();
+            }
+            drop(image);
+            image = self.open().await;
+        }
+        while !pool.is_empty() {
+            std::future::poll_fn(|context| pool.poll_next(context)).await;
+        }
+        let _ = self.read(&image, 0, self.case.shape.size).await;
+        match self.close(&image).await {
+            Ok(()) => Ending::Closed,
+            Err(_) => Ending::Failed,
+        }
+    }
+
+    /// Runs its requests in an order that follows the seed.
+    fn pool<F: Future>(&self, random: &mut Random) -> SlotPool<F> {
+        let mut schedule = Random::new(random.draw());
+        SlotPool::with_schedule(self.case.depth, move |count| schedule.below(count as u64) as usize)
+    }
+
+    async fn open(&self) -> Image<SimDisk> {
+        // A fault may keep the image from being opened, but only once.
+        match self.allow(open(&self.gate, self.case.cache).await, "open") {
+            Ok(image) => image,
+            Err(_) => open(&self.gate, self.case.cache).await.expect("open again"),
+        }
+    }
+
+    async fn close(&self, image: &Image<SimDisk>) -> qcow::Result<()> {
+        let start = self.history.borrow_mut().begin_now();
+        let closed = self.allow(image.close().await, "close");
+        self.end_flush(start, &closed);
+        closed
+    }
+
+    async fn request(&self, image: Image<SimDisk>, index: u64, op: Op) {
+        let stamp = (index + 1) << 32;
+        match op {
+            Op::Write { at, count } => {
+                let value = |sector| stamp | sector;
+                let write = self.history.borrow_mut().begin_write(at..at + count, value);
+                let bytes: Vec<u8> =
+                    (at..at + count).flat_map(|s| sector_bytes(value(s))).collect();
+                let payload = Buffer::from_bytes(&bytes).payload();
+                let written = self.allow(image.write(at * SECTOR, &payload).await, "write");
+                self.history.borrow_mut().end_write(&write, written.is_ok());
+            }
+            Op::Zero { at, count, unmap } => {
+                let write = self.history.borrow_mut().begin_write(at..at + count, |_| 0);
+                let zeroed = image.write_zeroes(at * SECTOR, count * SECTOR, unmap).await;
+                let zeroed = self.allow(zeroed, "write zeroes");
+                self.history.borrow_mut().end_write(&write, zeroed.is_ok());
+            }
+            Op::Discard { at, count } => {
+                let sectors = self.case.shape.whole_clusters(at, count);
+                let write = self.history.borrow_mut().begin_discard(sectors);
+                let discarded = image.discard(at * SECTOR, count * SECTOR).await;
+                let discarded = self.allow(discarded, "discard");
+                self.history.borrow_mut().end_write(&write, discarded.is_ok());
+            }
+            Op::Read { at, count } => {
+                let _ = self.read(&image, at, count).await;
+            }
+            Op::Flush => {
+                let start = self.history.borrow_mut().begin_now();
+                let flushed = self.allow(image.flush().await, "flush");
+                self.end_flush(start, &flushed);
+            }
+            Op::Reopen | Op::Kill => unreachable!("these end a session"),
+        }
+    }
+
+    fn end_flush(&self, start: Began, result: &qcow::Result<()>) {
+        if result.is_ok() {
+            self.history.borrow_mut().end_flush(start);
+        }
+    }
+
+    async fn read(&self, image: &Image<SimDisk>, at: u64, count: u64) -> qcow::Result<()> {
+        let start = self.history.borrow_mut().begin_now();
+        let values = self.allow(read(image, at, count).await, "read")?;
+        self.notice_lost_sync();
+        self.history.borrow().check_read(start, at, &values);
+        Ok(())
+    }
+
+    /// Panics where a request failed although nothing had gone wrong.
+    fn allow<T>(&self, result: qcow::Result<T>, verb: &str) -> qcow::Result<T> {
+        match &result {
+            Err(e) if !self.faulty.get() => panic!("{verb}: {e}"),
+            _ => result,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Simulation: the real engine on a simulated disk that reorders, fails, kills and loses power, against a model that knows
+//! for each sector which values it may hold.
+//!
+//! * [`schedules`]: requests that overlap in time and place, in orders that follow a seed, linearizable for each sector.
+//! * [`crash`]: the power is cut at every event of a case, and the states that may be left are opened, checked, compared,
+//!   used and closed; QEMU looks at a sample ([`qemu`]).
+//! * [`sequences`]: every sequence of two requests, with power cuts at every event.
+//! * [`faults`]: a fault at every operation of a case.
+//!
+//! Every case is a line of text that says all. What fails is made small, and the command that repeats it is printed.
+//! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them.
+
+mod case;
+mod crash;
+mod drive;
+mod faults;
+mod history;
+mod hunt;
+mod qemu;
+mod recover;
+mod regressions;
+mod schedules;
+mod sequences;
+mod start;

@@ -1,0 +1,80 @@
+//! A second opinion: QEMU checks and reads a sample of the states, and one of each new kind.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::case::{SECTOR, Shape};
+use crate::recover::Found;
+use crate::start::{Files, sector_bytes};
+
+/// Shows states to QEMU.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    /// Of each kind of state the first one is shown, and of all states one in so many; zero shows none.
+    one_in: u64,
+    kinds: Mutex<HashSet<(Shape, u64, u64)>>,
+    seen: AtomicU64,
+    shown: AtomicU64,
+}
+
+impl Sampler {
+    pub fn new(one_in: u64) -> Self {
+        Self { one_in, ..Self::default() }
+    }
+
+    /// How many states QEMU was shown.
+    pub fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Relaxed)
+    }
+
+    /// Shows the state to QEMU, perhaps.
+    pub fn look(&self, shape: &Shape, files: &Files, found: &Found) {
+        if self.one_in == 0 {
+            return;
+        }
+        let nth = self.seen.fetch_add(1, Ordering::Relaxed);
+        let kind = (*shape, found.leaks.min(3), found.allocated_clusters.min(6));
+        let new = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+        if new || nth.is_multiple_of(self.one_in) {
+            self.shown.fetch_add(1, Ordering::Relaxed);
+            agree(shape, files, found);
+        }
+    }
+}
+
+/// Panics unless QEMU finds no corruption in the image, the same leaks, and reads the same bytes.
+fn agree(shape: &Shape, files: &Files, found: &Found) {
+    let directory = tempfile::tempdir_in(memory()).expect("a directory");
+    let image = directory.path().join("image");
+    std::fs::write(&image, files.image.to_vec()).expect("write");
+    if let Some(backing) = &files.backing {
+        std::fs::write(directory.path().join("backing"), backing.to_vec()).expect("write");
+    }
+    let check = run(Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&image));
+    let expected = if found.leaks == 0 { 0 } else { 3 };
+    assert_eq!(check.0, Some(expected), "qemu-img check after a crash: {}", check.1);
+    let raw = directory.path().join("raw");
+    let convert = ["convert", "-f", "qcow2", "-O", "raw"];
+    let read = run(Command::new("qemu-img").args(convert).arg(&image).arg(&raw));
+    assert_eq!(read.0, Some(0), "qemu-img convert after a crash: {}", read.1);
+    let ours: Vec<u8> = found.values.iter().flat_map(|&value| sector_bytes(value)).collect();
+    let theirs = std::fs::read(&raw).expect("what QEMU read");
+    let differs = ours.chunks(SECTOR as usize).zip(theirs.chunks(SECTOR as usize));
+    let first = differs.enumerate().find(|(_, (a, b))| a != b).map(|(sector, _)| sector);
+    assert_eq!((first, theirs.len() as u64), (None, shape.size * SECTOR), "QEMU reads other bytes");
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().expect("qemu-img");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Where files cost no disk.
+fn memory() -> &'static Path {
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() { shared } else { Path::new("/tmp") }
+}

@@ -1,0 +1,124 @@
+//! What must hold of an image that is found after a crash: the oracle.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use qcow::disk::Buffer;
+use qcow::disk::sim::{SimDisk, World};
+use qcow::engine::check::{CheckSummary, Repair, check};
+use qcow::engine::{Format, Image, OpenOptions};
+
+use crate::case::{SECTOR, Shape, Start};
+use crate::drive::{SimGate, open, read};
+use crate::history::History;
+use crate::start::{Files, initial, sector_bytes};
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Clusters that are counted although nothing refers to them.
+    pub leaks: u64,
+    pub allocated_clusters: u64,
+    /// What each sector held.
+    pub values: Vec<u64>,
+}
+
+/// Panics unless the disk may hold these values.
+pub type Allowed<'a> = &'a dyn Fn(&[u64]);
+
+/// Opens the image, checks it, compares it, writes all of it and closes it clean. Panics where anything is not as it must
+/// be.
+///
+/// Calls `observe` with every event after the look at what there is.
+pub fn recover(
+    shape: &Shape,
+    files: Files,
+    seed: u64,
+    allowed: Allowed<'_>,
+    mut observe: impl FnMut(&SimGate, &History),
+) -> Found {
+    let world = World::new(seed);
+    let backing = files.backing.map(|content| world.add_content(content));
+    let gate = SimGate { image: world.add_content(files.image), backing, world: world.clone() };
+    let found = world.block_on(look(shape, &gate));
+    allowed(&found.values);
+    let values = found.values.clone();
+    let history = RefCell::new(History::new(shape.size, |sector| values[sector as usize]));
+    let used = world.run(use_again(shape, &gate, &history), || observe(&gate, &history.borrow()));
+    used.expect("nothing hangs without a fault");
+    found
+}
+
+/// What the image holds, as it is found.
+async fn look(shape: &Shape, gate: &SimGate) -> Found {
+    let (summary, findings) = check_tables(&gate.image).await;
+    assert!(
+        summary.corruptions == 0 && summary.check_errors == 0,
+        "the image is corrupt: {findings:#?}"
+    );
+    let image = read_only(gate, gate.image.clone()).await;
+    let values = read(&image, 0, shape.size).await.expect("read");
+    Found { leaks: summary.leaks, allocated_clusters: summary.allocated_clusters, values }
+}
+
+/// Goes on with the image as if nothing had happened.
+async fn use_again(shape: &Shape, gate: &SimGate, history: &RefCell<History>) {
+    check(&gate.image, Path::new("image"), Repair::Leaks, &mut |_| {}).await.expect("repair");
+    let image = open(gate, 1 << 20).await.expect("open");
+    let write_all = async |stamp: u64, step: u64| {
+        for at in (0..shape.size).step_by(step as usize) {
+            let sectors = at..(at + step).min(shape.size);
+            let write = history.borrow_mut().begin_write(sectors.clone(), |s| stamp | s);
+            let bytes: Vec<u8> = sectors.flat_map(|s| sector_bytes(stamp | s)).collect();
+            image.write(at * SECTOR, &Buffer::from_bytes(&bytes).payload()).await.expect("write");
+            history.borrow_mut().end_write(&write, true);
+        }
+        let flush = history.borrow_mut().begin_now();
+        image.flush().await.expect("flush");
+        history.borrow_mut().end_flush(flush);
+    };
+    write_all(0xaaaa << 48, shape.size.div_ceil(2)).await;
+    let values = read(&image, 0, shape.size).await.expect("read");
+    assert!((0..).zip(values).all(|(s, value)| value == 0xaaaa << 48 | s), "a write is lost");
+    image.close().await.expect("close");
+    expect_clean(shape, gate).await;
+}
+
+/// After a clean close nothing is wrong, not even a leak, and a snapshot holds what it held.
+pub async fn expect_clean(shape: &Shape, gate: &SimGate) {
+    let (summary, findings) = check_tables(&gate.image).await;
+    assert!(
+        summary.corruptions == 0 && summary.check_errors == 0,
+        "after a clean close: {findings:#?}"
+    );
+    if shape.start == Start::Snapshot {
+        let snapshot = read_only(gate, snapshot_of(gate)).await;
+        let values = read(&snapshot, 0, shape.size).await.expect("read the snapshot");
+        let differs = (0..).zip(values).find(|&(s, value)| value != initial(shape, s));
+        assert_eq!(differs, None, "the snapshot has changed");
+    }
+}
+
+async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {
+    let mut findings = Vec::new();
+    let mut report = |finding: &qcow::engine::check::Finding| findings.push(finding.to_string());
+    let summary = check(image, Path::new("image"), Repair::None, &mut report).await;
+    (summary.expect("check"), findings)
+}
+
+async fn read_only(gate: &SimGate, image: SimDisk) -> Image<SimDisk> {
+    let options = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::default() };
+    let gate = SimGate { image, ..gate.clone() };
+    Image::open(&gate, Path::new("image"), &options).await.expect("open to read")
+}
+
+/// The image as its first snapshot sees it: with the snapshot's L1 table instead of the active one.
+fn snapshot_of(gate: &SimGate) -> SimDisk {
+    let mut bytes = gate.image.to_vec();
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let table = word(64) as usize;
+    let (offset, len) = (word(table), bytes[table + 8..table + 12].to_vec());
+    bytes[36..40].copy_from_slice(&len);
+    bytes[40..48].copy_from_slice(&offset.to_be_bytes());
+    gate.world.add_file(&bytes)
+}

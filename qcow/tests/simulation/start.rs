@@ -1,0 +1,117 @@
+//! The images that cases start from. Making one costs processes of `qemu-img` and so is done once for each shape.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use qcow::disk::Buffer;
+use qcow::disk::sim::{Content, World};
+use qcow::engine::{CreateOptions, create};
+use qcow::format::header::Version;
+
+use crate::case::{SECTOR, Shape, Start};
+use crate::drive::{SimGate, open};
+
+/// The files of an image that is not in use.
+#[derive(Clone, Debug)]
+pub struct Files {
+    pub image: Content,
+    pub backing: Option<Content>,
+}
+
+/// The image of `shape`.
+pub fn files(shape: &Shape) -> Files {
+    type Cell = Arc<OnceLock<Files>>;
+    static MADE: OnceLock<Mutex<HashMap<Shape, Cell>>> = OnceLock::new();
+    let cell: Cell = {
+        let mut made =
+            MADE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(made.entry(*shape).or_default())
+    };
+    cell.get_or_init(|| make(shape)).clone()
+}
+
+/// What a sector holds at first.
+pub fn initial(shape: &Shape, sector: u64) -> u64 {
+    match shape.start {
+        Start::Empty => 0,
+        Start::Backing(sectors) if sector < sectors => 0xbac0_0000_0000_0000 | sector,
+        Start::Backing(_) => 0,
+        Start::Filled | Start::Snapshot | Start::Compressed => 0xf111_0000_0000_0000 | sector,
+    }
+}
+
+/// A sector that says on every word whose it is.
+pub fn sector_bytes(stamp: u64) -> impl Iterator<Item = u8> {
+    std::iter::repeat_n(stamp.to_le_bytes(), SECTOR as usize / 8).flatten()
+}
+
+fn make(shape: &Shape) -> Files {
+    match shape.start {
+        Start::Snapshot | Start::Compressed => Files { image: by_qemu(shape), backing: None },
+        _ => by_ourselves(shape),
+    }
+}
+
+fn bytes(shape: &Shape, sectors: u64) -> Vec<u8> {
+    (0..sectors).flat_map(|s| sector_bytes(initial(shape, s))).collect()
+}
+
+fn by_ourselves(shape: &Shape) -> Files {
+    let world = World::new(1);
+    let backing = shape.backing().map(|sectors| world.add_file(&bytes(shape, sectors)));
+    let gate = SimGate { image: world.add_file(&[]), backing, world: world.clone() };
+    let options = CreateOptions {
+        size: shape.size * SECTOR,
+        version: if shape.version3 { Version::V3 } else { Version::V2 },
+        cluster_bits: shape.cluster_bits,
+        refcount_order: shape.refcount_order,
+        backing: shape.backing().map(|_| ("backing".into(), Some("raw".into()))),
+        ..CreateOptions::default()
+    };
+    world.block_on(async {
+        create(&gate.image, &options).await.expect("create");
+        if shape.start == Start::Filled {
+            let image = open(&gate, 1 << 20).await.expect("open");
+            let payload = Buffer::from_bytes(&bytes(shape, shape.size)).payload();
+            image.write(0, &payload).await.expect("fill");
+            image.close().await.expect("close");
+        }
+    });
+    Files { image: gate.image.content(), backing: gate.backing.map(|b| b.content()) }
+}
+
+fn by_qemu(shape: &Shape) -> Content {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (raw, image) = (directory.path().join("raw"), directory.path().join("image"));
+    std::fs::write(&raw, bytes(shape, shape.size)).expect("write");
+    let compat = if shape.version3 { "1.1" } else { "0.10" };
+    let options = format!(
+        "cluster_size={},refcount_bits={},compat={compat}",
+        1 << shape.cluster_bits,
+        1 << shape.refcount_order
+    );
+    let compress: &[&str] = if shape.start == Start::Compressed { &["-c"] } else { &[] };
+    qemu_img(
+        Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .args(compress)
+            .arg("-o")
+            .arg(options)
+            .args([&raw, &image]),
+    );
+    if shape.start == Start::Snapshot {
+        qemu_img(Command::new("qemu-img").args(["snapshot", "-c", "first"]).arg(&image));
+    }
+    Content::from_bytes(&read(&image))
+}
+
+fn qemu_img(command: &mut Command) {
+    let output = command.output().expect("qemu-img");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).expect("the image that was made")
+}
