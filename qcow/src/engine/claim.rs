@@ -1,8 +1,9 @@
-//! Claiming host clusters, and giving them back if what they were claimed for fails.
+//! Claiming host clusters, in a file that is made longer for them, and giving them back if what they were claimed for
+//! fails.
 
 use super::layer::Qcow2;
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::meta::{Claim, Run};
 use crate::sync::lock;
 
@@ -45,9 +46,39 @@ impl<D: Disk> Qcow2<D> {
                 Err(e) => Ok(Err(e)),
             });
             match claim.await? {
-                Claim::Run(run) => return Ok(Claimed { image: self, run: Some(run) }),
+                Claim::Run(run) => {
+                    let claimed = Claimed { image: self, run: Some(run) };
+                    self.make_room(run).await?;
+                    return Ok(claimed);
+                }
                 Claim::MissingBlock(index) => self.grow_refcounts(index).await?,
             }
         }
+    }
+
+    /// Makes the file long enough to hold `run`, which nobody uses yet.
+    pub(super) async fn make_room(&self, run: Run) -> Result<()> {
+        if lock(&self.meta).alloc.growth_for(&run).is_none() {
+            return Ok(());
+        }
+        // One at a time: no later length may be shorter than an earlier one, and nobody writes behind the end.
+        let _growing = self.growing.acquire().await;
+        let Some(end) = lock(&self.meta).alloc.growth_for(&run) else { return Ok(()) };
+        let len = self.geometry.host_start(end).get();
+        let grown = self.disk.set_len(len).await;
+        grown.map_err(|e| self.named(Error::io(format!("make the file {len} bytes long"), &e)))?;
+        lock(&self.meta).alloc.grown(end);
+        Ok(())
+    }
+
+    /// Cuts off what the file was made longer by and nobody has used. No request may be in flight.
+    pub(super) async fn cut_unused_end(&self) -> Result<()> {
+        let _growing = self.growing.acquire().await;
+        let Some(end) = lock(&self.meta).alloc.unused_end() else { return Ok(()) };
+        let len = self.geometry.host_start(end).get();
+        let cut = self.disk.set_len(len).await;
+        cut.map_err(|e| self.named(Error::io(format!("cut the file to {len} bytes"), &e)))?;
+        lock(&self.meta).alloc.cut(end);
+        Ok(())
     }
 }

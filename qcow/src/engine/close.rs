@@ -27,6 +27,7 @@ impl<D: Disk> Image<D> {
 
 impl<D: Disk> Qcow2<D> {
     async fn settle(&self) -> Result<()> {
+        self.cut_unused_end().await?;
         for _ in 0..ROUNDS_MAX {
             self.write_back().await?;
             let meta = lock(&self.meta);

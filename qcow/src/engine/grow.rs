@@ -37,7 +37,11 @@ impl<D: Disk> Qcow2<D> {
     async fn add_block(&self, index: u64) -> Result<()> {
         let lowest = self.geometry.refcount_block_first(index);
         let run = self.take_uncounted(lowest, 1)?;
-        if let Err(e) = self.zero_cluster(run.first).await {
+        let made = match self.make_room(run).await {
+            Ok(()) => self.zero_cluster(run.first).await,
+            failed => failed,
+        };
+        if let Err(e) = made {
             lock(&self.meta).alloc.freed(run.first);
             return Err(e);
         }
@@ -60,7 +64,10 @@ impl<D: Disk> Qcow2<D> {
         let count = growth.block_count + growth.table_clusters;
         let run = self.take_uncounted(growth.first, count)?;
         assert_eq!(run.first, growth.first, "only who holds `structure` takes uncounted clusters");
-        let result = self.install_table(&growth).await;
+        let result = match self.make_room(run).await {
+            Ok(()) => self.install_table(&growth).await,
+            Err(e) => Err(e),
+        };
         let mut meta = lock(&self.meta);
         match result {
             Ok(table) => {

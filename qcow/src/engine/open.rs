@@ -169,6 +169,7 @@ async fn open_qcow2<D: Disk>(
         changed: WaitQueue::default(),
         drain: Drain::default(),
         structure: Exclusive::default(),
+        growing: Exclusive::default(),
     })
 }
 

@@ -1,9 +1,17 @@
 //! Finding free clusters: first fit, from the lowest cluster that may be free.
+//!
+//! The file is made longer before a cluster behind its end is used, and by more than one cluster at a time. So every
+//! cluster lies inside the file as a whole, and once it is mapped on disk what nobody wrote to it is a hole there, which
+//! reads as zeros: a cluster across the end of the file could read as anything after a power cut that keeps a longer file
+//! but not what made it longer.
 
 use super::refs::Refcounts;
 use super::{Asked, Claim, Run};
 use crate::addr::{Geometry, HostCluster};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Clusters that the file grows by at least.
+const GROWTH: u64 = 16;
 
 /// Where the next free cluster may be, and where the file has never been written.
 #[derive(Debug)]
@@ -11,8 +19,10 @@ pub struct Allocator {
     geometry: Geometry,
     /// Every cluster below is in use.
     lowest_free: HostCluster,
-    /// From here on nobody has ever written: the file ends before, so these clusters read as zeros.
+    /// From here on nobody has ever written: these clusters read as zeros.
     fresh_from: HostCluster,
+    /// The file reaches up to here at least.
+    file_end: HostCluster,
 }
 
 impl Allocator {
@@ -20,7 +30,8 @@ impl Allocator {
     pub fn new(geometry: Geometry, file_len: u64) -> Self {
         let fresh_from = HostCluster::new(geometry.clusters_for(file_len));
         // Cluster 0 is the header, whatever its refcount says.
-        Self { geometry, lowest_free: HostCluster::new(1), fresh_from }
+        let file_end = HostCluster::new(file_len / geometry.cluster_size());
+        Self { geometry, lowest_free: HostCluster::new(1), fresh_from, file_end }
     }
 
     /// The first `count_max` free clusters in a row, or fewer. Nothing is changed yet but what is known of used ones.
@@ -72,6 +83,28 @@ impl Allocator {
             self.lowest_free = self.lowest_free.max(end);
         }
         self.fresh_from = self.fresh_from.max(end);
+    }
+
+    /// How far the file is to be made to reach so that it holds `run`; `None` where it does already.
+    pub fn growth_for(&self, run: &Run) -> Option<HostCluster> {
+        let end = run.first.plus(run.count);
+        let grown = self.file_end.plus(GROWTH).min(self.geometry.host_cluster_end());
+        (end > self.file_end).then(|| end.max(grown))
+    }
+
+    /// Notes that the file reaches up to `end`.
+    pub fn grown(&mut self, end: HostCluster) {
+        self.file_end = self.file_end.max(end);
+    }
+
+    /// The end of what has ever been used of a file that was made longer than that.
+    pub fn unused_end(&self) -> Option<HostCluster> {
+        (self.file_end > self.fresh_from).then_some(self.fresh_from)
+    }
+
+    /// Notes that the file ends at `end`.
+    pub fn cut(&mut self, end: HostCluster) {
+        self.file_end = end;
     }
 
     /// Whether `cluster` is part of the file, at least with its first byte.

@@ -15,7 +15,7 @@ use crate::recover::{Found, recover};
 use crate::start::Files;
 
 /// States that are looked at for each change.
-const STATES: u64 = 1_700_000;
+const STATES: u64 = 100_000;
 /// Moments with up to so many states are enumerated.
 const EFFORT: Effort = Effort { states_per_moment: 64 };
 /// One state in so many is cut off again while it is being used, which gives states of the second order.

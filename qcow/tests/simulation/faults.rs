@@ -12,7 +12,7 @@ use crate::recover::{expect_clean, recover};
 use crate::start::Files;
 
 /// Faults that are tried for each change.
-const FAULTS: u64 = 20_000;
+const FAULTS: u64 = 4_000;
 /// Power cuts after each fault.
 const CUTS: u64 = 3;
 

@@ -10,7 +10,7 @@ use crate::hunt::{expect_none, find, soak_factor};
 use crate::recover::expect_clean;
 
 /// Schedules that are tried for each change.
-const SCHEDULES: u64 = 50_000;
+const SCHEDULES: u64 = 3_000;
 
 /// Carries `case` out, closes the image, and finds it clean. The image it leaves.
 pub fn schedule(case: &Case) -> Vec<u8> {

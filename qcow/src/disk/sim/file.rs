@@ -57,14 +57,17 @@ impl File {
         Ok(())
     }
 
-    /// Lets `changes` take effect.
+    /// Lets `changes` take effect. Of a write that happens in part, nothing can lie behind the length that it leaves.
     pub fn apply(&mut self, changes: Vec<Change>, now: Moment) {
-        for change in changes {
+        let (lens, blocks): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|change| matches!(change, Change::Len(_)));
+        for change in lens.into_iter().chain(blocks) {
             match change {
-                Change::Block { index, block } => {
+                Change::Block { index, block } if index * BLOCK_BYTES < self.visible.len() => {
                     self.visible.set_block(index, block.clone());
                     self.unsynced.entry(index).or_default().push((now, block));
                 }
+                Change::Block { .. } => {}
                 Change::Len(len) => {
                     self.visible.set_len(len);
                     self.lens.push((now, len));
