@@ -28,8 +28,7 @@ impl<D: Disk> Qcow2<D> {
     /// Writes all metadata back, and frees what may be freed after that. To be called outside of the drain.
     pub(super) async fn write_back(&self) -> Result<()> {
         self.flush_metadata().await?;
-        self.reclaim().await;
-        Ok(())
+        self.reclaim().await
     }
 
     /// Writes all metadata back in order; whoever asks while that is under way shares the next round.

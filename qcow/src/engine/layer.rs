@@ -87,7 +87,7 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// Brings a slice into memory; however many ask for it, one loads it.
-    async fn load(&self, need: Need) -> Result<()> {
+    pub async fn load(&self, need: Need) -> Result<()> {
         let (kind, key) = match need {
             Need::L2(key) => (TableKind::L2, key),
             Need::Refcounts(key) => (TableKind::Refcounts, key),

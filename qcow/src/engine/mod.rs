@@ -25,6 +25,7 @@ mod open;
 mod options;
 mod read;
 mod reclaim;
+mod regions;
 mod table;
 mod write;
 mod zero;

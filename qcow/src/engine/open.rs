@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words};
+use super::regions::map_regions;
 use super::{Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
 use crate::disk::{Disk, Identity};
@@ -22,7 +23,6 @@ use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
 use crate::meta::map::Map;
 use crate::meta::refs::Refcounts;
-use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::sync::{Exclusive, WaitQueue, lock};
 
@@ -141,19 +141,9 @@ async fn open_qcow2<D: Disk>(
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
-    let (snapshots, table_len) = read_snapshots(&disk, &header, file_len).await?;
+    let snapshots = read_snapshots(&disk, &header, file_len).await?;
     if writable {
-        meta.map_regions(geometry)?;
-        let (first, count) = geometry.host_span(header.snapshots_offset, table_len);
-        if count > 0 {
-            meta.regions.add(Kind::SnapshotTable, first, count)?;
-        }
-        for snapshot in &snapshots {
-            snapshot.check_l1(geometry, file_len)?;
-            let len = u64::from(snapshot.l1_size) * 8;
-            let (first, count) = geometry.host_span(snapshot.l1_table_offset, len);
-            meta.regions.add(Kind::SnapshotL1, first, count)?;
-        }
+        map_regions(&disk, path, &header, &snapshots, &mut meta).await?;
     }
     Ok(Qcow2 {
         disk,

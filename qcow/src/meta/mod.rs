@@ -22,7 +22,7 @@ use alloc::Allocator;
 use busy::BusyClusters;
 use map::Map;
 use order::Sequencer;
-use reclaim::Reclaim;
+use reclaim::{Punched, Reclaim};
 use refs::Refcounts;
 use regions::{Kind, Regions};
 use table::WordTable;
@@ -172,23 +172,46 @@ impl Meta {
         self.map.slices().is_crowded() || self.refs.slices().is_crowded()
     }
 
-    /// Lowers the counts of `count` clusters from `first` on, which share a slice, by one. Tells the allocator which
-    /// become free.
-    pub fn release(&mut self, first: HostCluster, count: u64) -> Asked<Result<()>> {
-        self.refs.get(first)?;
-        for cluster in (Run { first, count, fresh: false }).clusters() {
-            let refs = self.refs.get(cluster)?.unwrap_or(0);
-            if refs == 0 {
-                let number = cluster.get();
-                let what = format!("cluster {number} is referenced but its refcount is zero");
-                return Ok(Err(Error::corrupt(what)));
+    /// How many of the clusters from `first` on can be released in one go, up to `count_max`, and whether this is their
+    /// last reference. What is metadata is never freed; a snapshot's table may lose the reference of the active one.
+    pub fn plan_release(
+        &mut self,
+        first: HostCluster,
+        count_max: u64,
+    ) -> Asked<Result<(u64, bool)>> {
+        let (count, last) = self.refs.same_fate(first, count_max)?;
+        let clear = if last { self.regions.check_clear(first, count) } else { Ok(()) };
+        Ok(clear.map(|()| (count, last)))
+    }
+
+    /// Lowers the counts of clusters that share a slice by one, and tells the allocator which become free. All or, where
+    /// one must not be freed, none.
+    pub fn release(&mut self, punched: Punched<'_>) -> Asked<Result<()>> {
+        let (first, count) = punched.span();
+        let run = Run { first, count, fresh: false };
+        for cluster in run.clusters() {
+            let sound = match self.refs.get(cluster)?.unwrap_or(0) {
+                0 => {
+                    let number = cluster.get();
+                    let what = format!("cluster {number} is referenced but its refcount is zero");
+                    Err(Error::corrupt(what))
+                }
+                1 => self.regions.check_clear(cluster, 1),
+                _ => Ok(()),
+            };
+            if sound.is_err() {
+                return Ok(sound);
             }
+        }
+        for cluster in run.clusters() {
+            let refs = self.refs.get(cluster)?.expect("a block counts it, as just seen");
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
                 self.alloc.freed(cluster);
                 self.map.forget_table(cluster);
             }
         }
+        punched.released();
         Ok(Ok(()))
     }
 
