@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 pub mod check;
 mod claim;
 mod close;
+mod condemn;
 pub mod create;
 mod flush;
 mod grow;

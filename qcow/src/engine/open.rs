@@ -23,6 +23,7 @@ use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
 use crate::meta::map::Map;
 use crate::meta::refs::Refcounts;
+use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::sync::{Exclusive, WaitQueue, lock};
 
@@ -183,6 +184,10 @@ impl<D: Disk> Qcow2<D> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.guarded(self.prepare()).await
+    }
+
+    async fn prepare(&self) -> Result<()> {
         let _structure = self.structure.acquire().await;
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
@@ -204,11 +209,11 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// Makes the changed fields of `header` durable. The caller holds `structure`.
-    async fn write_header(&self, header: Header) -> Result<()> {
+    pub(super) async fn write_header(&self, header: Header) -> Result<()> {
         let at = HostOffset::new(0);
         let mut sector = read_bytes(&self.disk, at, SECTOR_BYTES, "header").await?;
         header.patch_first_sector(&mut sector).map_err(|e| self.named(e))?;
-        self.write_bytes(at, &sector).await?;
+        self.write_metadata(Kind::Header, at, &sector).await?;
         self.barrier().await?;
         *lock(&self.header) = header;
         Ok(())

@@ -161,7 +161,11 @@ mod tests {
         let mut regions = Regions::default();
         regions.add(Kind::L2, cluster(9), 1).expect("clear");
         for (first, count, clear) in [(0, 9, true), (0, 10, false), (9, 1, false), (10, 50, true)] {
-            assert_eq!(regions.check_clear(cluster(first), count).is_ok(), clear, "{first}+{count}");
+            assert_eq!(
+                regions.check_clear(cluster(first), count).is_ok(),
+                clear,
+                "{first}+{count}"
+            );
         }
     }
 }
