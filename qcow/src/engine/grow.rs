@@ -49,8 +49,8 @@ impl<D: Disk> Qcow2<D> {
     fn take_uncounted(&self, lowest: HostCluster, count: u64) -> Result<Run> {
         let mut meta = lock(&self.meta);
         let first = meta.alloc.first_uncounted(lowest);
-        let unused = meta.check_unused(first, count);
-        unused.map_err(|e| self.named(e.context("a refcount block is missing")))?;
+        let uncounted = meta.check_uncounted(first, count);
+        uncounted.map_err(|e| self.named(e.context("a refcount block is missing")))?;
         Ok(meta.alloc.take_uncounted(lowest, count))
     }
 
