@@ -11,8 +11,8 @@ use crate::format::header::Version;
 use crate::sync::lock;
 
 impl<D: Disk> Qcow2<D> {
-    /// Carries out a step of a change. Where it finds the image corrupt, the image is condemned before the step fails. Not
-    /// to be called by who holds `structure`.
+    /// Carries out a step of a change. Where it finds the image corrupt, the image is condemned before the step fails.
+    /// Not to be called by who holds `structure`.
     pub(super) async fn guarded<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         match step.await {
             Err(e) if e.kind() == ErrorKind::Corrupt => Err(self.condemn(e).await),

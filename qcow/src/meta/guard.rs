@@ -80,7 +80,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Fails unless these clusters, which were claimed for metadata or data, lie inside the file and hold no metadata yet.
+    /// Fails unless these clusters, which were claimed, lie inside the file and hold no metadata yet.
     pub fn check_new(
         &self,
         geometry: Geometry,
@@ -91,8 +91,8 @@ impl Meta {
         self.check_place(geometry, "the new cluster", start, len)
     }
 
-    /// Fails unless a table entry may name these clusters from now on: inside the file, clear of metadata, and counted as
-    /// far as their counts are in memory.
+    /// Fails unless a table entry may name these clusters from now on: inside the file, clear of metadata, and counted
+    /// as far as their counts are in memory.
     pub fn check_target(
         &mut self,
         geometry: Geometry,

@@ -205,8 +205,8 @@ mod tests {
     fn a_piece_leaves_only_when_it_is_released() {
         let mut drained = drained();
         let next = |drained: &Drained| drained.next().map(|r| (r.first.get(), r.count));
-        drop(drained.piece(2));
-        drop(drained.piece(2).punched());
+        let _ = drained.piece(2);
+        let _ = drained.piece(2).punched();
         assert_eq!(next(&drained), Some((5, 5)));
         drained.piece(2).punched().released();
         assert_eq!(next(&drained), Some((7, 3)));

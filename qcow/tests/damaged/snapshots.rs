@@ -31,8 +31,8 @@ fn snapshot_l2(bytes: &Bytes) -> u64 {
 }
 
 /// Writing `cluster` fails, condemns the image, and leaves the snapshot's table as it was.
-fn assert_condemned_by_write(bytes: Bytes, cluster: u64) -> Bytes {
-    let table = snapshot_l2(&bytes);
+fn assert_condemned_by_write(bytes: &Bytes, cluster: u64) -> Bytes {
+    let table = snapshot_l2(bytes);
     let world = World::new(1);
     let file = world.add_file(&bytes.0);
     world.block_on(async {
@@ -61,7 +61,7 @@ fn a_guest_cluster_that_maps_the_table_of_a_snapshot() {
     let mut bytes = parted();
     let entry = bytes.l2() + 10 * 8;
     bytes.set_word(entry, snapshot_l2(&bytes) | COPIED);
-    let after = assert_condemned_by_write(bytes, 10);
+    let after = assert_condemned_by_write(&bytes, 10);
     let (_, told) = after.through("qemu-img", &["info", "-f", "qcow2", "--output=json"]);
     assert!(told.contains("\"corrupt\": true"), "{told}");
 }
@@ -70,14 +70,14 @@ fn a_guest_cluster_that_maps_the_table_of_a_snapshot() {
 fn an_l1_entry_that_claims_the_table_of_a_snapshot_for_itself() {
     let mut bytes = shared();
     bytes.set_word(bytes.l1(), snapshot_l2(&bytes) | COPIED);
-    assert_condemned_by_write(bytes, 1);
+    assert_condemned_by_write(&bytes, 1);
 }
 
 #[test]
 fn a_table_of_a_snapshot_that_counts_as_free() {
     let mut bytes = parted();
     bytes.set_count(snapshot_l2(&bytes) / CLUSTER, 0);
-    assert_condemned_by_write(bytes, 20);
+    assert_condemned_by_write(&bytes, 20);
 }
 
 #[test]
