@@ -18,6 +18,9 @@ pub const SNAPSHOT_COUNT_MAX: u32 = 65_536;
 pub const SNAPSHOT_TABLE_BYTES_MAX: u64 = 64 << 20;
 /// Most extra data of one snapshot table entry in bytes (QEMU's `QCOW_MAX_SNAPSHOT_EXTRA_DATA`).
 pub const SNAPSHOT_EXTRA_BYTES_MAX: u32 = 1024;
+/// Most bytes of snapshots' L1 tables that a writable open reads to learn where their L2 tables lie: ours. Tables beyond
+/// are guarded by their refcounts alone.
+pub const SNAPSHOT_L1_BYTES_READ_MAX: u64 = 64 << 20;
 /// Most persistent bitmaps (QEMU's `QCOW2_MAX_BITMAPS`).
 pub const BITMAP_COUNT_MAX: u32 = 65_535;
 /// Largest bitmap directory in bytes (QEMU's `QCOW2_MAX_BITMAP_DIRECTORY_SIZE`).

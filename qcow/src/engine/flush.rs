@@ -27,9 +27,11 @@ impl<D: Disk> Image<D> {
 impl<D: Disk> Qcow2<D> {
     /// Writes all metadata back, and frees what may be freed after that. To be called outside of the drain.
     pub(super) async fn write_back(&self) -> Result<()> {
-        self.flush_metadata().await?;
-        self.reclaim().await;
-        Ok(())
+        self.guarded(async {
+            self.flush_metadata().await?;
+            self.reclaim().await
+        })
+        .await
     }
 
     /// Writes all metadata back in order; whoever asks while that is under way shares the next round.
@@ -62,7 +64,8 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn write_stage(&self, stage: &Stage<'_>) -> Result<()> {
-        let writes = stage.writes.iter().map(|write| self.write_bytes(write.at, write.bytes));
+        let writes =
+            stage.writes.iter().map(|write| self.write_metadata(write.kind, write.at, write.bytes));
         try_join_all(IN_FLIGHT_MAX, writes).await
     }
 }

@@ -13,6 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::limits::REFCOUNT_TABLE_BYTES_MAX;
 use crate::meta::refs::set_count;
+use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::meta::{Meta, Run};
 use crate::sync::lock;
@@ -38,7 +39,7 @@ impl<D: Disk> Qcow2<D> {
         let lowest = self.geometry.refcount_block_first(index);
         let run = self.take_uncounted(lowest, 1)?;
         let made = match self.make_room(run).await {
-            Ok(()) => self.zero_cluster(run.first).await,
+            Ok(()) => self.zero_new(run.first).await,
             failed => failed,
         };
         if let Err(e) = made {
@@ -52,8 +53,8 @@ impl<D: Disk> Qcow2<D> {
     fn take_uncounted(&self, lowest: HostCluster, count: u64) -> Result<Run> {
         let mut meta = lock(&self.meta);
         let first = meta.alloc.first_uncounted(lowest);
-        let clear = meta.regions.check_clear(first, count);
-        clear.map_err(|e| self.named(e.context("a refcount block is missing")))?;
+        let uncounted = meta.check_uncounted(first, count);
+        uncounted.map_err(|e| self.named(e.context("a refcount block is missing")))?;
         Ok(meta.alloc.take_uncounted(lowest, count))
     }
 
@@ -71,7 +72,8 @@ impl<D: Disk> Qcow2<D> {
         let mut meta = lock(&self.meta);
         match result {
             Ok(table) => {
-                let table = WordTable::new(growth.table_offset(self.geometry), table);
+                let offset = self.geometry.host_start(growth.table_first());
+                let table = WordTable::new(offset, table);
                 let blocks = Run { first: growth.first, count: growth.block_count, fresh: false };
                 meta.switch_refcount_table(self.geometry, table, blocks)
             }
@@ -86,16 +88,16 @@ impl<D: Disk> Qcow2<D> {
     async fn install_table(&self, growth: &Growth) -> Result<Vec<u64>> {
         let geometry = self.geometry;
         for (i, block) in growth.blocks(geometry).into_iter().enumerate() {
-            self.write_bytes(geometry.host_start(growth.first.plus(i as u64)), &block).await?;
+            self.write_new(growth.first.plus(i as u64), &block).await?;
         }
         let table = growth.table(geometry, lock(&self.meta).refs.table().words().to_vec());
         let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
-        let offset = growth.table_offset(geometry);
-        self.write_bytes(offset, &bytes).await?;
+        self.write_new(growth.table_first(), &bytes).await?;
         self.barrier().await?;
+        let offset = geometry.host_start(growth.table_first());
         let mut fields = offset.get().to_be_bytes().to_vec();
         fields.extend((growth.table_clusters as u32).to_be_bytes());
-        self.write_bytes(HEADER_TABLE_FIELDS, &fields).await?;
+        self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await?;
         self.barrier().await?;
         let mut header = lock(&self.header);
         header.refcount_table_offset = offset;
@@ -141,8 +143,8 @@ impl Growth {
         Ok(Self { first, block_index, block_count, table_clusters })
     }
 
-    fn table_offset(&self, geometry: Geometry) -> HostOffset {
-        geometry.host_start(self.first.plus(self.block_count))
+    fn table_first(&self) -> HostCluster {
+        self.first.plus(self.block_count)
     }
 
     /// The blocks' bytes: they count themselves and the table.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use crate::addr::{Geometry, HostCluster, HostOffset, SliceKey};
+use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk};
 use crate::error::{Error, Result};
 use crate::foreign::raw::Raw;
@@ -89,7 +89,7 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// Brings a slice into memory; however many ask for it, one loads it.
-    async fn load(&self, need: Need) -> Result<()> {
+    pub async fn load(&self, need: Need) -> Result<()> {
         let (kind, key) = match need {
             Need::L2(key) => (TableKind::L2, key),
             Need::Refcounts(key) => (TableKind::Refcounts, key),
@@ -125,17 +125,36 @@ impl<D: Disk> Qcow2<D> {
         Ok(buffer.to_vec())
     }
 
-    /// Writes `bytes` at `at`.
-    pub async fn write_bytes(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+    /// Writes `bytes` to metadata of `kind`.
+    pub async fn write_metadata(&self, kind: Kind, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        let own = lock(&self.meta).check_metadata(self.geometry, kind, at, bytes.len() as u64);
+        own.map_err(|e| self.named(e.context(format!("a write at {at}"))))?;
+        self.write_bytes(at, bytes).await
+    }
+
+    /// Writes whole clusters from `first` on, which were claimed and are not metadata yet.
+    pub async fn write_new(&self, first: HostCluster, bytes: &[u8]) -> Result<()> {
+        self.check_new(first, self.geometry.clusters_for(bytes.len() as u64))?;
+        self.write_bytes(self.geometry.host_start(first), bytes).await
+    }
+
+    async fn write_bytes(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
         let written = self.disk.write(at, &Buffer::from_bytes(bytes).payload()).await;
         written.map_err(|e| self.named(Error::io(format!("write metadata at {at}"), &e)))
     }
 
-    /// Makes a whole cluster read as zeros, and the file reach its end.
-    pub async fn zero_cluster(&self, cluster: HostCluster) -> Result<()> {
+    /// Makes a whole cluster that was claimed and is not metadata yet read as zeros, and the file reach its end.
+    pub async fn zero_new(&self, cluster: HostCluster) -> Result<()> {
+        self.check_new(cluster, 1)?;
         let (at, len) = (self.geometry.host_start(cluster), self.geometry.cluster_size());
         let zeroed = self.disk.write_zeroes(at, len).await;
         zeroed.map_err(|e| self.named(Error::io(format!("zero the cluster at {at}"), &e)))
+    }
+
+    fn check_new(&self, first: HostCluster, count: ClusterCount) -> Result<()> {
+        let meta = lock(&self.meta);
+        let new = meta.check_writable().and_then(|()| meta.check_new(self.geometry, first, count));
+        new.map_err(|e| self.named(e))
     }
 
     /// Makes everything that has been written durable; after a failure the image takes no more writes.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words};
+use super::regions::map_regions;
 use super::{Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
 use crate::disk::{Disk, Identity};
@@ -141,19 +142,9 @@ async fn open_qcow2<D: Disk>(
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
-    let (snapshots, table_len) = read_snapshots(&disk, &header, file_len).await?;
+    let snapshots = read_snapshots(&disk, &header, file_len).await?;
     if writable {
-        meta.map_regions(geometry)?;
-        let (first, count) = geometry.host_span(header.snapshots_offset, table_len);
-        if count > 0 {
-            meta.regions.add(Kind::SnapshotTable, first, count)?;
-        }
-        for snapshot in &snapshots {
-            snapshot.check_l1(geometry, file_len)?;
-            let len = u64::from(snapshot.l1_size) * 8;
-            let (first, count) = geometry.host_span(snapshot.l1_table_offset, len);
-            meta.regions.add(Kind::SnapshotL1, first, count)?;
-        }
+        map_regions(&disk, path, &header, &snapshots, &mut meta).await?;
     }
     Ok(Qcow2 {
         disk,
@@ -194,6 +185,10 @@ impl<D: Disk> Qcow2<D> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.guarded(self.prepare()).await
+    }
+
+    async fn prepare(&self) -> Result<()> {
         let _structure = self.structure.acquire().await;
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
@@ -215,11 +210,11 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// Makes the changed fields of `header` durable. The caller holds `structure`.
-    async fn write_header(&self, header: Header) -> Result<()> {
+    pub(super) async fn write_header(&self, header: Header) -> Result<()> {
         let at = HostOffset::new(0);
         let mut sector = read_bytes(&self.disk, at, SECTOR_BYTES, "header").await?;
         header.patch_first_sector(&mut sector).map_err(|e| self.named(e))?;
-        self.write_bytes(at, &sector).await?;
+        self.write_metadata(Kind::Header, at, &sector).await?;
         self.barrier().await?;
         *lock(&self.header) = header;
         Ok(())

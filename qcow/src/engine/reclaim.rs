@@ -1,10 +1,9 @@
-//! Giving freed clusters back: punching their holes, then lowering their counts.
+//! Giving freed clusters back: carrying out the steps that `meta::reclaim` lays down.
 
 use super::layer::Qcow2;
-use crate::addr::HostCluster;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
-use crate::meta::reclaim::{Drained, Release};
+use crate::meta::reclaim::{Drained, Piece, Punched, Release};
 use crate::sync::lock;
 
 impl<D: Disk> Qcow2<D> {
@@ -12,53 +11,53 @@ impl<D: Disk> Qcow2<D> {
     /// by the next flush.
     ///
     /// What cannot be freed now is kept and tried again later: the space is lost for the moment, nothing else.
-    pub(super) async fn reclaim(&self) {
-        let Some(Drained(releases)) = lock(&self.meta).reclaim.begin(&self.drain) else { return };
-        let mut freeing = Freeing { image: self, left: releases };
-        while let Some(release) = freeing.left.last_mut() {
-            if let Err(e) = self.free(release).await {
-                tracing::warn!("cannot give clusters back for now: {e}");
-                return;
+    ///
+    /// # Errors
+    /// A cluster must not be freed: the image is damaged.
+    pub(super) async fn reclaim(&self) -> Result<()> {
+        let Some(drained) = lock(&self.meta).reclaim.begin(&self.drain) else { return Ok(()) };
+        let mut freeing = Freeing { image: self, left: drained };
+        while let Some(next) = freeing.left.next() {
+            match self.free_some(&mut freeing.left, next).await {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
+                Err(e) => {
+                    tracing::warn!("cannot give clusters back for now: {e}");
+                    break;
+                }
             }
-            freeing.left.pop();
-        }
-    }
-
-    /// Frees `release` piece by piece; after a failure it is what remains to be freed.
-    async fn free(&self, release: &mut Release) -> Result<()> {
-        while release.count > 0 {
-            let first = release.first;
-            let (count, last) =
-                self.ask(|meta| meta.refs.same_fate(first, release.count).map(Ok)).await?;
-            match self.free_alike(first, count, last && release.punch).await {
-                // Damage that was there before. The clusters stay as they are, for `check` to deal with.
-                Err(e) if e.kind() == ErrorKind::Corrupt => tracing::warn!("not freed: {e}"),
-                other => other?,
-            }
-            release.first = first.plus(count);
-            release.count -= count;
         }
         Ok(())
     }
 
-    /// Frees clusters of one slice of counts. Nobody can claim them before their counts are lowered, so until then their
-    /// hole may be punched.
-    async fn free_alike(&self, first: HostCluster, count: u64, punch: bool) -> Result<()> {
-        lock(&self.meta).regions.check_clear(first, count).map_err(|e| self.named(e))?;
-        if punch {
-            let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
-            if let Err(e) = self.disk.punch_hole(start, len).await {
-                tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
-            }
+    /// Frees the first clusters of `next`, as many as share a fate.
+    async fn free_some(&self, drained: &mut Drained, next: Release) -> Result<()> {
+        let (count, last) = self.ask(|meta| meta.plan_release(next.first, next.count)).await?;
+        let piece = drained.piece(count);
+        let punched = if last && next.punch { self.punch(piece).await } else { piece.kept() };
+        let released = lock(&self.meta).release(punched);
+        match released {
+            Ok(released) => released.map_err(|e| self.named(e)),
+            // Their counts were evicted meanwhile: the piece is as it was, and its turn comes again.
+            Err(need) => self.load(need).await.map_err(|e| self.named(e)),
         }
-        self.ask(|meta| meta.release(first, count)).await
+    }
+
+    /// Gives the space of `piece` back to the host. Nobody can claim it before its counts are lowered.
+    async fn punch<'a>(&self, piece: Piece<'a>) -> Punched<'a> {
+        let (first, count) = piece.span();
+        let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
+        if let Err(e) = self.disk.punch_hole(start, len).await {
+            tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
+        }
+        piece.punched()
     }
 }
 
 /// Clusters being freed. What is left when it is dropped waits for the next time.
 struct Freeing<'a, D: Disk> {
     image: &'a Qcow2<D>,
-    left: Vec<Release>,
+    left: Drained,
 }
 
 impl<D: Disk> Drop for Freeing<'_, D> {

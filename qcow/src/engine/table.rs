@@ -24,9 +24,9 @@ impl<D: Disk> Qcow2<D> {
         let table = claimed.run().first;
         match old {
             Some(old) => self.copy_table(old.cluster, table).await?,
-            None => self.zero_cluster(table).await?,
+            None => self.zero_new(table).await?,
         }
-        let linked = lock(&self.meta).link_table(l1, table);
+        let linked = lock(&self.meta).link_table(self.geometry, l1, table);
         linked.map_err(|e| self.named(e))?;
         claimed.keep();
         drop(making);
@@ -39,7 +39,7 @@ impl<D: Disk> Qcow2<D> {
         let at = self.geometry.host_start(from);
         let read = self.disk.read(at, &buffer.payload()).await;
         read.map_err(|e| self.named(Error::io(format!("read the L2 table at {at}"), &e)))?;
-        self.write_bytes(self.geometry.host_start(to), &buffer.to_vec()).await
+        self.write_new(to, &buffer.to_vec()).await
     }
 }
 

@@ -10,7 +10,6 @@ use crate::addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
-use crate::format::entry::{Mapping, Owned};
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::plan::{Held, WriteStep};
 use crate::sync::lock;
@@ -116,8 +115,7 @@ impl<D: Disk> Image<D> {
         }
         let all = if parts.len() == 1 { parts.remove(0) } else { Payload::concat(parts) };
         qcow2.write_data(host, &all).await?;
-        allocation.link();
-        Ok(())
+        qcow2.guarded(async { allocation.link() }).await
     }
 
     /// What the disk holds in `start..end`, a part of one cluster that nobody else can change now.
@@ -197,24 +195,24 @@ impl<D: Disk> Allocation<'_, D> {
     }
 
     /// Maps the guest clusters to the host clusters, which hold their bytes now.
-    fn link(self) {
+    fn link(self) -> Result<()> {
         let image = self.hold.image;
-        {
-            let mut meta = lock(&image.meta);
-            for i in 0..self.hold.held.count {
-                let new = Mapping::Data(Owned { cluster: self.host.plus(i), copied: true });
-                meta.relink(image.geometry, self.hold.held.slot(i), new, false);
-            }
-        }
+        let linked = lock(&image.meta).link_held(image.geometry, &self.hold.held, self.host);
+        linked.map_err(|e| image.named(e))?;
         if let Some(claimed) = self.claimed {
             claimed.keep();
         }
+        Ok(())
     }
 }
 
 impl<D: Disk> Qcow2<D> {
     /// Decides where the next bytes of a write go, and claims what that takes.
     async fn next_part(&self, at: u64, offset: u64, len: u64) -> Result<Part<'_, D>> {
+        self.guarded(self.find_part(at, offset, len)).await
+    }
+
+    async fn find_part(&self, at: u64, offset: u64, len: u64) -> Result<Part<'_, D>> {
         loop {
             let step = self.ask(|meta| meta.plan_write(self.geometry, GuestOffset::new(at), len));
             match step.await? {
@@ -260,7 +258,14 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {
-        lock(&self.meta).check_data(self.geometry, at, from.len()).map_err(|e| self.named(e))?;
+        let checked = {
+            let meta = lock(&self.meta);
+            let writable = meta.check_writable();
+            writable.and_then(|()| meta.check_data(self.geometry, at, from.len()))
+        };
+        if let Err(e) = checked {
+            return self.guarded(async { Err(self.named(e)) }).await;
+        }
         let written = self.disk.write(at, from).await;
         written.map_err(|e| self.named(Error::io(format!("write at {at}"), &e)))
     }

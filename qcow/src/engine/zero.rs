@@ -92,7 +92,8 @@ impl<D: Disk> Image<D> {
     ) -> Result<()> {
         let mut done = 0;
         while done < count {
-            done += self.change_some(qcow2, first.plus(done), count - done, change).await?;
+            let some = self.change_some(qcow2, first.plus(done), count - done, change);
+            done += qcow2.guarded(some).await?;
             if lock(&qcow2.meta).wants_flush() {
                 qcow2.write_back().await?;
             }
@@ -169,16 +170,8 @@ impl<D: Disk> Qcow2<D> {
     fn change_held(&self, hold: &Hold<'_, D>, change: Change, discard: Discard) {
         let mut meta = lock(&self.meta);
         let zero_flag = meta.map.has_zero_flag();
-        for i in 0..hold.held.count {
-            let slot = hold.held.slot(i);
-            let Ok(Ok(old)) = meta.map.mapping(slot) else {
-                panic!("a held entry is in memory and sound")
-            };
-            let new = change.apply(old, zero_flag);
-            if new != old {
-                meta.relink(self.geometry, slot, new, discard == Discard::Unmap);
-            }
-        }
+        let apply = |old| change.apply(old, zero_flag);
+        meta.change_held(self.geometry, &hold.held, apply, discard == Discard::Unmap);
     }
 
     /// The clusters that lie in the range as a whole; one that the end of the disk cuts off counts as whole.

@@ -53,6 +53,8 @@ pub struct DirtySectors {
 #[derive(Debug)]
 pub struct SliceCache {
     entries: HashMap<SliceKey, Entry>,
+    /// How many entries each table has.
+    tables: HashMap<HostCluster, u32>,
     /// Eviction order: second chance.
     queue: VecDeque<SliceKey>,
     dirty: BTreeSet<SliceKey>,
@@ -88,6 +90,7 @@ impl SliceCache {
         let count_max = usize::try_from(bytes_max / slice_bytes).unwrap_or(usize::MAX);
         Self {
             entries: HashMap::new(),
+            tables: HashMap::new(),
             queue: VecDeque::new(),
             dirty: BTreeSet::new(),
             count_max: count_max.max(SLICE_COUNT_MIN),
@@ -117,7 +120,7 @@ impl SliceCache {
 
     /// Promises that the caller will load a missing slice and report with [`Self::finish_load`].
     pub fn begin_load(&mut self, key: SliceKey) {
-        let before = self.entries.insert(key, Entry::Loading);
+        let before = self.put(key, Entry::Loading);
         assert!(before.is_none(), "a slice is loaded once");
     }
 
@@ -129,7 +132,7 @@ impl SliceCache {
         }
         match bytes {
             Some(bytes) => self.insert(key, bytes.into_boxed_slice()),
-            None => drop(self.entries.remove(&key)),
+            None => drop(self.take(key)),
         }
     }
 
@@ -141,15 +144,38 @@ impl SliceCache {
     fn insert(&mut self, key: SliceKey, bytes: Box<[u8]>) {
         assert_eq!(bytes.len(), self.slice_bytes);
         self.make_room();
-        self.entries.insert(key, Entry::Ready(Slice::new(bytes)));
+        self.put(key, Entry::Ready(Slice::new(bytes)));
         self.queue.push_back(key);
+    }
+
+    fn put(&mut self, key: SliceKey, entry: Entry) -> Option<Entry> {
+        let before = self.entries.insert(key, entry);
+        if before.is_none() {
+            *self.tables.entry(key.table).or_insert(0) += 1;
+        }
+        before
+    }
+
+    fn take(&mut self, key: SliceKey) -> Option<Entry> {
+        let entry = self.entries.remove(&key)?;
+        let count = self.tables.get_mut(&key.table).expect("a table with an entry is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.tables.remove(&key.table);
+        }
+        Some(entry)
+    }
+
+    /// Whether any slice of the table in `cluster` is in memory or being loaded.
+    pub fn has_table(&self, cluster: HostCluster) -> bool {
+        self.tables.contains_key(&cluster)
     }
 
     /// Forgets everything about a table of up to `slices` slices: its cluster is free.
     pub fn forget_table(&mut self, table: HostCluster, slices: u32) {
         for index in 0..slices {
             let key = SliceKey { table, index };
-            if let Some(Entry::Ready(slice)) = self.entries.remove(&key) {
+            if let Some(Entry::Ready(slice)) = self.take(key) {
                 assert!(slice.is_evictable(), "a table that is free is not in use");
             }
         }
@@ -222,7 +248,7 @@ impl SliceCache {
             let Some(key) = self.queue.pop_front() else { break };
             match self.entries.get_mut(&key) {
                 Some(Entry::Ready(slice)) if slice.is_evictable() && !slice.recently_used => {
-                    self.entries.remove(&key);
+                    self.take(key);
                 }
                 Some(Entry::Ready(slice)) => {
                     slice.recently_used = false;
@@ -232,5 +258,35 @@ impl SliceCache {
                 Some(Entry::Loading) | None => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(table: u64, index: u32) -> SliceKey {
+        SliceKey { table: HostCluster::new(table), index }
+    }
+
+    #[test]
+    fn a_table_is_there_as_long_as_any_of_its_slices() {
+        let mut cache = SliceCache::new(0, 512);
+        let has = |cache: &SliceCache| cache.has_table(HostCluster::new(7));
+        cache.begin_load(key(7, 0));
+        assert!(has(&cache), "being loaded");
+        cache.finish_load(key(7, 0), None);
+        assert!(!has(&cache), "the load failed");
+        cache.begin_load(key(7, 1));
+        cache.finish_load(key(7, 1), Some(vec![0; 512]));
+        cache.insert_zeroed(key(7, 2));
+        assert!(has(&cache));
+        for table in 100..100 + 4 * SLICE_COUNT_MIN as u64 {
+            cache.insert_zeroed(key(table, 0));
+        }
+        assert!(!has(&cache), "evicted");
+        cache.insert_zeroed(key(7, 3));
+        cache.forget_table(HostCluster::new(7), 8);
+        assert!(!has(&cache), "forgotten");
     }
 }

@@ -196,6 +196,11 @@ impl Map {
         }
     }
 
+    /// Whether `cluster` is, or was and is not free yet, an L2 table of which something may be in memory.
+    pub fn knows_table(&self, cluster: HostCluster) -> bool {
+        self.retired.contains(&cluster) || self.slices.has_table(cluster)
+    }
+
     /// The L1 table.
     pub fn l1(&self) -> &WordTable {
         &self.l1

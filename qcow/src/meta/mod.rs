@@ -3,13 +3,14 @@
 //! Nothing here does I/O or waits. Where an answer needs a part of a table that is not in memory, the question returns
 //! [`Need`], the engine loads that slice and asks again. All of it lies behind one lock that is never held across I/O.
 
-use crate::addr::{Geometry, HostCluster, HostOffset, L1Index, SliceKey};
+use crate::addr::{Geometry, HostCluster, L1Index, SliceKey};
 use crate::error::{Error, Result};
 
 pub mod alloc;
 pub mod busy;
 pub mod cache;
 pub mod drain;
+pub mod guard;
 pub mod map;
 pub mod order;
 pub mod plan;
@@ -22,7 +23,7 @@ use alloc::Allocator;
 use busy::BusyClusters;
 use map::Map;
 use order::Sequencer;
-use reclaim::Reclaim;
+use reclaim::{Punched, Reclaim};
 use refs::Refcounts;
 use regions::{Kind, Regions};
 use table::WordTable;
@@ -110,26 +111,14 @@ impl Meta {
         Ok(())
     }
 
-    /// Fails unless the table in `cluster` lies inside the file.
-    pub fn check_inside(&self, geometry: Geometry, kind: Kind, cluster: HostCluster) -> Result<()> {
-        if self.alloc.is_inside_file(cluster) {
-            return Ok(());
-        }
-        let at = geometry.host_start(cluster);
-        Err(Error::corrupt(format!("{kind} at {at} lies past the end of the file")))
-    }
-
-    /// Fails unless data may lie in `len` bytes at `host`: inside the file, and clear of metadata.
-    pub fn check_data(&self, geometry: Geometry, host: HostOffset, len: u64) -> Result<()> {
-        let (first, count) = geometry.host_span(host, len);
-        if !self.alloc.is_inside_file(first.plus(count - 1)) {
-            return Err(Error::corrupt(format!("data at {host} lies past the end of the file")));
-        }
-        self.regions.check_clear(first, count).map_err(|e| e.context(format!("data at {host}")))
-    }
-
     /// Points `l1` to the L2 table at `table`; the one it pointed to before goes on its way to being free.
-    pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<()> {
+    pub fn link_table(
+        &mut self,
+        geometry: Geometry,
+        l1: L1Index,
+        table: HostCluster,
+    ) -> Result<()> {
+        self.check_target(geometry, table, 1)?;
         let old = self.map.link_table(l1, table)?;
         self.regions.add(Kind::L2, table, 1)?;
         if let Some(old) = old {
@@ -153,6 +142,10 @@ impl Meta {
         table: WordTable,
         blocks: Run,
     ) -> Result<()> {
+        let new = table.span(geometry);
+        for (first, count) in [(blocks.first, blocks.count), new] {
+            self.check_unused(first, count)?;
+        }
         let (first, count) = self.refs.table().span(geometry);
         self.regions.remove(first, count);
         // Nothing on disk names the old table any more.
@@ -162,9 +155,8 @@ impl Meta {
         for block in blocks.clusters() {
             self.regions.add(Kind::RefcountBlock, block, 1)?;
         }
-        let (first, count) = table.span(geometry);
         self.refs.switch_table(table);
-        self.regions.add(Kind::RefcountTable, first, count)
+        self.regions.add(Kind::RefcountTable, new.0, new.1)
     }
 
     /// Whether so much metadata waits for a flush that writers should start one.
@@ -172,23 +164,46 @@ impl Meta {
         self.map.slices().is_crowded() || self.refs.slices().is_crowded()
     }
 
-    /// Lowers the counts of `count` clusters from `first` on, which share a slice, by one. Tells the allocator which
-    /// become free.
-    pub fn release(&mut self, first: HostCluster, count: u64) -> Asked<Result<()>> {
-        self.refs.get(first)?;
-        for cluster in (Run { first, count, fresh: false }).clusters() {
-            let refs = self.refs.get(cluster)?.unwrap_or(0);
-            if refs == 0 {
-                let number = cluster.get();
-                let what = format!("cluster {number} is referenced but its refcount is zero");
-                return Ok(Err(Error::corrupt(what)));
+    /// How many of the clusters from `first` on can be released in one go, up to `count_max`, and whether this is their
+    /// last reference. What is metadata is never freed; a snapshot's table may lose the reference of the active one.
+    pub fn plan_release(
+        &mut self,
+        first: HostCluster,
+        count_max: u64,
+    ) -> Asked<Result<(u64, bool)>> {
+        let (count, last) = self.refs.same_fate(first, count_max)?;
+        let clear = if last { self.regions.check_clear(first, count) } else { Ok(()) };
+        Ok(clear.map(|()| (count, last)))
+    }
+
+    /// Lowers the counts of clusters that share a slice by one, and tells the allocator which become free. All or, where
+    /// one must not be freed, none.
+    pub fn release(&mut self, punched: Punched<'_>) -> Asked<Result<()>> {
+        let (first, count) = punched.span();
+        let run = Run { first, count, fresh: false };
+        for cluster in run.clusters() {
+            let sound = match self.refs.get(cluster)?.unwrap_or(0) {
+                0 => {
+                    let number = cluster.get();
+                    let what = format!("cluster {number} is referenced but its refcount is zero");
+                    Err(Error::corrupt(what))
+                }
+                1 => self.regions.check_clear(cluster, 1),
+                _ => Ok(()),
+            };
+            if sound.is_err() {
+                return Ok(sound);
             }
+        }
+        for cluster in run.clusters() {
+            let refs = self.refs.get(cluster)?.expect("a block counts it, as just seen");
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
                 self.alloc.freed(cluster);
                 self.map.forget_table(cluster);
             }
         }
+        punched.released();
         Ok(Ok(()))
     }
 
@@ -196,7 +211,7 @@ impl Meta {
     pub fn claim(&mut self, count: u64) -> Asked<Result<Claim>> {
         let claim = self.alloc.find_run(&mut self.refs, count)?;
         if let Ok(Claim::Run(run)) = &claim {
-            if let Err(e) = self.regions.check_clear(run.first, run.count) {
+            if let Err(e) = self.check_unused(run.first, run.count) {
                 return Ok(Err(e.context("a refcount of zero is wrong")));
             }
             for cluster in run.clusters() {

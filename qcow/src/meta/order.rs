@@ -17,12 +17,15 @@
 use super::Meta;
 use super::cache::DirtySectors;
 use super::reclaim::Unlinked;
+use super::regions::Kind;
 use super::table::TableSector;
 use crate::addr::{Geometry, HostOffset};
 
 /// One write of metadata.
 #[derive(Debug)]
 pub struct MetaWrite<'a> {
+    /// What lies there.
+    pub kind: Kind,
     /// Where it goes.
     pub at: HostOffset,
     /// What is written.
@@ -50,16 +53,19 @@ impl FlushPlan {
     /// The stages in their order, each to be followed by a barrier. None has to be written where nothing has changed:
     /// then a single barrier makes the data durable.
     pub fn stages<'a>(&'a self, geometry: Geometry) -> Vec<Stage<'a>> {
-        let slice = |s: &'a DirtySectors| {
+        let slice = |kind, s: &'a DirtySectors| {
             let at = geometry.slice_start(s.key).plus(s.offset);
-            MetaWrite { at, bytes: &s.bytes }
+            MetaWrite { kind, at, bytes: &s.bytes }
         };
-        let table = |s: &'a TableSector| MetaWrite { at: s.at, bytes: &s.bytes };
-        let mappings = self.l2.iter().map(slice).chain(self.l1.iter().map(table)).collect();
+        let table = |kind, s: &'a TableSector| MetaWrite { kind, at: s.at, bytes: &s.bytes };
+        let refcounts = self.refcounts.iter().map(|s| slice(Kind::RefcountBlock, s));
+        let refcount_table = self.refcount_table.iter().map(|s| table(Kind::RefcountTable, s));
+        let l2 = self.l2.iter().map(|s| slice(Kind::L2, s));
+        let mappings = l2.chain(self.l1.iter().map(|s| table(Kind::L1, s)));
         let mut stages = vec![
-            Stage { writes: self.refcounts.iter().map(slice).collect() },
-            Stage { writes: self.refcount_table.iter().map(table).collect() },
-            Stage { writes: mappings },
+            Stage { writes: refcounts.collect() },
+            Stage { writes: refcount_table.collect() },
+            Stage { writes: mappings.collect() },
         ];
         // Mappings name clusters whose data must be durable first, even where no count has changed since the last flush.
         let last = stages.pop().filter(|s| !s.writes.is_empty());

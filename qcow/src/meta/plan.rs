@@ -73,7 +73,7 @@ impl Meta {
         if self.busy.free_prefix(cluster, 1) == 0 {
             return Ok(Ok(WriteStep::Busy));
         }
-        let slot = match self.map.place(cluster) {
+        let slot = match self.own_place(cluster) {
             Ok(Place::OwnTable(slot)) => slot,
             Ok(Place::NoTable | Place::SharedTable(_)) => {
                 return Ok(Ok(WriteStep::Table(geometry.l1_index(cluster))));
@@ -86,7 +86,13 @@ impl Meta {
         };
         let count_max = self.reach(geometry, cluster, slot, geometry.clusters_for(inside + len));
         let need = Target::of(first);
-        let count = self.count_with_target(slot, need, count_max)?;
+        // Where the write goes to is checked when it is written; here, what it will set free.
+        if need == Target::New
+            && let Err(e) = self.check_mapping(geometry, first)
+        {
+            return Ok(Err(e));
+        }
+        let count = self.count_with_target(geometry, slot, need, count_max)?;
         Ok(Ok(match need {
             Target::Own(host) => WriteStep::InPlace {
                 host: geometry.host_start(host).plus(inside),
@@ -114,7 +120,7 @@ impl Meta {
         if self.busy.free_prefix(first, 1) == 0 {
             return Ok(Ok(ChangeStep::Busy));
         }
-        let slot = match self.map.place(first) {
+        let slot = match self.own_place(first) {
             Ok(Place::OwnTable(slot)) => slot,
             Ok(Place::SharedTable(_)) => {
                 return Ok(Ok(ChangeStep::Table(geometry.l1_index(first))));
@@ -130,7 +136,8 @@ impl Meta {
         let reach = self.reach(geometry, first, slot, count);
         let mut held = 0;
         while held < reach {
-            match self.map.mapping(Slot { index: slot.index + held as usize, ..slot })? {
+            let next = Slot { index: slot.index + held as usize, ..slot };
+            match self.sound_mapping(geometry, next)? {
                 Ok(_) => held += 1,
                 Err(e) if held == 0 => return Ok(Err(e)),
                 Err(_) => break,
@@ -145,14 +152,38 @@ impl Meta {
         self.busy.free_prefix(first, count.min(in_slice))
     }
 
-    fn count_with_target(&mut self, slot: Slot, first: Target, count_max: u64) -> Asked<u64> {
+    /// As [`super::map::Map::place`], for a change: an error also where a table is shared against what its flag says.
+    fn own_place(&self, cluster: GuestCluster) -> Result<Place> {
+        let place = self.map.place(cluster)?;
+        if let Place::OwnTable(slot) = place {
+            self.check_own_table(slot)?;
+        }
+        Ok(place)
+    }
+
+    /// What the entry at `slot` means, for a change: an error also where what it names cannot be data.
+    fn sound_mapping(&mut self, geometry: Geometry, slot: Slot) -> Asked<Result<Mapping>> {
+        let mapping = self.map.mapping(slot)?;
+        Ok(mapping.and_then(|mapping| self.check_mapping(geometry, mapping).map(|()| mapping)))
+    }
+
+    fn count_with_target(
+        &mut self,
+        geometry: Geometry,
+        slot: Slot,
+        first: Target,
+        count_max: u64,
+    ) -> Asked<u64> {
         let mut count = 1;
         while count < count_max {
             let next = Slot { index: slot.index + count as usize, ..slot };
-            match self.map.mapping(next)? {
-                Ok(mapping) if Target::of(mapping).continues(first, count) => count += 1,
-                _ => break,
+            let Ok(mapping) = self.map.mapping(next)? else { break };
+            let continues = Target::of(mapping).continues(first, count);
+            if !continues || first == Target::New && self.check_mapping(geometry, mapping).is_err()
+            {
+                break;
             }
+            count += 1;
         }
         Ok(count)
     }
@@ -176,8 +207,45 @@ impl Meta {
         self.map.slices_mut().unpin(held.slot.key);
     }
 
-    /// Maps held clusters anew, and sends what they mapped to before on its way to being free.
-    pub fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
+    /// Maps held clusters to consecutive host clusters from `host` on, which hold their bytes now.
+    ///
+    /// # Errors
+    /// These cannot be data; then nothing has been changed.
+    pub fn link_held(&mut self, geometry: Geometry, held: &Held, host: HostCluster) -> Result<()> {
+        self.check_target(geometry, host, held.count)?;
+        for i in 0..held.count {
+            let new = Mapping::Data(Owned { cluster: host.plus(i), copied: true });
+            self.relink(geometry, held.slot(i), new, false);
+        }
+        Ok(())
+    }
+
+    /// Changes what held clusters map to, by `change` from old to new. A new mapping names what the old one named, or
+    /// nothing.
+    pub fn change_held(
+        &mut self,
+        geometry: Geometry,
+        held: &Held,
+        change: impl Fn(Mapping) -> Mapping,
+        punch: bool,
+    ) {
+        for slot in (0..held.count).map(|i| held.slot(i)) {
+            let Ok(Ok(old)) = self.map.mapping(slot) else {
+                panic!("a held entry is in memory and sound")
+            };
+            let new = change(old);
+            assert!(
+                cluster_of(new).is_none_or(|cluster| cluster_of(old) == Some(cluster)),
+                "a change of kind names no other cluster"
+            );
+            if new != old {
+                self.relink(geometry, slot, new, punch);
+            }
+        }
+    }
+
+    /// Maps a held cluster anew, and sends what it mapped to before on its way to being free.
+    fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
         let old = self.map.replace(slot, new);
         let kept = cluster_of(new);
         match old {
