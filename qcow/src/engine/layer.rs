@@ -166,7 +166,7 @@ impl<D: Disk> Qcow2<D> {
         synced.map_err(|e| {
             // The kernel has dropped what it could not write and will not say so again.
             let lost = self.named(Error::io("a flush failed, the image is read-only now", &e));
-            lock(&self.meta).fail(lost.clone());
+            lock(&self.meta).lose_flush(lost.clone());
             lost
         })
     }

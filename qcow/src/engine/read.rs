@@ -144,6 +144,9 @@ impl<D: Disk> Qcow2<D> {
                 Ok(found) => found,
                 Err(e) => return Ok(Err(e)),
             };
+            if let Err(e) = meta.check_survived(at, len) {
+                return Ok(Err(e));
+            }
             let content = match extent {
                 Extent::Unallocated => None,
                 Extent::Zero { host } => Some(Content::Zeros { host }),

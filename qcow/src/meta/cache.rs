@@ -1,6 +1,7 @@
 //! A bounded cache of table slices: loaded once however many ask, never evicted while changed or in use.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 
 use crate::addr::{HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
@@ -206,6 +207,14 @@ impl SliceCache {
     /// Whether any slice waits to be written.
     pub fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
+    }
+
+    /// Whether any of these bytes of a slice may differ from the disk.
+    pub fn is_range_dirty(&self, key: SliceKey, bytes: Range<usize>) -> bool {
+        let Some(Entry::Ready(slice)) = self.entries.get(&key) else { return false };
+        let sectors =
+            bytes.start / SECTOR_BYTES as usize..bytes.end.div_ceil(SECTOR_BYTES as usize);
+        sectors.into_iter().any(|sector| slice.dirty >> sector & 1 == 1)
     }
 
     /// Whether unwritten slices fill half of the cache.

@@ -159,6 +159,22 @@ impl Map {
         old
     }
 
+    /// Whether the entries that map `len` bytes at `at`, which share a slice, are on disk as they are in memory.
+    pub fn is_durable(&self, at: GuestOffset, len: u64) -> bool {
+        let cluster = self.geometry.guest_cluster(at);
+        let count = self.geometry.clusters_for(self.geometry.in_guest_cluster(at) + len);
+        if self.l1.is_word_dirty(self.geometry.l1_index(cluster).0) {
+            return false;
+        }
+        match self.place(cluster) {
+            Ok(Place::OwnTable(slot)) => {
+                let entries = slot.index * 8..(slot.index + count as usize) * 8;
+                !self.slices.is_range_dirty(slot.key, entries)
+            }
+            _ => true,
+        }
+    }
+
     /// Bytes from `at` to the end of what its L2 table covers.
     fn to_table_end(&self, at: GuestOffset) -> u64 {
         let index = self.geometry.l2_index(self.geometry.guest_cluster(at)).0 as u64;

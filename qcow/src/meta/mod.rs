@@ -3,8 +3,8 @@
 //! Nothing here does I/O or waits. Where an answer needs a part of a table that is not in memory, the question returns
 //! [`Need`], the engine loads that slice and asks again. All of it lies behind one lock that is never held across I/O.
 
-use crate::addr::{Geometry, HostCluster, L1Index, SliceKey};
-use crate::error::{Error, Result};
+use crate::addr::{Geometry, GuestOffset, HostCluster, L1Index, SliceKey};
+use crate::error::{Error, ErrorKind, Result};
 
 pub mod alloc;
 pub mod busy;
@@ -59,6 +59,8 @@ pub struct Meta {
     pub flush: Sequencer,
     /// Why this image takes no more writes, once that is so.
     failure: Option<Error>,
+    /// Whether a flush of the file has failed: then the host may have lost whatever was not durable before it.
+    flush_lost: bool,
 }
 
 impl Meta {
@@ -73,6 +75,7 @@ impl Meta {
             reclaim: Reclaim::default(),
             flush: Sequencer::default(),
             failure: None,
+            flush_lost: false,
         }
     }
 
@@ -84,6 +87,25 @@ impl Meta {
     /// Turns the image read-only for good; the first reason stays.
     pub fn fail(&mut self, reason: Error) {
         self.failure.get_or_insert(reason);
+    }
+
+    /// Turns the image read-only because a flush of its file has failed.
+    pub fn lose_flush(&mut self, reason: Error) {
+        self.flush_lost = true;
+        self.fail(reason);
+    }
+
+    /// Fails where the mapping of `len` bytes at `at` may name clusters whose content was lost with a flush. Whatever was
+    /// durable before can still be read.
+    pub fn check_survived(&self, at: GuestOffset, len: u64) -> Result<()> {
+        if !self.flush_lost || self.map.is_durable(at, len) {
+            return Ok(());
+        }
+        let what = format!("what was written at guest offset {:#x} since", at.get());
+        Err(Error::new(
+            ErrorKind::Io,
+            format!("{what} was lost with a flush that failed: open the image again"),
+        ))
     }
 
     /// Learns where all metadata lies, before the image is written to.

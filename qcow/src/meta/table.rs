@@ -53,6 +53,11 @@ impl WordTable {
         !self.dirty.is_empty()
     }
 
+    /// Whether the word at `index` may differ from the disk.
+    pub fn is_word_dirty(&self, index: usize) -> bool {
+        self.dirty.contains(&(index / WORDS_PER_SECTOR))
+    }
+
     /// The changed sectors, for a flush; each must be reported with [`Self::written`].
     pub fn take_dirty(&mut self) -> Vec<TableSector> {
         let dirty = std::mem::take(&mut self.dirty);
