@@ -14,6 +14,7 @@ pub mod check;
 mod claim;
 mod close;
 pub mod create;
+mod dirty;
 mod flush;
 mod grow;
 pub mod info;
