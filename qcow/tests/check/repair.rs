@@ -7,11 +7,8 @@ use qcow::engine::check::{Repair, check};
 use qcow::error::ErrorKind;
 use tempfile::TempDir;
 
-use crate::our_check;
 use crate::qemu::{self, qemu_img, qemu_io};
-
-/// Where the last byte of the incompatible features lies: dirty is bit 0, corrupt bit 1.
-const INCOMPATIBLE_AT: usize = 79;
+use crate::{INCOMPATIBLE_AT, our_check};
 
 fn create(directory: &Path, options: &str) -> PathBuf {
     let path = directory.join("image");

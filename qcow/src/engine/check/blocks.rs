@@ -1,9 +1,9 @@
-//! Refcount blocks for clusters in use that no block counts, and a larger refcount table where it is too short to name
-//! them.
+//! Refcount blocks for clusters in use that no block counts, and a new refcount table that names them.
 //!
 //! All of it lies behind the end of the file, where no table points. What is new counts itself and nothing else; the
-//! counts of the clusters in use are raised once there is a block to hold them. Blocks and table are durable before they
-//! are named: a block by its table entry, a table by the header, in one sector.
+//! counts of the clusters in use are raised once there is a block to hold them. Since new blocks count each other, all of
+//! them come into force at once: when everything is durable, the header is pointed at the new table, in one sector. The
+//! old table is then a leak like any other.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -35,10 +35,7 @@ pub(super) async fn add_missing<D: Disk>(
         let block = plan.block(target.geometry, index);
         write(target, target.geometry.host_start(cluster), &block, "refcount block").await?;
     }
-    match plan.table_clusters {
-        0 => plan.name_in_table(target).await?,
-        _ => plan.switch_table(target, stored).await?,
-    }
+    plan.switch_table(target, stored).await?;
     Ok(true)
 }
 
@@ -47,7 +44,7 @@ struct Plan {
     first: HostCluster,
     /// Table indices of the new blocks, in the order of their places.
     indices: BTreeSet<u64>,
-    /// Clusters of the new table; none if the old one has room.
+    /// Clusters of the new table.
     table_clusters: ClusterCount,
 }
 
@@ -70,16 +67,15 @@ impl Plan {
             return Ok(None);
         }
         let first = HostCluster::new(target.clusters().max(references.len()));
-        let mut plan = Self { first, indices, table_clusters: 0 };
+        let table_clusters = target.header.refcount_table_clusters.into();
+        let mut plan = Self { first, indices, table_clusters };
         // What is added needs counts, too, perhaps in blocks that it takes a larger table to name.
         loop {
             let before = (plan.indices.len(), plan.table_clusters);
-            let covering = plan.covering(geometry, plan.clusters());
+            let covering = plan.covering(geometry);
             plan.indices.extend(covering.filter(is_missing));
             let entries = plan.indices.last().map_or(0, |last| last + 1);
-            if entries > stored.table().len() as u64 {
-                plan.table_clusters = geometry.clusters_for(entries * 8);
-            }
+            plan.table_clusters = plan.table_clusters.max(geometry.clusters_for(entries * 8));
             if (plan.indices.len(), plan.table_clusters) == before {
                 break;
             }
@@ -107,8 +103,9 @@ impl Plan {
         geometry.host_start(self.first.plus(self.indices.len() as u64))
     }
 
-    /// Table indices of the blocks that count `clusters`.
-    fn covering(&self, geometry: Geometry, clusters: Range<u64>) -> Range<u64> {
+    /// Table indices of the blocks, old and new, that count what is added.
+    fn covering(&self, geometry: Geometry) -> Range<u64> {
+        let clusters = self.clusters();
         let index = |cluster: u64| geometry.refcount_block_index(HostCluster::new(cluster));
         index(clusters.start)..index(clusters.end - 1) + 1
     }
@@ -137,7 +134,7 @@ impl Plan {
         stored: &StoredCounts,
     ) -> Result<()> {
         let geometry = target.geometry;
-        for index in self.covering(geometry, self.clusters()) {
+        for index in self.covering(geometry) {
             let Some(place) = stored.block(index).place() else { continue };
             let at = HostOffset::new(place);
             let len = geometry.cluster_size();
@@ -146,17 +143,6 @@ impl Plan {
             write(target, at, &block, "refcount block").await?;
         }
         Ok(())
-    }
-
-    /// Names the new blocks in the table that there is.
-    async fn name_in_table<D: Disk>(&self, target: &Target<'_, D>) -> Result<()> {
-        sync(target).await?;
-        for (&index, cluster) in self.indices.iter().zip(self.blocks()) {
-            let at = target.header.refcount_table_offset.plus(index * 8);
-            let entry = target.geometry.host_start(cluster).get().to_be_bytes();
-            write(target, at, &entry, "refcount table").await?;
-        }
-        sync(target).await
     }
 
     /// Writes a table that names old and new blocks, and points the header to it.
