@@ -38,7 +38,7 @@ pub fn damage(image: &mut Vec<u8>, random: &mut Random) -> Vec<String> {
     told
 }
 
-/// Damages counts of `image` and nothing else, in a few places or many; says how.
+/// Damages counts and COPIED flags of `image` and nothing else, in a few places or many; says how.
 pub fn damage_counts(image: &mut [u8], random: &mut Random) -> Vec<String> {
     let anatomy = Anatomy::of(image);
     let mut told = Vec::new();
@@ -47,6 +47,7 @@ pub fn damage_counts(image: &mut [u8], random: &mut Random) -> Vec<String> {
             0 => lose_blocks(image, &anatomy, random),
             1 => zero_block(image, &anatomy, random),
             2 => shorten_refcount_table(image),
+            3..=5 => turn_flag(image, &anatomy, random),
             _ => change_counts(image, &anatomy, random),
         });
     }
@@ -63,6 +64,20 @@ fn lose_blocks(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> Stri
         image[at..at + 8].fill(0);
     }
     format!("{} refcount blocks lost", lost.len())
+}
+
+/// Turns the COPIED flag of an entry round that names a table or a cluster; compressed ones must not have it.
+fn turn_flag(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> String {
+    let tables = if random.below(4) == 0 { &anatomy.l1 } else { &anatomy.l2 };
+    let Some(table) = pick(tables, random) else { return "no table".into() };
+    let has_flag = |at: &usize| {
+        let entry = read(image, *at);
+        entry & 1 << 62 == 0 && entry & 0x00ff_ffff_ffff_fe00 != 0
+    };
+    let named: Vec<usize> = entries(image, table).filter(has_flag).collect();
+    let Some(&at) = pick(&named, random) else { return "no entry".into() };
+    image[at] ^= 0x80;
+    format!("COPIED flag at {at:#x}")
 }
 
 fn zero_block(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> String {
