@@ -22,8 +22,11 @@ pub(super) async fn repair_dirty<D: Disk>(disk: &D, path: &Path) -> Result<Heade
     tracing::warn!("{file}: the image was not closed cleanly; repairing its reference counts");
     let mut log = |finding: &Finding| tracing::debug!("{file}: {finding}");
     let checked = check(disk, path, Repair::All, &mut log).await;
-    let summary = checked
-        .map_err(|e| e.context("the image was not closed cleanly, and its repair failed"))?;
+    let summary = checked.map_err(|e| {
+        e.context(
+            "not closed cleanly (dirty bit), and its repair failed; try 'qemu-img check -r all'",
+        )
+    })?;
     let header = read_header(disk).await?;
     if !summary.is_clean() || header.incompatible.contains(Incompatible::DIRTY) {
         return Err(Error::corrupt(
