@@ -1,4 +1,4 @@
-//! `qcow check`: whether an image agrees with itself, and the repair of leaks.
+//! `qcow check`: whether an image agrees with itself, and the repair of counts.
 
 use std::path::{Path, PathBuf};
 
@@ -110,11 +110,16 @@ fn check_and_repair(
     let failed = |e: Error| Failure::new(format!("Check failed: {e}")).with_code(CHECK_FAILED);
     let mut summary = block_on(check(disk, path, repair, &mut tell)).map_err(failed)?;
     if rebuild {
-        let message = format!(
-            "{}: rebuilding the refcount structures is not supported yet; nothing was repaired",
-            path.display()
-        );
+        let reason = match repair {
+            Repair::All => "rebuilding the refcount structures is not supported yet",
+            _ => "the refcount structures are damaged: leaks alone cannot be repaired, try -r all",
+        };
+        let message = format!("{}: {reason}; nothing was repaired", path.display());
         return Err(Failure::new(message).with_code(CHECK_FAILED));
+    }
+    if repair == Repair::All && summary.corruptions > 0 {
+        let path = path.display();
+        failure::tell_plain(&format!("{path}: more is wrong than counts; nothing was repaired"));
     }
     let (leaks_fixed, corruptions_fixed) = (summary.leaks_fixed, summary.corruptions_fixed);
     if leaks_fixed + corruptions_fixed > 0 {
@@ -130,7 +135,8 @@ fn check_and_repair(
 fn parse_repair(name: Option<&str>) -> Outcome<Repair> {
     match name {
         None => Ok(Repair::None),
-        Some("leaks" | "all") => Ok(Repair::Leaks),
+        Some("leaks") => Ok(Repair::Leaks),
+        Some("all") => Ok(Repair::All),
         Some(other) => {
             let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
             Err(Failure::usage(COMMAND, message))

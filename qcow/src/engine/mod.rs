@@ -15,6 +15,7 @@ mod claim;
 mod close;
 mod condemn;
 pub mod create;
+mod dirty;
 mod flush;
 mod grow;
 pub mod info;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words};
 use super::regions::map_regions;
@@ -123,8 +124,11 @@ async fn open_qcow2<D: Disk>(
     writable: bool,
     options: &OpenOptions,
 ) -> Result<Qcow2<D>> {
-    let header = read_header(&disk).await?;
+    let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
+    if writable && header.incompatible.contains(Incompatible::DIRTY) {
+        header = repair_dirty(&disk, path).await?;
+    }
     let geometry = header.geometry();
     let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
     let l1 = read_words(&disk, header.l1_table_offset, header.l1_size.into(), "L1 table").await?;
@@ -170,11 +174,6 @@ fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
     }
     if writable && header.incompatible.contains(Incompatible::CORRUPT) {
         return Err(Error::corrupt("Image is corrupt; cannot be opened read/write"));
-    }
-    if writable && header.incompatible.contains(Incompatible::DIRTY) {
-        return Err(Error::unsupported(
-            "the image was not closed cleanly (dirty bit): repair it first, with 'qcow check -r leaks' or, where that is not enough, 'qemu-img check -r all'",
-        ));
     }
     Ok(())
 }

@@ -38,6 +38,61 @@ pub fn damage(image: &mut Vec<u8>, random: &mut Random) -> Vec<String> {
     told
 }
 
+/// Damages counts and COPIED flags of `image` and nothing else, in a few places or many; says how.
+pub fn damage_counts(image: &mut [u8], random: &mut Random) -> Vec<String> {
+    let anatomy = Anatomy::of(image);
+    let mut told = Vec::new();
+    for _ in 0..=random.below(20) {
+        told.push(match random.below(16) {
+            0 => lose_blocks(image, &anatomy, random),
+            1 => zero_block(image, &anatomy, random),
+            2 => shorten_refcount_table(image),
+            3..=5 => turn_flag(image, &anatomy, random),
+            _ => change_counts(image, &anatomy, random),
+        });
+    }
+    told
+}
+
+/// Takes some blocks or all out of the refcount table.
+fn lose_blocks(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> String {
+    let table = &anatomy.refcount_table;
+    let used: Vec<usize> = entries(image, table).filter(|&at| read(image, at) != 0).collect();
+    let one_in = 1 + random.below(4);
+    let lost: Vec<usize> = used.into_iter().filter(|_| random.below(one_in) == 0).collect();
+    for &at in &lost {
+        image[at..at + 8].fill(0);
+    }
+    format!("{} refcount blocks lost", lost.len())
+}
+
+/// Turns the COPIED flag of an entry round that names a table or a cluster; compressed ones must not have it.
+fn turn_flag(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> String {
+    let tables = if random.below(4) == 0 { &anatomy.l1 } else { &anatomy.l2 };
+    let Some(table) = pick(tables, random) else { return "no table".into() };
+    let has_flag = |at: &usize| {
+        let entry = read(image, *at);
+        entry & 1 << 62 == 0 && entry & 0x00ff_ffff_ffff_fe00 != 0
+    };
+    let named: Vec<usize> = entries(image, table).filter(has_flag).collect();
+    let Some(&at) = pick(&named, random) else { return "no entry".into() };
+    image[at] ^= 0x80;
+    format!("COPIED flag at {at:#x}")
+}
+
+fn zero_block(image: &mut [u8], anatomy: &Anatomy, random: &mut Random) -> String {
+    let Some(block) = pick(&anatomy.refcount_blocks, random) else { return "no block".into() };
+    image[block.at..block.at + block.len].fill(0);
+    format!("zeros in the block at {:#x}", block.at)
+}
+
+/// Makes the refcount table too short, if it is longer than it can be.
+fn shorten_refcount_table(image: &mut [u8]) -> String {
+    let clusters = read32(image, 56).div_ceil(2);
+    image[56..60].copy_from_slice(&clusters.to_be_bytes());
+    format!("a refcount table of {clusters} clusters")
+}
+
 fn change_entry(
     image: &mut [u8],
     tables: &[Place],

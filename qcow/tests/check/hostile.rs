@@ -8,7 +8,7 @@ use qcow::engine::check::{CheckSummary, Finding, Repair};
 use tempfile::TempDir;
 
 use crate::our_check;
-use crate::qemu::qemu_img;
+use crate::qemu::{self, qemu_img};
 
 const MIB: u64 = 1 << 20;
 const COPIED: u64 = 1 << 63;
@@ -117,6 +117,22 @@ fn a_hole_of_a_tebibyte_with_a_table_in_every_corner() {
     let (summary, _) = image.check();
     assert_eq!(summary.allocated_clusters, 0);
     assert!(summary.corruptions >= u64::from(entries));
+}
+
+#[test]
+fn thousands_of_missing_refcount_blocks_need_a_larger_refcount_table() {
+    let image = Image::create("512", "1M");
+    let l1_at = MIB;
+    let entries = 1_u32 << 16;
+    image.name_l1(l1_at, entries);
+    let holes = (0..u64::from(entries)).map(|i| ((2 * MIB + i * 1024) | COPIED).to_be_bytes());
+    image.patch(l1_at, &holes.flatten().collect::<Vec<u8>>());
+    image.set_len(2 * MIB + u64::from(entries) * 1024);
+
+    let summary = our_check(&image.path(), Repair::All).outcome.unwrap();
+    assert!(summary.is_clean() && summary.corruptions_fixed >= u64::from(entries), "{summary:?}");
+    assert!(image.check().0.is_clean());
+    assert_eq!(qemu::check(&image.path(), &[]).exit, 0);
 }
 
 #[test]

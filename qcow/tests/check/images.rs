@@ -95,6 +95,12 @@ pub const RECIPES: &[Recipe] = &[
         &[SCATTERED, Snapshot("one"), REWRITTEN],
     ),
     recipe("64-bit counts", &["-o", "refcount_bits=64,cluster_size=1k"], "8M", &[SCATTERED]),
+    recipe(
+        "a long refcount table",
+        &["-o", "refcount_bits=64,cluster_size=512"],
+        "8M",
+        &[Io(&["write -P 1 0 3M", "write -P 2 4M 100k"]), Snapshot("one"), REWRITTEN],
+    ),
     recipe("preallocated", &["-o", "preallocation=metadata,cluster_size=8k"], "8M", &[REWRITTEN]),
     recipe(
         "bitmaps",

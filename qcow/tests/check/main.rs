@@ -14,9 +14,12 @@ use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 use qcow::engine::check::{CheckSummary, Fault, Finding, Repair, check};
 use tempfile::TempDir;
 
+mod counts;
 mod damage;
+mod dirty;
 mod hostile;
 mod images;
+mod interrupted;
 mod qemu;
 mod repair;
 
@@ -24,6 +27,11 @@ use images::RECIPES;
 use qemu::Verdict;
 
 const DAMAGED_IMAGES: u64 = 320;
+
+/// Where the last byte of the incompatible features lies: dirty is bit 0, corrupt bit 1.
+const INCOMPATIBLE_AT: usize = 79;
+/// Where the last byte of the compatible features lies: lazy refcounts is bit 0.
+const COMPATIBLE_AT: usize = 87;
 
 /// What our check said.
 #[derive(Debug)]
@@ -119,8 +127,13 @@ fn damaged_images_are_judged_and_repaired_as_qemu_does() {
     let directory = TempDir::new().unwrap();
     let scratch = directory.path().join("sound");
     let sound: Vec<Vec<u8>> = RECIPES.iter().map(|recipe| recipe.make(&scratch)).collect();
+    each_seed(DAMAGED_IMAGES, |seed| check_damaged(&sound, directory.path(), seed));
+}
+
+/// Runs `case` with `count` seeds times the soak factor, or with the one that is asked for.
+fn each_seed(count: u64, case: impl Fn(u64) + Sync) {
     if let Ok(seed) = std::env::var("CHECK_SEED") {
-        check_damaged(&sound, directory.path(), seed.parse().expect("CHECK_SEED is a number"));
+        case(seed.parse().expect("CHECK_SEED is a number"));
         return;
     }
     let factor = std::env::var("SOAK_FACTOR").ok().and_then(|f| f.parse().ok()).unwrap_or(1);
@@ -131,11 +144,11 @@ fn damaged_images_are_judged_and_repaired_as_qemu_does() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= DAMAGED_IMAGES * factor {
+                    if seed >= count * factor {
                         break;
                     }
                     let _report = SeedReport(seed);
-                    check_damaged(&sound, directory.path(), seed);
+                    case(seed);
                 }
             });
         }

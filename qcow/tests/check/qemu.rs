@@ -1,10 +1,13 @@
 //! Runs `qemu-img` and `qemu-io`, and reads what `qemu-img check` says.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
 /// The key of encrypted images.
 pub const KEY: &str = "secret,id=key,data=secret";
+/// The signal that no program survives.
+const KILL: i32 = 9;
 /// Where the header tells whether an image is encrypted: the last byte of the field.
 const CRYPT_METHOD_AT: usize = 35;
 
@@ -15,14 +18,30 @@ pub fn qemu_img(arguments: &[&str]) {
     assert!(output.status.success(), "qemu-img {arguments:?}: {stderr}");
 }
 
+/// Runs `qemu-img`; says whether it succeeded.
+pub fn qemu_img_may_fail(arguments: &[&str]) -> bool {
+    run("qemu-img", arguments).status.success()
+}
+
 /// Runs commands in `qemu-io`, all of which must succeed.
 pub fn qemu_io(image: &Path, commands: &[&str]) {
+    let output = run_io(image, commands);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-io {commands:?}: {stderr}");
+}
+
+/// Runs commands in a `qemu-io` that is killed after the last one.
+pub fn dying_qemu_io(image: &Path, commands: &[&str]) {
+    let kill = format!("sigraise {KILL}");
+    let output = run_io(image, &[commands, &[&kill]].concat());
+    assert_eq!(output.status.signal(), Some(KILL), "{output:?}");
+}
+
+fn run_io(image: &Path, commands: &[&str]) -> Output {
     let naming = naming(image);
     let mut arguments: Vec<&str> = commands.iter().flat_map(|command| ["-c", *command]).collect();
     arguments.extend(naming.iter().map(String::as_str));
-    let output = run("qemu-io", &arguments);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "qemu-io {arguments:?}: {stderr}");
+    run("qemu-io", &arguments)
 }
 
 /// The arguments that name an image, and the key of an encrypted one.

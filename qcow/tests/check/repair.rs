@@ -7,11 +7,8 @@ use qcow::engine::check::{Repair, check};
 use qcow::error::ErrorKind;
 use tempfile::TempDir;
 
-use crate::our_check;
 use crate::qemu::{self, qemu_img, qemu_io};
-
-/// Where the last byte of the incompatible features lies: dirty is bit 0, corrupt bit 1.
-const INCOMPATIBLE_AT: usize = 79;
+use crate::{INCOMPATIBLE_AT, our_check};
 
 fn create(directory: &Path, options: &str) -> PathBuf {
     let path = directory.join("image");
@@ -55,6 +52,39 @@ fn corruptions_keep_the_image_marked_and_are_left_alone() {
     let summary = our_check(&path, Repair::Leaks).outcome.unwrap();
     assert_eq!((summary.corruptions, summary.leaks, summary.check_errors), (1, 1, 1));
     assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn counts_are_not_corrected_where_more_is_wrong() {
+    // With 64 KiB clusters: refcount table, block, L1 table, L2 table, data, in clusters 1 to 5 and 6.
+    let entry_to = |cluster: u8| vec![0x80, 0, 0, 0, 0, cluster, 0, 0];
+    let damages = [
+        ("data that is the refcount table", 0x40008, entry_to(1)),
+        ("data that is the refcount block", 0x40008, entry_to(2)),
+        ("data that is the L1 table", 0x40008, entry_to(3)),
+        ("data that is the L2 table", 0x40008, entry_to(4)),
+        ("data in the header", 0x40008, vec![0x80, 0, 0, 0, 0, 0, 0x02, 0]),
+        ("data behind the end", 0x40008, entry_to(9)),
+        ("an L2 table behind the end", 0x30000, entry_to(9)),
+        ("a reserved bit", 0x40008, vec![0x81]),
+        ("a refcount block behind the end", 0x10000, entry_to(9)[1..].to_vec()),
+        ("an unaligned refcount block", 0x10006, vec![0x02]),
+    ];
+    for (what, at, bytes) in damages {
+        let directory = TempDir::new().unwrap();
+        let path = create(directory.path(), "cluster_size=64k");
+        qemu_io(&path, &["write -P 1 0 128k"]);
+        patch(&path, |image| {
+            // The last cluster is counted once too often.
+            image[0x2000d] = 2;
+            image[INCOMPATIBLE_AT] = 1;
+            image[at..at + bytes.len()].copy_from_slice(&bytes);
+        });
+        let before = std::fs::read(&path).unwrap();
+        let ours = our_check(&path, Repair::All);
+        assert!(!ours.outcome.as_ref().unwrap().is_clean(), "{what}: {ours:?}");
+        assert!(std::fs::read(&path).unwrap() == before, "{what}: {ours:?}");
+    }
 }
 
 #[test]

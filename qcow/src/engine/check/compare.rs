@@ -118,7 +118,8 @@ impl Comparison<'_, '_> {
             let repaired = false;
             self.tally.note(&Finding::Leaked { cluster, refcount, reference, repaired }, 1);
         } else if refcount < reference {
-            self.tally.note(&Finding::Undercounted { cluster, refcount, reference }, 1);
+            let repaired = false;
+            self.tally.note(&Finding::Undercounted { cluster, refcount, reference, repaired }, 1);
         }
     }
 }

@@ -43,6 +43,8 @@ pub enum Finding {
         refcount: u64,
         /// How often it is used.
         reference: u64,
+        /// Whether the count was raised.
+        repaired: bool,
     },
     /// The COPIED flag of an L1 entry contradicts the L2 table's count.
     CopiedFlagOfTable {
@@ -85,7 +87,8 @@ impl Finding {
         match self {
             Self::Leaked { repaired: true, .. } => Severity::LeakFixed,
             Self::Leaked { .. } => Severity::Leak,
-            Self::CopiedFlagOfTable { repaired: true, .. }
+            Self::Undercounted { repaired: true, .. }
+            | Self::CopiedFlagOfTable { repaired: true, .. }
             | Self::CopiedFlagOfCluster { repaired: true, .. } => Severity::CorruptionFixed,
             Self::RefcountUnknown { .. } | Self::TooManyUnalignedTables | Self::RebuildNeeded => {
                 Severity::CheckError
@@ -101,13 +104,17 @@ impl Finding {
     pub(super) fn needs_rebuild(&self) -> bool {
         matches!(
             self,
-            Self::Undercounted { refcount: 0, .. }
-                | Self::Fault(
-                    Fault::RefcountTableReservedBits { .. }
-                        | Fault::RefcountBlockUnaligned { .. }
-                        | Fault::RefcountBlockShared { .. }
-                )
+            Self::Fault(
+                Fault::RefcountTableReservedBits { .. }
+                    | Fault::RefcountBlockUnaligned { .. }
+                    | Fault::RefcountBlockShared { .. }
+            )
         )
+    }
+
+    /// Whether it casts doubt on the references themselves: a damaged entry may have meant another cluster.
+    pub(super) fn hides_references(&self) -> bool {
+        matches!(self, Self::Fault(_) | Self::RefcountUnknown { .. } | Self::TooManyUnalignedTables)
     }
 }
 
@@ -119,9 +126,9 @@ impl fmt::Display for Finding {
                 let cluster = cluster.get();
                 write!(f, "{verb} cluster {cluster} refcount={refcount} reference={reference}")
             }
-            Self::Undercounted { cluster, refcount, reference } => {
-                let cluster = cluster.get();
-                write!(f, "ERROR cluster {cluster} refcount={refcount} reference={reference}")
+            Self::Undercounted { cluster, refcount, reference, repaired } => {
+                let (verb, cluster) = (verb_of(*repaired), cluster.get());
+                write!(f, "{verb} cluster {cluster} refcount={refcount} reference={reference}")
             }
             Self::CopiedFlagOfTable { l1_index, entry, refcount, repaired } => write!(
                 f,

@@ -1,9 +1,12 @@
 //! `check`: whether an image agrees with itself, and the repair of what can be repaired safely.
 //!
 //! The steps, each a file: [`references`] walks all metadata and counts who points where; [`compare`] holds that against
-//! the counts that the image stores; [`repair`] lowers counts that are too high; [`copied`] checks the COPIED flags of
-//! the active tables against the stored counts. What is found is a [`Finding`], told to the caller at once and added up
-//! in the [`CheckSummary`].
+//! the counts that the image stores; [`blocks`] makes refcount blocks that are missing; [`repair`] corrects counts;
+//! [`copied`] checks the COPIED flags of the active tables against the stored counts. What is found is a [`Finding`],
+//! told to the caller at once and added up in the [`CheckSummary`].
+//!
+//! Each step of a repair is durable before the next one that relies on it, and the dirty bit goes last. So a crash in
+//! between leaves an image that is no worse than before, and that still says so.
 //!
 //! Everything counts as QEMU 10 counts. A hostile image costs no more than its file is worth: memory is bounded by the
 //! clusters of the file, holes are not read, and a table that is named many times is read once and counted many times.
@@ -17,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 
+mod blocks;
 mod compare;
 mod copied;
 mod counts;
@@ -34,6 +38,7 @@ pub use fault::Fault;
 pub use finding::{Finding, Severity};
 pub use tally::CheckSummary;
 
+use references::References;
 use stored::StoredCounts;
 use tally::Tally;
 
@@ -48,6 +53,10 @@ pub enum Repair {
     /// Counts of clusters that fewer tables point to than the image says, which wastes space but endangers nothing; and,
     /// where nothing is wrong beyond that, COPIED flags and the dirty and corrupt bits.
     Leaks,
+    /// All counts, the missing refcount blocks included, COPIED flags, and the dirty and corrupt bits - provided that
+    /// nothing else is wrong. Otherwise nothing is changed: a damaged entry may have meant a cluster that looks unused
+    /// now, and a table that is something else, too, is not to be written to.
+    All,
 }
 
 /// Checks the qcow2 image in `disk`, the file at `path`, and repairs what `repair` allows. Nobody else may write to it
@@ -77,28 +86,58 @@ async fn check_unnamed<D: Disk>(
     if repair != Repair::None && !disk.is_writable() {
         return Err(Error::read_only("cannot be repaired: it is open read-only"));
     }
-    let target = Target::open(disk).await?;
     let mut tally = Tally::new(report);
-    tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
-
-    let mut stored = StoredCounts::read(&target).await?;
-    let found = references::collect(&target, &stored, &mut tally).await?;
-    compare::compare(&target, &found.counts, &mut stored, &mut tally).await?;
-    if repair == Repair::Leaks {
-        if tally.rebuild_needed {
-            // Writing to blocks that are not trustworthy themselves would do harm.
-            tally.note(&Finding::RebuildNeeded, 1);
-            return Ok(tally.summary);
-        }
-        repair::lower_leaked(&target, &found.counts, &mut stored, &mut tally).await?;
+    let mut survey = Survey::make(disk, &mut tally).await?;
+    let is_hopeless = tally.rebuild_needed || repair == Repair::Leaks && tally.uncounted;
+    if repair != Repair::None && is_hopeless {
+        // Writing to blocks that are not trustworthy themselves would do harm.
+        tally.note(&Finding::RebuildNeeded, 1);
+        return Ok(tally.summary);
     }
-    let fix_flags = repair == Repair::Leaks && tally.summary.is_clean();
-    copied::check_flags(&target, &found.tables, &mut stored, fix_flags, &mut tally).await?;
-    if repair == Repair::Leaks && tally.summary.check_errors == 0 && tally.summary.corruptions == 0
-    {
+    let is_counts_only = !tally.references_hidden && !survey.references.overlap_tables;
+    let repair = if repair == Repair::All && !is_counts_only { Repair::None } else { repair };
+    if repair == Repair::All && survey.add_missing_blocks().await? {
+        let mut silent = |_: &Finding| ();
+        let mut again = Tally::new(&mut silent);
+        survey = Survey::make(disk, &mut again).await?;
+        tally.restart_from(&again);
+    }
+    let Survey { target, references, mut stored } = survey;
+    if repair != Repair::None {
+        let (counts, raise) = (&references.counts, repair == Repair::All);
+        repair::correct_counts(&target, counts, &mut stored, raise, &mut tally).await?;
+    }
+    let fix_flags = repair != Repair::None && tally.summary.is_clean();
+    copied::check_flags(&target, &references.tables, &mut stored, fix_flags, &mut tally).await?;
+    let is_sound = tally.summary.check_errors == 0 && tally.summary.corruptions == 0;
+    if repair != Repair::None && is_sound {
         repair::clear_damage_bits(&target).await?;
     }
     Ok(tally.summary)
+}
+
+/// What an image says about its clusters.
+struct Survey<'d, D> {
+    target: Target<'d, D>,
+    references: References,
+    stored: StoredCounts,
+}
+
+impl<'d, D: Disk> Survey<'d, D> {
+    /// Counts the references and holds them against the stored counts.
+    async fn make(disk: &'d D, tally: &mut Tally<'_>) -> Result<Self> {
+        let target = Target::open(disk).await?;
+        tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
+        let mut stored = StoredCounts::read(&target).await?;
+        let references = references::collect(&target, &stored, tally).await?;
+        compare::compare(&target, &references.counts, &mut stored, tally).await?;
+        Ok(Self { target, references, stored })
+    }
+
+    /// Makes the refcount blocks that clusters in use lack; says whether there were any to make.
+    async fn add_missing_blocks(&self) -> Result<bool> {
+        blocks::add_missing(&self.target, &self.references.counts, &self.stored).await
+    }
 }
 
 /// The image under test.

@@ -12,6 +12,7 @@ use super::tables::TableReader;
 use super::tally::Tally;
 use super::uses::{Uses, disjoint};
 use super::{Target, words};
+use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::engine::load::read_snapshots;
 use crate::error::Result;
@@ -32,6 +33,8 @@ pub(super) struct References {
     pub(super) counts: Counts,
     /// The L2 tables: their first bytes, and how often L1 tables name them.
     pub(super) tables: BTreeMap<u64, Uses>,
+    /// A table that a repair would write to is something else, too.
+    pub(super) overlap_tables: bool,
 }
 
 /// Counts the references in the image.
@@ -57,7 +60,8 @@ pub(super) async fn collect<D: Disk>(
     collector.walk_bitmaps().await?;
     // Last, because a block that is anything else, too, is an error of its own.
     collector.count_refcount_blocks(stored);
-    Ok(References { counts: collector.counts, tables })
+    let overlap_tables = collector.finds_overlap(&tables);
+    Ok(References { counts: collector.counts, tables, overlap_tables })
 }
 
 struct Collector<'c, 'd, 'r, D> {
@@ -197,6 +201,26 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
                 }
             }
         }
+    }
+
+    /// Whether the header, the refcount table, the active L1 table or an active L2 table is something else, too.
+    fn finds_overlap(&self, tables: &BTreeMap<u64, Uses>) -> bool {
+        let (header, geometry) = (&self.target.header, self.target.geometry);
+        let fixed = [
+            (HostOffset::new(0), geometry.cluster_size()),
+            (header.refcount_table_offset, geometry.bytes(header.refcount_table_clusters.into())),
+            (header.l1_table_offset, u64::from(header.l1_size) * 8),
+        ];
+        let is_shared = |cluster: HostCluster, uses: u64| {
+            cluster.get() < self.counts.len() && self.counts.get(cluster) > uses
+        };
+        fixed.into_iter().any(|(at, len)| {
+            let (first, count) = geometry.host_span(at, len);
+            (0..count).any(|i| is_shared(first.plus(i), 1))
+        }) || tables
+            .iter()
+            .filter(|(_, uses)| uses.active > 0)
+            .any(|(&at, uses)| is_shared(self.target.cluster_at(at), uses.total))
     }
 
     fn fault(&mut self, fault: Fault, times: u64) {

@@ -1,4 +1,4 @@
-//! Changes to the image: lower counts, and a header that no longer tells of damage.
+//! Changes to the image: counts that agree with the references, and a header that no longer tells of damage.
 //!
 //! Each change is safe on its own, so that a crash at any point leaves an image that is no worse than before.
 
@@ -16,17 +16,21 @@ use crate::disk::{Buffer, Disk};
 use crate::engine::load::read_bytes;
 use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
+use crate::format::header::Header;
 use crate::limits::SECTOR_BYTES;
 use crate::meta::refs::{read_count, set_count};
 
-/// Lowers the counts of leaked clusters to their references, and makes that durable.
-pub(super) async fn lower_leaked<D: Disk>(
+/// Lowers the counts of leaked clusters to their references, with `raise` also raises those that are too low, and makes
+/// that durable. Counts without a block to hold them stay as they are.
+pub(super) async fn correct_counts<D: Disk>(
     target: &Target<'_, D>,
     references: &Counts,
     stored: &mut StoredCounts,
+    raise: bool,
     tally: &mut Tally<'_>,
 ) -> Result<()> {
-    if tally.summary.leaks == 0 {
+    let summary = &tally.summary;
+    if summary.leaks == 0 && (summary.corruptions == 0 || !raise) {
         return Ok(());
     }
     let geometry = target.geometry;
@@ -37,10 +41,12 @@ pub(super) async fn lower_leaked<D: Disk>(
         let read = reader.read(&places, geometry.cluster_size()).await?;
         for ((index, place), bytes) in indices.into_iter().zip(places).zip(read) {
             let clusters = clusters_of(geometry, index, references.len());
-            let mut lowering = Lowering { references, stored, tally };
-            if let Some(mut bytes) = bytes
-                && lowering.lower(geometry.refcount_order(), clusters, &mut bytes)
-            {
+            // A block in a hole of the file holds zeros.
+            let is_used = || raise && references.used_in(clusters.clone()).next().is_some();
+            let zeros = || vec![0; geometry.cluster_size() as usize];
+            let Some(mut bytes) = bytes.or_else(|| is_used().then(zeros)) else { continue };
+            let mut correction = Correction { references, stored, raise, tally };
+            if correction.correct(geometry.refcount_order(), clusters, &mut bytes) {
                 write(target, HostOffset::new(place), &bytes, "refcount block").await?;
             }
         }
@@ -49,26 +55,32 @@ pub(super) async fn lower_leaked<D: Disk>(
     sync(target).await
 }
 
-struct Lowering<'l, 'r> {
-    references: &'l Counts,
-    stored: &'l mut StoredCounts,
-    tally: &'l mut Tally<'r>,
+struct Correction<'c, 'r> {
+    references: &'c Counts,
+    stored: &'c mut StoredCounts,
+    raise: bool,
+    tally: &'c mut Tally<'r>,
 }
 
-impl Lowering<'_, '_> {
-    /// Lowers counts in a block; returns whether there were any to lower.
-    fn lower(&mut self, order: u32, clusters: Range<u64>, block: &mut [u8]) -> bool {
+impl Correction<'_, '_> {
+    /// Corrects counts in a block; returns whether there were any to correct.
+    fn correct(&mut self, order: u32, clusters: Range<u64>, block: &mut [u8]) -> bool {
         let mut changed = false;
+        let repaired = true;
         for (index, cluster) in clusters.map(HostCluster::new).enumerate() {
             let refcount = read_count(block, order, index);
             let reference = self.references.get(cluster);
-            if refcount > reference {
-                set_count(block, order, index, reference);
-                self.stored.set_single(cluster, reference == 1);
-                let repaired = true;
-                self.tally.note(&Finding::Leaked { cluster, refcount, reference, repaired }, 1);
-                changed = true;
-            }
+            let finding = if refcount > reference {
+                Finding::Leaked { cluster, refcount, reference, repaired }
+            } else if refcount < reference && self.raise {
+                Finding::Undercounted { cluster, refcount, reference, repaired }
+            } else {
+                continue;
+            };
+            set_count(block, order, index, reference);
+            self.stored.set_single(cluster, reference == 1);
+            self.tally.note(&finding, 1);
+            changed = true;
         }
         changed
     }
@@ -82,6 +94,11 @@ pub(super) async fn clear_damage_bits<D: Disk>(target: &Target<'_, D>) -> Result
     if header.incompatible == target.header.incompatible {
         return Ok(());
     }
+    write_header(target, &header).await
+}
+
+/// Makes the fixed fields of `header` durable, all of them in one sector.
+pub(super) async fn write_header<D: Disk>(target: &Target<'_, D>, header: &Header) -> Result<()> {
     let at = HostOffset::new(0);
     let mut sector = read_bytes(target.disk, at, SECTOR_BYTES, "header").await?;
     header.patch_first_sector(&mut sector)?;

@@ -40,12 +40,31 @@ pub(super) struct Tally<'r> {
     pub(super) summary: CheckSummary,
     /// The refcount structures cannot be repaired in place.
     pub(super) rebuild_needed: bool,
+    /// A cluster in use counts zero.
+    pub(super) uncounted: bool,
+    /// Not every reference is known for sure.
+    pub(super) references_hidden: bool,
     report: &'r mut dyn FnMut(&Finding),
 }
 
 impl<'r> Tally<'r> {
     pub(super) fn new(report: &'r mut dyn FnMut(&Finding)) -> Self {
-        Self { summary: CheckSummary::default(), rebuild_needed: false, report }
+        Self {
+            summary: CheckSummary::default(),
+            rebuild_needed: false,
+            uncounted: false,
+            references_hidden: false,
+            report,
+        }
+    }
+
+    /// Goes on from what another check says now, after the refcount structures have changed.
+    pub(super) fn restart_from(&mut self, now: &Tally<'_>) {
+        let before = self.summary;
+        let fixed = |before: u64, now: u64| before.saturating_sub(now);
+        self.summary = now.summary;
+        self.summary.corruptions_fixed = fixed(before.corruptions, now.summary.corruptions);
+        self.summary.leaks_fixed = fixed(before.leaks, now.summary.leaks);
     }
 
     /// Reports `finding`, which applies `times` times.
@@ -55,12 +74,20 @@ impl<'r> Tally<'r> {
         }
         (self.report)(finding);
         self.rebuild_needed |= finding.needs_rebuild();
+        self.uncounted |= matches!(finding, Finding::Undercounted { refcount: 0, .. });
+        self.references_hidden |= finding.hides_references();
         let summary = &mut self.summary;
         let figure = match finding.severity() {
             Severity::Corruption => &mut summary.corruptions,
             Severity::Leak => &mut summary.leaks,
             Severity::CheckError => &mut summary.check_errors,
-            Severity::CorruptionFixed => &mut summary.corruptions_fixed,
+            Severity::CorruptionFixed => {
+                if matches!(finding, Finding::Undercounted { .. }) {
+                    // It was found first and fixed later; flags are fixed as they are found.
+                    summary.corruptions -= times;
+                }
+                &mut summary.corruptions_fixed
+            }
             Severity::LeakFixed => {
                 // It was found first and fixed later.
                 summary.leaks -= times;
