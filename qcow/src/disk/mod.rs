@@ -61,6 +61,10 @@ pub trait Disk: Debug + Send + Sync + Sized + 'static {
     /// Makes durable whatever completed before this call.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 
+    /// Forgets what the host has cached of the file and what is not waiting to be written: after a flush has failed, the
+    /// cache may show what the medium has lost. To be called after a sync; it may block.
+    fn drop_cache(&self) -> io::Result<()>;
+
     /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;
 

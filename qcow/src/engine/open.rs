@@ -124,6 +124,9 @@ async fn open_qcow2<D: Disk>(
     writable: bool,
     options: &OpenOptions,
 ) -> Result<Qcow2<D>> {
+    if writable && options.flushes {
+        see_medium(&disk).await?;
+    }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
     if writable && header.incompatible.contains(Incompatible::DIRTY) {
@@ -166,6 +169,13 @@ async fn open_qcow2<D: Disk>(
         structure: Exclusive::default(),
         growing: Exclusive::default(),
     })
+}
+
+/// Makes sure that what is read from now on is what a power cut would leave. Whoever wrote to the file before may have been
+/// killed before a flush, or died of one that failed: after that the cache shows what the medium never got.
+async fn see_medium<D: Disk>(disk: &D) -> Result<()> {
+    disk.sync().await.map_err(|e| Error::io("Could not flush the file", &e))?;
+    disk.drop_cache().map_err(|e| Error::io("Could not drop what is cached of the file", &e))
 }
 
 fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {

@@ -106,6 +106,10 @@ impl Disk for Mortal {
         Ok(())
     }
 
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.disk.len()
     }

@@ -7,7 +7,7 @@ use qcow::disk::sim::{Fault, Random};
 
 use crate::case::{Case, small_case};
 use crate::drive::{Drive, Ending};
-use crate::hunt::{expect_none, find, soak_factor};
+use crate::hunt::{expect_none, find, message_of, soak_factor};
 use crate::recover::{expect_clean, recover};
 use crate::start::Files;
 
@@ -25,7 +25,9 @@ pub fn faults(case: &Case) -> u64 {
     };
     for operation in 0..operations {
         for fault in Fault::ALL {
-            with_faults(case, &[(operation, fault)]);
+            if let Some(message) = message_of(|| with_faults(case, &[(operation, fault)])) {
+                panic!("with {fault:?} at operation {operation}: {message}");
+            }
         }
     }
     operations * Fault::ALL.len() as u64

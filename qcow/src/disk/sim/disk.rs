@@ -121,6 +121,11 @@ impl Disk for SimDisk {
         self.submit(Effect::Sync).await
     }
 
+    fn drop_cache(&self) -> io::Result<()> {
+        lock(&self.world.state).files[self.file].drop_cache();
+        Ok(())
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(lock(&self.world.state).files[self.file].visible().len())
     }

@@ -1,6 +1,6 @@
 //! One simulated file: what it reads as, what survives a power cut for sure, and what may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::content::{BLOCK_BYTES, Block, Content, pieces};
@@ -20,6 +20,8 @@ pub(super) struct File {
     durable: Content,
     /// What has been done to each block since, oldest first.
     unsynced: BTreeMap<u64, Vec<(Moment, Block)>>,
+    /// Blocks that a failed sync has lost, which the page cache still shows.
+    lost: BTreeSet<u64>,
     /// Lengths the file has had since, oldest first.
     lens: Vec<(Moment, u64)>,
     /// Most bytes that may be stored.
@@ -33,6 +35,7 @@ impl File {
             visible: content.clone(),
             durable: content,
             unsynced: BTreeMap::new(),
+            lost: BTreeSet::new(),
             lens: Vec::new(),
             capacity: u64::MAX,
         }
@@ -87,20 +90,27 @@ impl File {
     }
 
     /// A sync that failed: some of what it was to make durable is lost, and all of it is forgotten. The page cache may
-    /// go on to show what was lost, or not.
+    /// go on to show what was lost, or not. The length is the file system's own and waits for the next sync.
     pub fn fail_sync(&mut self, until: Moment, random: &mut Random) {
         let cache_keeps = random.below(2) == 0;
         for (index, block) in self.take_unsynced(until) {
             if random.below(2) == 0 {
                 self.durable.set_block(index, block);
-            } else if !cache_keeps && !self.unsynced.contains_key(&index) {
-                self.visible.set_block(index, self.durable.block(index));
+            } else {
+                self.lost.insert(index);
             }
         }
-        if let Some(len) = self.take_len(until)
-            && random.below(2) == 0
-        {
-            self.durable.set_len(len);
+        if !cache_keeps {
+            self.drop_cache();
+        }
+    }
+
+    /// Lets reads see the medium, except for what waits to be written.
+    pub fn drop_cache(&mut self) {
+        for index in std::mem::take(&mut self.lost) {
+            if !self.unsynced.contains_key(&index) && index * BLOCK_BYTES < self.visible.len() {
+                self.visible.set_block(index, self.durable.block(index));
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::Whence;
 
 use super::direct::{Alignment, BlockLocks};
@@ -286,6 +286,14 @@ impl Disk for UringDisk {
                 Err(e) if is_transient(&e) => {}
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        match posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+            // A device of characters, or a file system without a cache.
+            Ok(()) | Err(Errno::EINVAL | Errno::ESPIPE | Errno::EOPNOTSUPP) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
 
