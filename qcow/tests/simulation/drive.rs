@@ -12,7 +12,7 @@ use qcow::gate::Gate;
 
 use crate::case::{Case, Op, SECTOR};
 use crate::history::{Began, History};
-use crate::start::{files, initial, sector_bytes};
+use crate::start::{files, initial, sectors};
 
 /// Hands out the image and its backing file.
 #[derive(Clone, Debug)]
@@ -192,9 +192,7 @@ impl<'c> Drive<'c> {
             Op::Write { at, count } => {
                 let value = |sector| stamp | sector;
                 let write = self.history.borrow_mut().begin_write(at..at + count, value);
-                let bytes: Vec<u8> =
-                    (at..at + count).flat_map(|s| sector_bytes(value(s))).collect();
-                let payload = Buffer::from_bytes(&bytes).payload();
+                let payload = Buffer::from_bytes(&sectors((at..at + count).map(value))).payload();
                 let written = self.allow(image.write(at * SECTOR, &payload).await, "write");
                 self.history.borrow_mut().end_write(&write, written.is_ok());
             }

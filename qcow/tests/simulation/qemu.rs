@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::case::{SECTOR, Shape};
 use crate::recover::Found;
-use crate::start::{Files, sector_bytes};
+use crate::start::{Files, sectors};
 
 /// Shows states to QEMU.
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ fn agree(shape: &Shape, files: &Files, found: &Found) {
     let convert = ["convert", "-f", "qcow2", "-O", "raw"];
     let read = run(Command::new("qemu-img").args(convert).arg(&image).arg(&raw));
     assert_eq!(read.0, Some(0), "qemu-img convert after a crash: {}", read.1);
-    let ours: Vec<u8> = found.values.iter().flat_map(|&value| sector_bytes(value)).collect();
+    let ours = sectors(found.values.iter().copied());
     let theirs = std::fs::read(&raw).expect("what QEMU read");
     let differs = ours.chunks(SECTOR as usize).zip(theirs.chunks(SECTOR as usize));
     let first = differs.enumerate().find(|(_, (a, b))| a != b).map(|(sector, _)| sector);

@@ -11,7 +11,7 @@ use qcow::engine::{Format, Image, OpenOptions};
 use crate::case::{SECTOR, Shape, Start};
 use crate::drive::{SimGate, open, read};
 use crate::history::History;
-use crate::start::{Files, initial, sector_bytes};
+use crate::start::{Files, initial, sectors};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -67,9 +67,9 @@ async fn use_again(shape: &Shape, gate: &SimGate, history: &RefCell<History>) {
     let image = open(gate, 1 << 20).await.expect("open");
     let write_all = async |stamp: u64, step: u64| {
         for at in (0..shape.size).step_by(step as usize) {
-            let sectors = at..(at + step).min(shape.size);
-            let write = history.borrow_mut().begin_write(sectors.clone(), |s| stamp | s);
-            let bytes: Vec<u8> = sectors.flat_map(|s| sector_bytes(stamp | s)).collect();
+            let range = at..(at + step).min(shape.size);
+            let write = history.borrow_mut().begin_write(range.clone(), |s| stamp | s);
+            let bytes = sectors(range.map(|s| stamp | s));
             image.write(at * SECTOR, &Buffer::from_bytes(&bytes).payload()).await.expect("write");
             history.borrow_mut().end_write(&write, true);
         }

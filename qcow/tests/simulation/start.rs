@@ -42,9 +42,13 @@ pub fn initial(shape: &Shape, sector: u64) -> u64 {
     }
 }
 
-/// A sector that says on every word whose it is.
-pub fn sector_bytes(stamp: u64) -> impl Iterator<Item = u8> {
-    std::iter::repeat_n(stamp.to_le_bytes(), SECTOR as usize / 8).flatten()
+/// Sectors that say on every word whose they are.
+pub fn sectors(stamps: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for stamp in stamps {
+        bytes.extend_from_slice(&stamp.to_le_bytes().repeat(SECTOR as usize / 8));
+    }
+    bytes
 }
 
 fn make(shape: &Shape) -> Files {
@@ -54,8 +58,8 @@ fn make(shape: &Shape) -> Files {
     }
 }
 
-fn bytes(shape: &Shape, sectors: u64) -> Vec<u8> {
-    (0..sectors).flat_map(|s| sector_bytes(initial(shape, s))).collect()
+fn bytes(shape: &Shape, count: u64) -> Vec<u8> {
+    sectors((0..count).map(|s| initial(shape, s)))
 }
 
 fn by_ourselves(shape: &Shape) -> Files {
