@@ -48,6 +48,7 @@ pub mod format;
 pub mod gate;
 pub mod limits;
 pub mod meta;
+pub mod seeded_bugs;
 pub mod sync;
 
 pub use engine::Image;

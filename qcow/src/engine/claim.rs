@@ -5,6 +5,7 @@ use super::layer::Qcow2;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::meta::{Claim, Run};
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 /// Clusters whose count has been raised but that nothing points to yet. Dropped without [`Claimed::keep`], they become
@@ -29,7 +30,9 @@ impl<D: Disk> Claimed<'_, D> {
 
 impl<D: Disk> Drop for Claimed<'_, D> {
     fn drop(&mut self) {
-        if let Some(run) = self.run.take() {
+        if let Some(run) = self.run.take()
+            && !Bug::FailedClaimLeaks.is_seeded()
+        {
             // Nothing points to them, but I/O of the request that failed may still be under way: they go the same way
             // as clusters that were unlinked.
             lock(&self.image.meta).reclaim.unlink(run.first, run.count, false);
@@ -64,6 +67,9 @@ impl<D: Disk> Qcow2<D> {
         // One at a time: no later length may be shorter than an earlier one, and nobody writes behind the end.
         let _growing = self.growing.acquire().await;
         let Some(end) = lock(&self.meta).alloc.growth_for(&run) else { return Ok(()) };
+        if Bug::ClusterAcrossTheEnd.is_seeded() {
+            return Ok(());
+        }
         let len = self.geometry.host_start(end).get();
         let grown = self.disk.set_len(len).await;
         grown.map_err(|e| self.named(Error::io(format!("make the file {len} bytes long"), &e)))?;

@@ -16,6 +16,7 @@ use crate::meta::refs::set_count;
 use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::meta::{Meta, Run};
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 /// Where the header names the refcount table: eight bytes of offset, four bytes of clusters.
@@ -98,7 +99,9 @@ impl<D: Disk> Qcow2<D> {
         let mut fields = offset.get().to_be_bytes().to_vec();
         fields.extend((growth.table_clusters as u32).to_be_bytes());
         self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await?;
-        self.barrier().await?;
+        if !Bug::NoBarrierBeforeLargerTable.is_seeded() {
+            self.barrier().await?;
+        }
         let mut header = lock(&self.header);
         header.refcount_table_offset = offset;
         header.refcount_table_clusters = growth.table_clusters as u32;

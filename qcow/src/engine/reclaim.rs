@@ -4,6 +4,7 @@ use super::layer::Qcow2;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
 use crate::meta::reclaim::{Drained, Piece, Punched, Release};
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 impl<D: Disk> Qcow2<D> {
@@ -34,6 +35,9 @@ impl<D: Disk> Qcow2<D> {
     async fn free_some(&self, drained: &mut Drained, next: Release) -> Result<()> {
         let (count, last) = self.ask(|meta| meta.plan_release(next.first, next.count)).await?;
         let piece = drained.piece(count);
+        if Bug::PunchedAfterFreed.is_seeded() {
+            return self.free_then_punch(piece).await;
+        }
         let punched = if last && next.punch { self.punch(piece).await } else { piece.kept() };
         let released = lock(&self.meta).release(punched);
         match released {
@@ -41,6 +45,18 @@ impl<D: Disk> Qcow2<D> {
             // Their counts were evicted meanwhile: the piece is as it was, and its turn comes again.
             Err(need) => self.load(need).await.map_err(|e| self.named(e)),
         }
+    }
+
+    /// The seeded bug: what [`Punched`] is there to prevent.
+    async fn free_then_punch(&self, piece: Piece<'_>) -> Result<()> {
+        let (first, count) = piece.span();
+        let released = lock(&self.meta).release(piece.kept());
+        if let Err(need) = released {
+            return self.load(need).await;
+        }
+        let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
+        let _ = self.disk.punch_hole(start, len).await;
+        Ok(())
     }
 
     /// Gives the space of `piece` back to the host. Nobody can claim it before its counts are lowered.

@@ -5,6 +5,7 @@ use crate::addr::{HostCluster, L1Index};
 use crate::disk::{Buffer, Disk};
 use crate::error::{Error, Result};
 use crate::format::entry::Owned;
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 impl<D: Disk> Qcow2<D> {
@@ -20,6 +21,14 @@ impl<D: Disk> Qcow2<D> {
         }
         let making = Making { image: self, l1 };
         let old = lock(&self.meta).map.table(l1).map_err(|e| self.named(e))?;
+        if let Some(old) = old
+            && Bug::TableReleasedBeforeClaim.is_seeded()
+        {
+            let claimed = self.claim(1).await.inspect_err(|_| {
+                lock(&self.meta).reclaim.unlink(old.cluster, 1, false);
+            });
+            drop(claimed?);
+        }
         let claimed = self.claim(1).await?;
         let table = claimed.run().first;
         match old {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::plan::{Held, WriteStep};
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 impl<D: Disk> Image<D> {
@@ -101,7 +102,7 @@ impl<D: Disk> Image<D> {
         let end = start + geometry.bytes(allocation.hold.held.count);
         let head = self.old_bytes(start, at).await?;
         let tail = self.old_bytes(at + data.len(), end).await?;
-        let fresh = allocation.fresh();
+        let fresh = allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded();
         let mut host = geometry.host_start(allocation.host);
         let mut parts = Vec::with_capacity(3);
         match head {
@@ -114,6 +115,10 @@ impl<D: Disk> Image<D> {
             tail => parts.extend(tail.payload()),
         }
         let all = if parts.len() == 1 { parts.remove(0) } else { Payload::concat(parts) };
+        if Bug::LinkedBeforeWritten.is_seeded() {
+            allocation.link()?;
+            return qcow2.write_data(host, &all).await;
+        }
         qcow2.write_data(host, &all).await?;
         qcow2.guarded(async { allocation.link() }).await
     }
@@ -121,6 +126,9 @@ impl<D: Disk> Image<D> {
     /// What the disk holds in `start..end`, a part of one cluster that nobody else can change now.
     async fn old_bytes(&self, start: u64, end: u64) -> Result<Old> {
         let len = end - start;
+        if Bug::CopyOnWriteForgets.is_seeded() {
+            return Ok(Old::Zeros(len));
+        }
         // Past the end of the disk there is nothing to keep; zeros, so that a larger disk would read zeros.
         let inside = end.min(self.virtual_size()).saturating_sub(start);
         let mut at = 0;
@@ -176,7 +184,9 @@ pub(super) struct Hold<'a, D: Disk> {
 impl<D: Disk> Drop for Hold<'_, D> {
     fn drop(&mut self) {
         lock(&self.image.meta).release_hold(&self.held);
-        self.image.changed.wake_all();
+        if !Bug::LostWakeup.is_seeded() {
+            self.image.changed.wake_all();
+        }
     }
 }
 

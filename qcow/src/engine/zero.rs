@@ -9,6 +9,7 @@ use crate::disk::{Disk, Payload};
 use crate::error::Result;
 use crate::format::entry::Mapping;
 use crate::meta::plan::ChangeStep;
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 /// Zeros that one write carries where the mapping cannot express them.
@@ -118,7 +119,11 @@ impl<D: Disk> Image<D> {
             }
             ChangeStep::Table(l1) => qcow2.make_table(l1).await.map(|()| 0),
             // Nothing is mapped: there is nothing to free, and without a backing file it reads as zeros.
-            ChangeStep::NoTable { count } if change == Change::Discard || !qcow2.names_backing => {
+            ChangeStep::NoTable { count }
+                if change == Change::Discard
+                    || !qcow2.names_backing
+                    || Bug::ZeroingShowsBacking.is_seeded() =>
+            {
                 Ok(count)
             }
             ChangeStep::NoTable { .. } => {
@@ -156,6 +161,9 @@ impl Change {
             _ if !zero_flag => Mapping::Unallocated,
             (Self::Zero, Mapping::Data(owned)) => zeros(Some(owned)),
             (Self::Zero, Mapping::Zero { preallocated }) => zeros(preallocated),
+            _ if self == Self::Discard && Bug::DiscardShowsBacking.is_seeded() => {
+                Mapping::Unallocated
+            }
             _ => zeros(None),
         }
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::addr::{HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
+use crate::seeded_bugs::Bug;
 
 /// Fewest slices a cache holds, so that one request can always make progress.
 const SLICE_COUNT_MIN: usize = 16;
@@ -81,7 +82,9 @@ impl Slice {
     }
 
     fn is_evictable(&self) -> bool {
-        self.dirty == 0 && !self.writing && self.pins == 0
+        let dirty = self.dirty != 0 && !Bug::DirtySliceEvicted.is_seeded();
+        let writing = self.writing && !Bug::LoadedWhileWritten.is_seeded();
+        !dirty && !writing && self.pins == 0
     }
 }
 

@@ -10,6 +10,7 @@ use crate::addr::{
 };
 use crate::error::{Error, Result};
 use crate::format::entry::{CompressedExtent, L1Entry, L2Entry, Mapping, Owned};
+use crate::seeded_bugs::Bug;
 
 /// What a stretch of the virtual disk reads as, in one image of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +146,8 @@ impl Map {
         };
         let (key, index) = self.geometry.l2_slice(table, self.geometry.l2_index(cluster));
         let slot = Slot { key, index };
-        Ok(if copied { Place::OwnTable(slot) } else { Place::SharedTable(slot) })
+        let own = copied || Bug::SharedTableChangedInPlace.is_seeded();
+        Ok(if own { Place::OwnTable(slot) } else { Place::SharedTable(slot) })
     }
 
     /// Changes what a guest cluster maps to; what it mapped to before. Its slice is in memory.

@@ -20,6 +20,7 @@ use super::reclaim::Unlinked;
 use super::regions::Kind;
 use super::table::TableSector;
 use crate::addr::{Geometry, HostOffset};
+use crate::seeded_bugs::Bug;
 
 /// One write of metadata.
 #[derive(Debug)]
@@ -37,6 +38,19 @@ pub struct MetaWrite<'a> {
 pub struct Stage<'a> {
     /// The writes.
     pub writes: Vec<MetaWrite<'a>>,
+    /// What comes after them.
+    pub barrier: Barrier,
+}
+
+/// What a barrier keeps from coming too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// The refcount table names only blocks that are durable.
+    BeforeRefcountTable,
+    /// Mappings rest on data and counts that are durable.
+    BeforeMappings,
+    /// A flush is acknowledged, and clusters become free, when everything is durable.
+    BeforeAcknowledgement,
 }
 
 /// Everything one flush makes durable.
@@ -62,19 +76,24 @@ impl FlushPlan {
         let refcount_table = self.refcount_table.iter().map(|s| table(Kind::RefcountTable, s));
         let l2 = self.l2.iter().map(|s| slice(Kind::L2, s));
         let mappings = l2.chain(self.l1.iter().map(|s| table(Kind::L1, s)));
-        let mut stages = vec![
-            Stage { writes: refcounts.collect() },
-            Stage { writes: refcount_table.collect() },
-            Stage { writes: mappings.collect() },
+        let stages = [
+            (refcounts.collect(), Barrier::BeforeRefcountTable),
+            (refcount_table.collect(), Barrier::BeforeMappings),
+            (mappings.collect(), Barrier::BeforeAcknowledgement),
         ];
-        // Mappings name clusters whose data must be durable first, even where no count has changed since the last flush.
-        let last = stages.pop().filter(|s| !s.writes.is_empty());
-        let has_mappings = last.is_some();
-        stages.retain(|s| !s.writes.is_empty());
-        if has_mappings && stages.is_empty() {
-            stages.push(Stage { writes: Vec::new() });
+        let mut stages: Vec<_> =
+            stages.into_iter().map(|(writes, barrier)| Stage { writes, barrier }).collect();
+        if stages[1].writes.is_empty() {
+            // Nothing comes between the counts and the mappings. Mappings name clusters whose data must be durable
+            // first, even where no count has changed since the last flush.
+            stages.remove(1);
+            stages[0].barrier = Barrier::BeforeMappings;
         }
-        stages.extend(last);
+        let last = stages.iter().rposition(|stage| !stage.writes.is_empty());
+        stages.truncate(last.map_or(0, |last| last + 1));
+        if let Some(last) = stages.last_mut() {
+            last.barrier = Barrier::BeforeAcknowledgement;
+        }
         stages
     }
 }
@@ -93,10 +112,11 @@ impl Meta {
 
     /// Ends a flush: what it wrote is durable now, or has to be written again.
     pub fn end_flush(&mut self, plan: FlushPlan, success: bool) {
-        plan.refcounts.iter().for_each(|s| self.refs.slices_mut().written(s, success));
-        plan.l2.iter().for_each(|s| self.map.slices_mut().written(s, success));
-        plan.refcount_table.iter().for_each(|s| self.refs.table_mut().written(s, success));
-        plan.l1.iter().for_each(|s| self.map.l1_mut().written(s, success));
+        let written = success || Bug::FailedWriteCountsAsWritten.is_seeded();
+        plan.refcounts.iter().for_each(|s| self.refs.slices_mut().written(s, written));
+        plan.l2.iter().for_each(|s| self.map.slices_mut().written(s, written));
+        plan.refcount_table.iter().for_each(|s| self.refs.table_mut().written(s, written));
+        plan.l1.iter().for_each(|s| self.map.l1_mut().written(s, written));
         if success {
             self.reclaim.add_durable(plan.unlinked.made_durable());
             return;
@@ -134,7 +154,8 @@ pub enum Turn {
 impl Sequencer {
     /// A ticket for the next flush to start.
     pub fn ticket(&self) -> Ticket {
-        Ticket(self.started + 1)
+        let joins = Bug::FlushJoinsTheRunningOne.is_seeded() && self.running;
+        Ticket(self.started + u64::from(!joins))
     }
 
     /// Where `ticket` stands.

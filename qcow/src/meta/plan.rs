@@ -5,6 +5,7 @@ use super::{Asked, Meta};
 use crate::addr::{Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index};
 use crate::error::Result;
 use crate::format::entry::{Mapping, Owned};
+use crate::seeded_bugs::Bug;
 
 /// The next step of a write.
 #[derive(Clone, Copy, Debug)]
@@ -251,6 +252,7 @@ impl Meta {
         match old {
             Mapping::Compressed(extent) => {
                 let (first, count) = geometry.host_span(extent.offset, extent.len);
+                let count = if Bug::CompressedFreedInPart.is_seeded() { 1 } else { count };
                 self.reclaim.unlink(first, count, punch);
             }
             _ => match cluster_of(old) {
@@ -272,7 +274,11 @@ enum Target {
 impl Target {
     fn of(mapping: Mapping) -> Self {
         match mapping {
-            Mapping::Data(Owned { cluster, copied: true }) => Self::Own(cluster),
+            Mapping::Data(Owned { cluster, copied })
+                if copied || Bug::SharedClusterWrittenInPlace.is_seeded() =>
+            {
+                Self::Own(cluster)
+            }
             Mapping::Zero { preallocated: Some(Owned { cluster, copied: true }) } => {
                 Self::Reserved(cluster)
             }

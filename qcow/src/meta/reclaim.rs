@@ -17,6 +17,7 @@
 
 use super::drain::{Drain, Grace};
 use crate::addr::{ClusterCount, HostCluster};
+use crate::seeded_bugs::Bug;
 
 /// Clusters that lose one reference each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +137,10 @@ impl Reclaim {
             return;
         }
         self.unlinked.0.push(Release { first, count, punch });
+        if Bug::ReusedBeforeUnlinkIsDurable.is_seeded() {
+            let unlinked = self.take_unlinked();
+            self.add_durable(unlinked.made_durable());
+        }
     }
 
     /// What the flush that is being planned will make durable.
@@ -165,7 +170,7 @@ impl Reclaim {
         }
         let mut releases = Vec::new();
         self.durable.retain_mut(|batch| {
-            let passed = drain.has_passed(&mut batch.grace);
+            let passed = drain.has_passed(&mut batch.grace) || Bug::ReusedBeforeDrained.is_seeded();
             if passed {
                 releases.append(&mut batch.releases);
             }

@@ -6,6 +6,7 @@ use super::{Asked, Need};
 use crate::addr::{Geometry, HostCluster};
 use crate::error::Result;
 use crate::format::entry::RefcountTableEntry;
+use crate::seeded_bugs::Bug;
 
 /// The counts of all host clusters.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Refcounts {
         let Some(slice) = self.slices.get(key) else { return Err(Need::Refcounts(key)) };
         let bytes = slice.bytes();
         let free = (0..left.min(count_max))
-            .take_while(|i| read_count(bytes, order, index + *i as usize) == 0)
+            .take_while(|i| is_free(read_count(bytes, order, index + *i as usize)))
             .count();
         Ok(Some(free as u64))
     }
@@ -116,7 +117,9 @@ impl Refcounts {
         self.table.set(index, RefcountTableEntry::to_block(self.geometry, block).0);
         let (key, _) = self.geometry.refcount_slice(block, block);
         self.slices.insert_zeroed(key);
-        self.set(block, 1).expect("the slice was just inserted");
+        if !Bug::BlockDoesNotCountItself.is_seeded() {
+            self.set(block, 1).expect("the slice was just inserted");
+        }
     }
 
     /// Goes on with another table, which is on disk and in use.
@@ -153,6 +156,11 @@ impl Refcounts {
         let raw = *self.table.words().get(index)?;
         RefcountTableEntry(raw).parse(self.geometry).ok().flatten()
     }
+}
+
+/// Whether a cluster with this count may be handed out.
+fn is_free(count: u64) -> bool {
+    count == 0 || Bug::UsedClusterIsClaimed.is_seeded() && count == 2
 }
 
 /// The count at `index` of a slice, for entries of `1 << order` bits.

@@ -48,6 +48,8 @@ pub enum Start {
     Snapshot,
     /// Every cluster is compressed. Made by `qemu-img`.
     Compressed,
+    /// So many sectors are written, and nothing behind them.
+    Partly(u64),
 }
 
 /// What kind of image it is.
@@ -86,6 +88,15 @@ impl Shape {
         match self.start {
             Start::Backing(sectors) => Some(sectors),
             _ => None,
+        }
+    }
+
+    /// Sectors of the image itself that are written at first.
+    pub fn written(&self) -> u64 {
+        match self.start {
+            Start::Empty | Start::Backing(_) => 0,
+            Start::Filled | Start::Snapshot | Start::Compressed => self.size,
+            Start::Partly(sectors) => sectors,
         }
     }
 
@@ -250,6 +261,7 @@ impl fmt::Display for Start {
             Self::Filled => write!(f, "filled"),
             Self::Snapshot => write!(f, "snapshot"),
             Self::Compressed => write!(f, "compressed"),
+            Self::Partly(sectors) => write!(f, "partly:{sectors}"),
         }
     }
 }
@@ -263,9 +275,10 @@ impl FromStr for Start {
             "filled" => Self::Filled,
             "snapshot" => Self::Snapshot,
             "compressed" => Self::Compressed,
-            _ => match text.strip_prefix("backing:") {
-                Some(sectors) => Self::Backing(number(sectors)?),
-                None => return Err(format!("no start is called '{text}'")),
+            _ => match text.split_once(':') {
+                Some(("backing", sectors)) => Self::Backing(number(sectors)?),
+                Some(("partly", sectors)) => Self::Partly(number(sectors)?),
+                _ => return Err(format!("no start is called '{text}'")),
             },
         })
     }

@@ -170,3 +170,18 @@ fn no_power_cut_loses_flushed_data() {
     expect_none("CRASH", failure);
     println!("power cuts: {}", tally.summary(start, &sampler));
 }
+
+/// The next clusters to be claimed need a larger refcount table.
+#[test]
+fn a_larger_refcount_table_survives_a_power_cut_anywhere() {
+    let tally = Tally::default();
+    crash(&table_grows(), Effort { states_per_moment: 12 }, &tally, &Sampler::new(500));
+    assert!(tally.states() > 100, "the case has many moments");
+}
+
+/// A case in which the refcount table grows.
+pub fn table_grows() -> Case {
+    let case = "seed=1 start=partly:3960 size=4096 cluster=9 refcount=6 depth=3";
+    let ops = "w3960+20 flush w3980+30 d0+9 w4010+20 flush w5+9 w4030+9 flush w4040+3";
+    format!("{case} {ops}").parse().expect("a case")
+}

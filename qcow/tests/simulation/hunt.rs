@@ -16,6 +16,8 @@ use crate::case::Case;
 const CASES_PER_SEED: u32 = 16;
 /// Steps that making a failing case smaller may take.
 const SHRINK_STEPS_MAX: u32 = 3000;
+/// Milliseconds that it may take.
+const SHRINK_TIME_MAX_MS: u32 = 60_000;
 
 /// A case that fails.
 #[derive(Clone, Debug)]
@@ -91,6 +93,7 @@ fn try_seed(
         cases: CASES_PER_SEED,
         failure_persistence: None,
         max_shrink_iters: SHRINK_STEPS_MAX,
+        max_shrink_time: SHRINK_TIME_MAX_MS,
         ..Config::default()
     };
     let mut bytes = [0; 32];

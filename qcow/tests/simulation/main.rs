@@ -7,9 +7,13 @@
 //! * [`sequences`]: every sequence of two requests, with power cuts at every event.
 //! * [`faults`]: a fault at every operation of a case.
 //!
+//! * `bugs` (with the feature `seeded-bugs`): bugs that engines have really had, each to be found by one of the above.
+//!
 //! Every case is a line of text that says all. What fails is made small, and the command that repeats it is printed.
 //! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them.
 
+#[cfg(feature = "seeded-bugs")]
+mod bugs;
 mod case;
 mod crash;
 mod drive;

@@ -38,7 +38,8 @@ pub fn initial(shape: &Shape, sector: u64) -> u64 {
         Start::Empty => 0,
         Start::Backing(sectors) if sector < sectors => 0xbac0_0000_0000_0000 | sector,
         Start::Backing(_) => 0,
-        Start::Filled | Start::Snapshot | Start::Compressed => 0xf111_0000_0000_0000 | sector,
+        _ if sector >= shape.written() => 0,
+        _ => 0xf111_0000_0000_0000 | sector,
     }
 }
 
@@ -76,9 +77,9 @@ fn by_ourselves(shape: &Shape) -> Files {
     };
     world.block_on(async {
         create(&gate.image, &options).await.expect("create");
-        if shape.start == Start::Filled {
+        if shape.written() > 0 {
             let image = open(&gate, 1 << 20).await.expect("open");
-            let payload = Buffer::from_bytes(&bytes(shape, shape.size)).payload();
+            let payload = Buffer::from_bytes(&bytes(shape, shape.written())).payload();
             image.write(0, &payload).await.expect("fill");
             image.close().await.expect("close");
         }

@@ -1,0 +1,103 @@
+//! Bugs that image engines have really had, to be put back one at a time: they show that the tests can fail.
+//!
+//! Only builds with the feature `seeded-bugs`, which no program turns on, can have any of them; in all others
+//! [`Bug::is_seeded`] is a constant.
+
+/// A bug. What is said of each is what the engine does wrong while it is seeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bug {
+    /// Mappings may reach the disk before the counts and data that they rest on.
+    NoBarrierBeforeMappings,
+    /// A refcount table entry may reach the disk before the block that it names.
+    NoBarrierBeforeRefcountTable,
+    /// A flush is acknowledged before its mappings are durable.
+    NoBarrierBeforeAcknowledgement,
+    /// The header may name a larger refcount table before it is durable.
+    NoBarrierBeforeLargerTable,
+    /// A flush joins the one that is running, which may not carry what it is to make durable.
+    FlushJoinsTheRunningOne,
+    /// After a failed flush the next one succeeds, although the host has forgotten what it could not write.
+    FailedFlushIsTriedAgain,
+    /// Metadata whose write failed counts as written.
+    FailedWriteCountsAsWritten,
+    /// What a failed flush left in the page cache is taken for what is on disk.
+    CacheIsTrusted,
+    /// What a failed flush may have lost is read.
+    LostMappingsAreRead,
+    /// A cluster is freed before its unlink is durable (qcow2-rs).
+    ReusedBeforeUnlinkIsDurable,
+    /// A cluster is freed while requests in flight can still see it.
+    ReusedBeforeDrained,
+    /// A hole is punched after the cluster may have been handed out again (Cloud Hypervisor 8624).
+    PunchedAfterFreed,
+    /// A former L2 table stays in the cache after its cluster is free.
+    StaleTable,
+    /// A new refcount block does not count itself.
+    BlockDoesNotCountItself,
+    /// A cluster that is in use is handed out (Cloud Hypervisor 8358).
+    UsedClusterIsClaimed,
+    /// Clusters claimed for a request that failed are never freed.
+    FailedClaimLeaks,
+    /// A shared L2 table is released before its copy has a place (Cloud Hypervisor 8606).
+    TableReleasedBeforeClaim,
+    /// A cluster that a snapshot shares is written in place (Cloud Hypervisor: COPIED not looked at).
+    SharedClusterWrittenInPlace,
+    /// An L2 table that a snapshot shares is changed in place.
+    SharedTableChangedInPlace,
+    /// A partial write of a shared or unallocated cluster leaves zeros around it (qcow2-rs).
+    CopyOnWriteForgets,
+    /// A reused cluster is taken for one that reads as zeros.
+    ReusedTakenForFresh,
+    /// A cluster is mapped before its data has been written.
+    LinkedBeforeWritten,
+    /// A discard lets the backing file show through (qcow2-rs).
+    DiscardShowsBacking,
+    /// Zeroing where nothing is mapped lets the backing file show through (Cloud Hypervisor 8245).
+    ZeroingShowsBacking,
+    /// What lies behind the end of a short backing file is left as it was in memory.
+    ShortBackingRead,
+    /// Of a compressed cluster that lies in two clusters only one is freed (Cloud Hypervisor 7537).
+    CompressedFreedInPart,
+    /// Changed metadata is evicted from the cache.
+    DirtySliceEvicted,
+    /// Metadata is loaded again while it is being written.
+    LoadedWhileWritten,
+    /// Nobody wakes those who wait for a cluster.
+    LostWakeup,
+    /// A cluster is used that lies across the end of the file.
+    ClusterAcrossTheEnd,
+}
+
+#[cfg(feature = "seeded-bugs")]
+thread_local! {
+    static SEEDED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+impl Bug {
+    /// Whether this thread is to have the bug.
+    #[cfg(feature = "seeded-bugs")]
+    pub(crate) fn is_seeded(self) -> bool {
+        SEEDED.get() == Some(self)
+    }
+
+    /// Whether this thread is to have the bug: never, in this build.
+    #[cfg(not(feature = "seeded-bugs"))]
+    #[expect(clippy::unused_self, reason = "the build with the bugs looks at it")]
+    pub(crate) const fn is_seeded(self) -> bool {
+        false
+    }
+
+    /// Runs `action` with the bug on this thread.
+    #[cfg(feature = "seeded-bugs")]
+    pub fn seeded<T>(self, action: impl FnOnce() -> T) -> T {
+        /// Takes the bug out again, also where `action` panics.
+        struct Restore(Option<Bug>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                SEEDED.set(self.0);
+            }
+        }
+        let _restore = Restore(SEEDED.replace(Some(self)));
+        action()
+    }
+}

@@ -1,0 +1,118 @@
+//! Bugs that image engines have really had, put back one at a time: the tests find each of them.
+
+use std::time::{Duration, Instant};
+
+use proptest::strategy::Strategy;
+use qcow::seeded_bugs::Bug;
+
+use crate::case::{Case, busy_case, small_case};
+use crate::crash::{Effort, Tally, crash, table_grows};
+use crate::faults::faults;
+use crate::hunt::{Failure, find, message_of};
+use crate::qemu::Sampler;
+use crate::schedules::schedule;
+
+/// The longest that the tests may take to find a bug.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The most requests of a case that shows it.
+const REQUESTS_MAX: usize = 10;
+
+/// The tests that find bugs.
+#[derive(Clone, Copy, Debug)]
+enum Finder {
+    Schedules,
+    PowerCuts,
+    Faults,
+    /// Power cuts while the refcount table grows.
+    TableGrowth,
+}
+
+use Finder::{Faults, PowerCuts, Schedules, TableGrowth};
+
+/// Which tests find which bug.
+const BUGS: &[(Bug, Finder)] = &[
+    (Bug::NoBarrierBeforeMappings, PowerCuts),
+    (Bug::NoBarrierBeforeRefcountTable, PowerCuts),
+    (Bug::NoBarrierBeforeAcknowledgement, PowerCuts),
+    (Bug::NoBarrierBeforeLargerTable, TableGrowth),
+    (Bug::FlushJoinsTheRunningOne, PowerCuts),
+    (Bug::FailedFlushIsTriedAgain, Faults),
+    (Bug::FailedWriteCountsAsWritten, Faults),
+    (Bug::CacheIsTrusted, Faults),
+    (Bug::LostMappingsAreRead, Faults),
+    (Bug::ReusedBeforeUnlinkIsDurable, PowerCuts),
+    (Bug::ReusedBeforeDrained, Schedules),
+    (Bug::PunchedAfterFreed, Schedules),
+    (Bug::StaleTable, PowerCuts),
+    (Bug::BlockDoesNotCountItself, Schedules),
+    (Bug::UsedClusterIsClaimed, PowerCuts),
+    (Bug::FailedClaimLeaks, Faults),
+    (Bug::TableReleasedBeforeClaim, Faults),
+    (Bug::SharedClusterWrittenInPlace, PowerCuts),
+    (Bug::SharedTableChangedInPlace, PowerCuts),
+    (Bug::CopyOnWriteForgets, Schedules),
+    (Bug::ReusedTakenForFresh, Schedules),
+    (Bug::LinkedBeforeWritten, PowerCuts),
+    (Bug::DiscardShowsBacking, Schedules),
+    (Bug::ZeroingShowsBacking, Schedules),
+    (Bug::ShortBackingRead, Schedules),
+    (Bug::CompressedFreedInPart, PowerCuts),
+    (Bug::DirtySliceEvicted, Schedules),
+    (Bug::LoadedWhileWritten, Schedules),
+    (Bug::LostWakeup, Schedules),
+    (Bug::ClusterAcrossTheEnd, PowerCuts),
+];
+
+#[test]
+fn every_bug_is_found() {
+    let only = std::env::var("BUG").ok();
+    let missed: Vec<String> = BUGS
+        .iter()
+        .filter(|(bug, _)| only.as_ref().is_none_or(|only| format!("{bug:?}") == *only))
+        .filter_map(|&(bug, finder)| judge(bug, finder).err())
+        .collect();
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// How long it took to find the bug, and how small the case is that shows it; what is wrong with that otherwise.
+fn judge(bug: Bug, finder: Finder) -> Result<(), String> {
+    let Some(failure) = seek(bug, finder) else {
+        return Err(format!("{bug:?}: not found by {finder:?} within {LIMIT:?}"));
+    };
+    let Failure { case, message, found_after } = failure;
+    let seconds = found_after.as_secs_f64();
+    let requests = case.ops.len();
+    println!(
+        "{bug:?}: found by {finder:?} after {seconds:.2} s, shown by {requests} requests: {case}"
+    );
+    println!("    {}", message.lines().take(3).collect::<Vec<_>>().join(" | "));
+    if requests > REQUESTS_MAX {
+        return Err(format!("{bug:?}: the smallest case has {requests} requests: {case}"));
+    }
+    Ok(())
+}
+
+fn seek(bug: Bug, finder: Finder) -> Option<Failure> {
+    let power_cuts = |case: &Case, states_per_moment| {
+        crash(case, Effort { states_per_moment }, &Tally::default(), &Sampler::default());
+    };
+    match finder {
+        Schedules => hunt(bug, busy_case, |case| drop(schedule(case))),
+        PowerCuts => hunt(bug, small_case, |case| power_cuts(case, 64)),
+        Faults => hunt(bug, small_case, |case| drop(faults(case))),
+        TableGrowth => {
+            let (case, start) = (table_grows(), Instant::now());
+            let message = message_of(|| bug.seeded(|| power_cuts(&case, 12)))?;
+            Some(Failure { case, message, found_after: start.elapsed() })
+        }
+    }
+}
+
+fn hunt<S: Strategy<Value = Case>>(
+    bug: Bug,
+    cases: impl Fn() -> S + Sync,
+    test: impl Fn(&Case) + Sync,
+) -> Option<Failure> {
+    let start = Instant::now();
+    find(cases, || start.elapsed() > LIMIT, |case| bug.seeded(|| test(case)))
+}
