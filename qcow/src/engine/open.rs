@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{Header, Version};
+use crate::format::mark::MarkState;
 use crate::gate::Gate;
 use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
 use crate::meta::Meta;
@@ -133,6 +134,8 @@ async fn open_qcow2<D: Disk>(
     } else {
         Vec::new()
     };
+    let mark = header.extensions.mark.as_ref();
+    let may_leak = writable && mark.is_some_and(|mark| mark.state() == MarkState::Unclean);
     let zero_flag = header.version == Version::V3;
     let l1 = WordTable::new(header.l1_table_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
@@ -165,6 +168,7 @@ async fn open_qcow2<D: Disk>(
         names_backing: header.backing_name.is_some(),
         header: Mutex::new(header),
         prepared: AtomicBool::new(false),
+        may_leak: AtomicBool::new(may_leak),
         meta: Mutex::new(meta),
         changed: WaitQueue::default(),
         drain: Drain::default(),
@@ -198,7 +202,8 @@ impl<D: Disk> Qcow2<D> {
             return Ok(());
         }
         let mut header = lock(&self.header).clone();
-        if header.autoclear != Autoclear(0) {
+        let stale = header.autoclear != Autoclear(0);
+        if stale {
             // These bits vouch for data that this engine does not keep up to date.
             if header.autoclear.contains(Autoclear::BITMAPS) {
                 let path = self.path.display();
@@ -209,17 +214,20 @@ impl<D: Disk> Qcow2<D> {
             header.autoclear = Autoclear(0);
             self.write_header(header).await?;
         }
+        let marked = self.mark_unclean().await?;
+        if stale || marked {
+            self.barrier().await?;
+        }
         self.prepared.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Makes the changed fields of `header` durable. The caller holds `structure`.
+    /// Writes the changed fields of `header`. The caller holds `structure`.
     async fn write_header(&self, header: Header) -> Result<()> {
         let at = HostOffset::new(0);
         let mut sector = read_bytes(&self.disk, at, SECTOR_BYTES, "header").await?;
         header.patch_first_sector(&mut sector).map_err(|e| self.named(e))?;
         self.write_bytes(at, &sector).await?;
-        self.barrier().await?;
         *lock(&self.header) = header;
         Ok(())
     }

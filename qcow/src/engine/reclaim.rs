@@ -46,12 +46,17 @@ impl<D: Disk> Qcow2<D> {
     async fn free_alike(&self, first: HostCluster, count: u64, punch: bool) -> Result<()> {
         lock(&self.meta).regions.check_clear(first, count).map_err(|e| self.named(e))?;
         if punch {
-            let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
-            if let Err(e) = self.disk.punch_hole(start, len).await {
-                tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
-            }
+            self.punch(first, count).await;
         }
         self.ask(|meta| meta.release(first, count)).await
+    }
+
+    /// Gives the space of clusters that nobody refers to back to the host, if it takes it.
+    pub(super) async fn punch(&self, first: HostCluster, count: u64) {
+        let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
+        if let Err(e) = self.disk.punch_hole(start, len).await {
+            tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
+        }
     }
 }
 

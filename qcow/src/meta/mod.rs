@@ -14,6 +14,7 @@ pub mod map;
 pub mod order;
 pub mod plan;
 pub mod reclaim;
+pub mod recover;
 pub mod refs;
 pub mod regions;
 pub mod table;
@@ -23,6 +24,7 @@ use busy::BusyClusters;
 use map::Map;
 use order::Sequencer;
 use reclaim::Reclaim;
+use recover::Changes;
 use refs::Refcounts;
 use regions::{Kind, Regions};
 use table::WordTable;
@@ -56,6 +58,8 @@ pub struct Meta {
     pub reclaim: Reclaim,
     /// Who flushes, and who waits for it.
     pub flush: Sequencer,
+    /// What has changed since a scan for leaks began, while there is one.
+    changes: Option<Changes>,
     /// Why this image takes no more writes, once that is so.
     failure: Option<Error>,
 }
@@ -71,6 +75,7 @@ impl Meta {
             regions: Regions::default(),
             reclaim: Reclaim::default(),
             flush: Sequencer::default(),
+            changes: None,
             failure: None,
         }
     }
@@ -132,17 +137,25 @@ impl Meta {
     pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<()> {
         let old = self.map.link_table(l1, table)?;
         self.regions.add(Kind::L2, table, 1)?;
+        self.note_changed(table, 1);
         if let Some(old) = old {
             self.regions.remove(old.cluster, 1);
-            self.reclaim.unlink(old.cluster, 1, false);
+            self.unlink(old.cluster, 1, false);
         }
         Ok(())
+    }
+
+    /// Sends clusters that no table in memory names any more on their way to being free.
+    pub fn unlink(&mut self, first: HostCluster, count: u64, punch: bool) {
+        self.note_changed(first, count);
+        self.reclaim.unlink(first, count, punch);
     }
 
     /// Hooks in the refcount block at `block`, whose zeros are on disk already.
     pub fn add_block(&mut self, index: u64, block: HostCluster) -> Result<()> {
         self.regions.add(Kind::RefcountBlock, block, 1)?;
         self.refs.add_block(index, block);
+        self.note_claimed(&Run { first: block, count: 1, fresh: false });
         Ok(())
     }
 
@@ -155,6 +168,7 @@ impl Meta {
     ) -> Result<()> {
         let (first, count) = self.refs.table().span(geometry);
         self.regions.remove(first, count);
+        self.note_table_gone();
         // Nothing on disk names the old table any more.
         let mut old = Reclaim::default();
         old.unlink(first, count, false);
@@ -176,6 +190,7 @@ impl Meta {
     /// become free.
     pub fn release(&mut self, first: HostCluster, count: u64) -> Asked<Result<()>> {
         self.refs.get(first)?;
+        self.note_changed(first, count);
         for cluster in (Run { first, count, fresh: false }).clusters() {
             let refs = self.refs.get(cluster)?.unwrap_or(0);
             if refs == 0 {
@@ -186,7 +201,9 @@ impl Meta {
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
                 self.alloc.freed(cluster);
-                self.map.forget_table(cluster);
+                if self.map.forget_table(cluster) {
+                    self.note_table_gone();
+                }
             }
         }
         Ok(Ok(()))
@@ -203,6 +220,7 @@ impl Meta {
                 self.refs.set(cluster, 1)?;
             }
             self.alloc.claimed(run);
+            self.note_claimed(run);
         }
         Ok(claim)
     }

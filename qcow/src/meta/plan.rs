@@ -176,17 +176,27 @@ impl Meta {
         self.map.slices_mut().unpin(held.slot.key);
     }
 
+    fn note_linked(&mut self, geometry: Geometry, new: Mapping) {
+        let (first, count) = match (new, cluster_of(new)) {
+            (Mapping::Compressed(extent), _) => geometry.host_span(extent.offset, extent.len),
+            (_, Some(cluster)) => (cluster, 1),
+            (_, None) => return,
+        };
+        self.note_changed(first, count);
+    }
+
     /// Maps held clusters anew, and sends what they mapped to before on its way to being free.
     pub fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
         let old = self.map.replace(slot, new);
         let kept = cluster_of(new);
+        self.note_linked(geometry, new);
         match old {
             Mapping::Compressed(extent) => {
                 let (first, count) = geometry.host_span(extent.offset, extent.len);
-                self.reclaim.unlink(first, count, punch);
+                self.unlink(first, count, punch);
             }
             _ => match cluster_of(old) {
-                Some(cluster) if kept != Some(cluster) => self.reclaim.unlink(cluster, 1, punch),
+                Some(cluster) if kept != Some(cluster) => self.unlink(cluster, 1, punch),
                 _ => {}
             },
         }

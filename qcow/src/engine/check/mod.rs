@@ -22,7 +22,9 @@ mod copied;
 mod counts;
 mod fault;
 mod finding;
+pub(super) mod live;
 mod loose;
+mod mark;
 mod references;
 mod repair;
 mod stored;
@@ -46,7 +48,7 @@ pub enum Repair {
     /// Nothing: it only looks.
     None,
     /// Counts of clusters that fewer tables point to than the image says, which wastes space but endangers nothing; and,
-    /// where nothing is wrong beyond that, COPIED flags and the dirty and corrupt bits.
+    /// where nothing is wrong beyond that, COPIED flags, the dirty and corrupt bits, and the close mark.
     Leaks,
 }
 
@@ -97,6 +99,9 @@ async fn check_unnamed<D: Disk>(
     if repair == Repair::Leaks && tally.summary.check_errors == 0 && tally.summary.corruptions == 0
     {
         repair::clear_damage_bits(&target).await?;
+        if tally.summary.is_clean() {
+            mark::set_clean(&target, &stored, found.counts.len()).await?;
+        }
     }
     Ok(tally.summary)
 }
