@@ -189,7 +189,9 @@ impl Meta {
     pub fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
         let old = self.map.replace(slot, new);
         let kept = cluster_of(new);
-        self.note_linked(geometry, new);
+        if kept.is_none() || kept != cluster_of(old) {
+            self.note_linked(geometry, new);
+        }
         match old {
             Mapping::Compressed(extent) => {
                 let (first, count) = geometry.host_span(extent.offset, extent.len);

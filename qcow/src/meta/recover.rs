@@ -78,7 +78,7 @@ pub struct Leak {
 pub struct Verdict {
     /// Counted higher than named.
     pub leaks: Vec<Leak>,
-    /// Changed meanwhile, and not in agreement now.
+    /// Changed meanwhile, so that nothing can be said of them.
     pub doubtful: Vec<HostCluster>,
     /// The first one that is named more often than it is counted, with its count and references.
     pub undercounted: Option<(HostCluster, u64, u64)>,
@@ -162,18 +162,17 @@ impl Meta {
             let refcount = self.refs.get(cluster)?.unwrap_or(0);
             let reference = references(cluster);
             let changes = self.changes.as_ref();
-            if refcount == reference || changes.is_none_or(|c| c.is_claimed(cluster)) {
-                continue;
-            }
-            let touched = changes.is_some_and(|c| c.is_touched(cluster));
-            match touched {
-                // Whatever named it when the scan came by, it is free now, or this process claimed it since.
-                true if refcount == 0 => {}
-                true => verdict.doubtful.push(cluster),
-                false if refcount > reference => verdict.add_leak(cluster, refcount, reference),
-                false => {
-                    verdict.undercounted.get_or_insert((cluster, refcount, reference));
+            if changes.is_none_or(|changes| changes.is_touched(cluster)) {
+                // Even where the two agree: that may be by chance. At zero nothing is leaked, and from there on all that
+                // this process counts is in order.
+                let in_order = refcount == 0 || changes.is_some_and(|c| c.is_claimed(cluster));
+                if !in_order {
+                    verdict.doubtful.push(cluster);
                 }
+            } else if refcount > reference {
+                verdict.add_leak(cluster, refcount, reference);
+            } else if refcount < reference {
+                verdict.undercounted.get_or_insert((cluster, refcount, reference));
             }
         }
         Ok(verdict)
