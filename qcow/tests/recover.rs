@@ -209,7 +209,7 @@ fn crash_and_recover(
     let mut random = Random::new(seed);
     let world = World::new(seed);
     let file = world.add_file(bytes.unwrap_or_default());
-    let model = RefCell::new(model);
+    let mut model = RefCell::new(model);
     world.block_on(async {
         if bytes.is_none() {
             create(&file, options).await.expect("create");
@@ -227,7 +227,7 @@ fn crash_and_recover(
         let image = open(&file, &mut random).await;
         let crashed = image.needs_recovery();
         assert!(crashed || summary.leaks == 0, "leaks without a mark");
-        model.borrow_mut().check(&image, true).await;
+        model.get_mut().check(&image, true).await;
         let never = AtomicBool::new(false);
         let count = random.below(400);
         let recovery = {
@@ -236,7 +236,7 @@ fn crash_and_recover(
         };
         assert_eq!(recovery.end, RecoveryEnd::Complete);
         assert!(recovery.clusters >= summary.leaks, "{recovery:?} of {}", summary.leaks);
-        model.borrow_mut().check(&image, false).await;
+        model.get_mut().check(&image, false).await;
         image.close().await.expect("close");
         let (after, findings) = checked(&file).await;
         assert!(findings.is_empty() && after.is_clean(), "after the recovery: {findings:#?}");
@@ -245,7 +245,7 @@ fn crash_and_recover(
         let image = open(&file, &mut random).await;
         assert!(!image.needs_recovery());
         requests(&image, &model, &mut random, 200).await;
-        model.borrow_mut().check(&image, false).await;
+        model.get_mut().check(&image, false).await;
         image.close().await.expect("close");
         let (after, findings) = checked(&file).await;
         assert!(findings.is_empty() && after.is_clean(), "in the end: {findings:#?}");
