@@ -438,3 +438,52 @@ fn a_cluster_in_use_that_would_need_its_flag_set_is_left_to_the_repair() {
         assert_eq!((summary.corruptions, summary.leaks), (0, 1), "{findings:?}");
     });
 }
+
+#[test]
+fn in_damaged_images_nothing_gets_worse() {
+    let (_, sound) = left_open(10..20);
+    let sound = sound.to_vec();
+    for seed in seeds(3000) {
+        let _report = SeedReport(seed);
+        let mut random = Random::new(seed);
+        let mut bytes = sound.clone();
+        for _ in 0..1 + random.below(4) {
+            // The header's fields, or the tables behind it.
+            let at =
+                [random.below(13), 512 + random.below(5 * 512)][random.below(5).min(1) as usize];
+            let value = match random.below(4) {
+                0 => random.below(8),
+                1 => random.below(30) << 12 | random.below(2) << 63,
+                2 => 1 << random.below(64),
+                _ => u64::MAX >> random.below(64),
+            };
+            bytes[at as usize * 8..][..8].copy_from_slice(&value.to_be_bytes());
+        }
+        recover_damaged(&bytes, seed);
+    }
+}
+
+/// Recovers where the image can be opened at all, then compares what the check says with what it said before.
+fn recover_damaged(bytes: &[u8], seed: u64) {
+    let world = World::new(seed);
+    let file = world.add_file(bytes);
+    world.block_on(async {
+        let options = OpenOptions { writable: true, backing: false, ..OpenOptions::default() };
+        let image = Image::open(&OneFile(file.clone()), Path::new("image"), &options).await;
+        let Ok(image) = image else { return };
+        let mut ignore = |_: &_| {};
+        let before = check(&file, Path::new("image"), Repair::None, &mut ignore).await;
+        let never = AtomicBool::new(false);
+        let recovered = image.recover_leaks(&never).await;
+        if image.close().await.is_err() {
+            return;
+        }
+        let after = check(&file, Path::new("image"), Repair::None, &mut ignore).await;
+        let (Ok(before), Ok(after)) = (before, after) else { return };
+        println!("seed {seed}: {recovered:?}");
+        assert!(after.corruptions <= before.corruptions, "{before:?}, then {after:?}");
+        if recovered.is_ok_and(|recovery| recovery.end == RecoveryEnd::Corrupt) {
+            assert_eq!(after.leaks, before.leaks);
+        }
+    });
+}
