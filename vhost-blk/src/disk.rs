@@ -8,6 +8,7 @@ use qcow::disk::uring;
 use crate::connection;
 use crate::device::{Device, Shape};
 use crate::image::{DiskImage, open_image};
+use crate::recovery::Recovery;
 use crate::settings::DiskSettings;
 use crate::socket::Socket;
 use crate::stop::Stop;
@@ -28,6 +29,7 @@ pub struct Disk {
     image: DiskImage,
     device: Arc<Device>,
     workers: Vec<Worker>,
+    recovery: Option<Recovery>,
     socket: Socket,
     stop: Stop,
 }
@@ -56,8 +58,9 @@ impl Disk {
         let stop = Stop::new().context("cannot make an eventfd")?;
         let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device));
         let workers = (0..settings.num_queues).map(spawn).collect::<Result<_>>()?;
+        let recovery = Recovery::spawn(&image, &device)?;
         let socket = socket()?;
-        Ok(Self { image, device, workers, socket, stop })
+        Ok(Self { image, device, workers, recovery, socket, stop })
     }
 
     /// A handle to stop the disk with.
@@ -67,12 +70,14 @@ impl Disk {
 
     /// Serves frontends until the disk is stopped, then closes the image.
     pub fn serve(self) -> Outcome {
-        let Self { image, device, workers, socket, stop } = self;
+        let Self { image, device, workers, recovery, socket, stop } = self;
         tracing::info!("{}: serving {} bytes", device.name(), device.bytes());
+        recovery.iter().for_each(Recovery::start);
         let accepted = serve_frontends(&image, &device, &workers, &socket, &stop);
         if let Err(e) = &accepted {
             tracing::error!("{}: {e:#}", device.name());
         }
+        drop(recovery);
         drop(workers);
         device.note_health(image.health());
         if let Err(e) = uring::block_on(image.close()) {
@@ -85,8 +90,8 @@ impl Disk {
 
     /// Closes the image of a disk that will not be served after all.
     pub fn close(self) {
-        let Self { image, workers, .. } = self;
-        drop(workers);
+        let Self { image, workers, recovery, .. } = self;
+        drop((workers, recovery));
         close_unserved(&image);
     }
 }

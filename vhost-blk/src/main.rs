@@ -3,6 +3,7 @@
 //! A [`daemon`] serves [`disk`]s. Each disk has a [`control`] thread, which accepts a frontend on its [`socket`], talks to
 //! it in a [`connection`] by the [`protocol`], and keeps its [`ring_set`]; and one [`worker`] thread per ring, which serves
 //! a [`queue`]: takes [`chain`]s from the [`virtqueue`], parses each into a [`request`], and [`execute`]s it on the image.
+//! After an unclean shutdown one thread more gives leaked clusters back: [`recovery`].
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ mod log;
 mod memory;
 mod protocol;
 mod queue;
+mod recovery;
 mod request;
 mod ring_set;
 mod ring_settings;

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 
 use crate::addr::HostOffset;
 
@@ -61,9 +62,9 @@ pub trait Disk: Debug + Send + Sync + Sized + 'static {
     /// Makes durable whatever completed before this call.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 
-    /// Forgets what the host has cached of the file and what is not waiting to be written: after a flush has failed, the
-    /// cache may show what the medium has lost. To be called after a sync; it may block.
-    fn drop_cache(&self) -> io::Result<()>;
+    /// Forgets what the host has cached of these bytes and what is not waiting to be written: after a flush has failed,
+    /// the cache may show what the medium has lost. To be called after a sync; it may block.
+    fn drop_cache(&self, bytes: Range<u64>) -> io::Result<()>;
 
     /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;

@@ -35,7 +35,7 @@ impl<D: Disk> Drop for Claimed<'_, D> {
         {
             // Nothing points to them, but I/O of the request that failed may still be under way: they go the same way
             // as clusters that were unlinked.
-            lock(&self.image.meta).reclaim.unlink(run.first, run.count, false);
+            lock(&self.image.meta).unlink(run.first, run.count, false);
         }
     }
 }

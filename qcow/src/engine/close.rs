@@ -20,21 +20,25 @@ impl<D: Disk> Image<D> {
         }
         match self.top() {
             Layer::Raw(raw) => raw.flush().await,
-            Layer::Qcow2(qcow2) => qcow2.settle().await,
+            Layer::Qcow2(qcow2) => match qcow2.settle().await? {
+                true => qcow2.mark_clean().await,
+                false => Ok(()),
+            },
         }
     }
 }
 
 impl<D: Disk> Qcow2<D> {
-    async fn settle(&self) -> Result<()> {
+    /// Writes everything back; whether nothing is left on its way.
+    async fn settle(&self) -> Result<bool> {
         self.cut_unused_end().await?;
         for _ in 0..ROUNDS_MAX {
             self.write_back().await?;
             let meta = lock(&self.meta);
             if meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty() {
-                break;
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 }

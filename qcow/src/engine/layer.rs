@@ -58,6 +58,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub header: Mutex<Header>,
     /// Whether the header says what it must say while the image is being written.
     pub prepared: AtomicBool,
+    /// Whether it was opened as a crash had left it and its leaks have not been given back since.
+    pub may_leak: AtomicBool,
     pub meta: Mutex<Meta>,
     /// Woken on every change in `meta` that somebody may wait for.
     pub changed: WaitQueue,

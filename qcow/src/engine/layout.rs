@@ -8,6 +8,7 @@ use crate::format::entry::{L1Entry, L2Entry, Mapping, Owned, RefcountTableEntry}
 use crate::format::extension::Extensions;
 use crate::format::feature::{Autoclear, Compatible, FeatureNames, Incompatible};
 use crate::format::header::{CryptMethod, HEADER_LENGTH_V2, HEADER_LENGTH_V3, Header, Version};
+use crate::format::mark::{Mark, MarkState};
 use crate::limits::{L1_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX};
 use crate::meta::refs::set_count;
 
@@ -130,7 +131,17 @@ impl Layout {
         (0..self.geometry.l2_entries()).flat_map(entry).collect()
     }
 
+    /// The header; with a close mark, unless there is no room for one.
     pub fn header(&self, options: &CreateOptions) -> Header {
+        let mut header = self.unmarked_header(options);
+        header.extensions.mark = Some(Mark::new(MarkState::Clean));
+        if header.encode().is_err() {
+            header.extensions.mark = None;
+        }
+        header
+    }
+
+    fn unmarked_header(&self, options: &CreateOptions) -> Header {
         let v3 = options.version == Version::V3;
         let (name, format) = options.backing.clone().unzip();
         let zstd = options.compression != CompressionType::Deflate;

@@ -23,10 +23,12 @@ mod layer;
 mod layout;
 mod load;
 mod map;
+mod mark;
 mod open;
 mod options;
 mod read;
 mod reclaim;
+mod recover;
 mod regions;
 mod table;
 mod write;
@@ -35,6 +37,7 @@ mod zero;
 pub use create::create;
 pub use map::MapExtent;
 pub use options::{CreateOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation};
+pub use recover::{Recovery, RecoveryEnd};
 
 use layer::{Layer, Qcow2};
 

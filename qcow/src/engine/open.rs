@@ -17,8 +17,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{Header, Version};
+use crate::format::mark::MarkState;
 use crate::gate::Gate;
-use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
+use crate::limits::{
+    CHAIN_DEPTH_MAX, CLUSTER_BITS_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES,
+};
 use crate::meta::Meta;
 use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
@@ -126,7 +129,7 @@ async fn open_qcow2<D: Disk>(
     options: &OpenOptions,
 ) -> Result<Qcow2<D>> {
     if writable && options.flushes && !Bug::CacheIsTrusted.is_seeded() {
-        see_medium(&disk).await?;
+        see_medium(&disk, path).await?;
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
@@ -142,6 +145,8 @@ async fn open_qcow2<D: Disk>(
     } else {
         Vec::new()
     };
+    let mark = header.extensions.mark.as_ref();
+    let may_leak = writable && mark.is_some_and(|mark| mark.state() == MarkState::Unclean);
     let zero_flag = header.version == Version::V3;
     let l1 = WordTable::new(header.l1_table_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
@@ -164,6 +169,7 @@ async fn open_qcow2<D: Disk>(
         names_backing: header.backing_name.is_some(),
         header: Mutex::new(header),
         prepared: AtomicBool::new(false),
+        may_leak: AtomicBool::new(may_leak),
         meta: Mutex::new(meta),
         changed: WaitQueue::default(),
         drain: Drain::default(),
@@ -173,10 +179,18 @@ async fn open_qcow2<D: Disk>(
 }
 
 /// Makes sure that what is read from now on is what a power cut would leave. Whoever wrote to the file before may have been
-/// killed before a flush, or died of one that failed: after that the cache shows what the medium never got.
-async fn see_medium<D: Disk>(disk: &D) -> Result<()> {
-    disk.sync().await.map_err(|e| Error::io("Could not flush the file", &e))?;
-    disk.drop_cache().map_err(|e| Error::io("Could not drop what is cached of the file", &e))
+/// killed before a flush, or died of one that failed: after that the cache shows what the medium never got. Of an image
+/// whose mark says on the medium that it was closed, the cache can be trusted.
+async fn see_medium<D: Disk>(disk: &D, path: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io("Could not read the file anew", &e).in_file(path);
+    disk.sync().await.map_err(failed)?;
+    disk.drop_cache(0..1 << CLUSTER_BITS_MAX).map_err(failed)?;
+    let mark = read_header(disk).await?.extensions.mark;
+    if mark.is_some_and(|mark| mark.state() == MarkState::Clean) {
+        return Ok(());
+    }
+    let len = disk.len().map_err(failed)?;
+    disk.drop_cache(0..len).map_err(failed)
 }
 
 fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
@@ -204,7 +218,8 @@ impl<D: Disk> Qcow2<D> {
             return Ok(());
         }
         let mut header = lock(&self.header).clone();
-        if header.autoclear != Autoclear(0) {
+        let stale = header.autoclear != Autoclear(0);
+        if stale {
             // These bits vouch for data that this engine does not keep up to date.
             if header.autoclear.contains(Autoclear::BITMAPS) {
                 let path = self.path.display();
@@ -215,17 +230,20 @@ impl<D: Disk> Qcow2<D> {
             header.autoclear = Autoclear(0);
             self.write_header(header).await?;
         }
+        let marked = self.mark_unclean().await?;
+        if stale || marked {
+            self.barrier().await?;
+        }
         self.prepared.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Makes the changed fields of `header` durable. The caller holds `structure`.
+    /// Writes the changed fields of `header`. The caller holds `structure`.
     pub(super) async fn write_header(&self, header: Header) -> Result<()> {
         let at = HostOffset::new(0);
         let mut sector = read_bytes(&self.disk, at, SECTOR_BYTES, "header").await?;
         header.patch_first_sector(&mut sector).map_err(|e| self.named(e))?;
         self.write_metadata(Kind::Header, at, &sector).await?;
-        self.barrier().await?;
         *lock(&self.header) = header;
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! Giving freed clusters back: carrying out the steps that `meta::reclaim` lays down.
 
 use super::layer::Qcow2;
+use crate::addr::HostCluster;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
-use crate::meta::reclaim::{Drained, Piece, Punched, Release};
+use crate::meta::reclaim::{Drained, Piece, Release};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -38,7 +39,14 @@ impl<D: Disk> Qcow2<D> {
         if Bug::PunchedAfterFreed.is_seeded() {
             return self.free_then_punch(piece).await;
         }
-        let punched = if last && next.punch { self.punch(piece).await } else { piece.kept() };
+        let punched = if last && next.punch {
+            // Nobody can claim them before their counts are lowered.
+            let (first, count) = piece.span();
+            self.punch(first, count).await;
+            piece.punched()
+        } else {
+            piece.kept()
+        };
         let released = lock(&self.meta).release(punched);
         match released {
             Ok(released) => released.map_err(|e| self.named(e)),
@@ -47,26 +55,23 @@ impl<D: Disk> Qcow2<D> {
         }
     }
 
-    /// The seeded bug: what [`Punched`] is there to prevent.
+    /// The seeded bug: what the type `Punched` is there to prevent.
     async fn free_then_punch(&self, piece: Piece<'_>) -> Result<()> {
         let (first, count) = piece.span();
         let released = lock(&self.meta).release(piece.kept());
         if let Err(need) = released {
             return self.load(need).await;
         }
-        let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
-        let _ = self.disk.punch_hole(start, len).await;
+        self.punch(first, count).await;
         Ok(())
     }
 
-    /// Gives the space of `piece` back to the host. Nobody can claim it before its counts are lowered.
-    async fn punch<'a>(&self, piece: Piece<'a>) -> Punched<'a> {
-        let (first, count) = piece.span();
+    /// Gives the space of clusters that nobody refers to back to the host, if it takes it.
+    pub(super) async fn punch(&self, first: HostCluster, count: u64) {
         let (start, len) = (self.geometry.host_start(first), self.geometry.bytes(count));
         if let Err(e) = self.disk.punch_hole(start, len).await {
             tracing::warn!("{}: punch a hole at {start}: {e}", self.path.display());
         }
-        piece.punched()
     }
 }
 

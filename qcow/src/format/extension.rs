@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::bytes::{Reader, pad_to};
 use super::crypt::CryptMethod;
 use super::feature::{Autoclear, FeatureNames};
+use super::mark::{MARK_TYPE, Mark};
 use super::table::TableClaim;
 use crate::addr::{Geometry, HostOffset};
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ const DATA_FILE: u32 = 0x4441_5441;
 const ENCRYPTION_HEADER: u32 = 0x0537_be77;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const BITMAPS: u32 = 0x2385_2875;
+/// Bytes of a record in front of its data: type and length.
+const RECORD_HEADER_BYTES: usize = 8;
 
 /// All extensions of one header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct Extensions {
     pub feature_names: Option<FeatureNames>,
     /// Where the persistent bitmaps are listed. `None` also where the autoclear bit says that they are out of date.
     pub bitmaps: Option<BitmapsExtension>,
+    /// Whether the image was closed cleanly; an extension of our own.
+    pub mark: Option<Mark>,
     /// Extensions of other types, in the order of the file: type and data.
     pub unknown: Vec<(u32, Vec<u8>)>,
 }
@@ -116,6 +121,9 @@ impl Extensions {
         if let Some(bitmaps) = &self.bitmaps {
             put(&mut out, BITMAPS, &bitmaps.encode())?;
         }
+        if let Some(mark) = &self.mark {
+            put(&mut out, MARK_TYPE, mark.as_bytes())?;
+        }
         for (kind, data) in &self.unknown {
             put(&mut out, *kind, data)?;
         }
@@ -144,6 +152,11 @@ impl Extensions {
             BITMAPS if !context.autoclear.contains(Autoclear::BITMAPS) => Ok(()),
             BITMAPS => {
                 set_once(&mut self.bitmaps, "bitmaps", BitmapsExtension::parse(data, context)?)
+            }
+            // A second one is nobody's business, and no reason to refuse the image.
+            MARK_TYPE if self.mark.is_none() => {
+                self.mark = Some(Mark::from_bytes(data));
+                Ok(())
             }
             _ => {
                 self.unknown.push((kind, data.to_vec()));
@@ -242,6 +255,44 @@ impl BitmapsExtension {
     }
 }
 
+/// Where things lie in an extension area, counted from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Places {
+    /// Records in front of the end marker.
+    pub(super) count: usize,
+    /// The data of the close mark.
+    pub(super) mark: Option<usize>,
+    /// The end marker; `None` where the records fill the area.
+    pub(super) end: Option<usize>,
+}
+
+/// Finds the places in `area`.
+pub(super) fn find_places(area: &[u8]) -> Result<Places> {
+    let mut places = Places::default();
+    let mut reader = Reader::new(area);
+    while reader.remaining() > 0 {
+        let at = area.len() - reader.remaining();
+        let (kind, _) = next_record(&mut reader).ok_or_else(too_large)?;
+        if kind == END {
+            places.end = Some(at);
+            break;
+        }
+        places.count += 1;
+        if kind == MARK_TYPE && places.mark.is_none() {
+            places.mark = Some(at + RECORD_HEADER_BYTES);
+        }
+    }
+    Ok(places)
+}
+
+/// A record with an end marker behind it: what stands in the place of an end marker to append the record.
+pub(super) fn encode_last(kind: u32, data: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    put(&mut out, kind, data)?;
+    put(&mut out, END, &[])?;
+    Ok(out)
+}
+
 /// Type and data of each record, up to the end marker or the end of the area. Nothing follows an error.
 fn records(area: &[u8]) -> impl Iterator<Item = Result<(u32, &[u8])>> {
     let mut reader = Reader::new(area);
@@ -255,9 +306,13 @@ fn records(area: &[u8]) -> impl Iterator<Item = Result<(u32, &[u8])>> {
         match record {
             Some((END, _)) => None,
             Some(record) => Some(Ok(record)),
-            None => Some(Err(Error::corrupt("Header extension too large"))),
+            None => Some(Err(too_large())),
         }
     })
+}
+
+fn too_large() -> Error {
+    Error::corrupt("Header extension too large")
 }
 
 fn next_record<'a>(reader: &mut Reader<'a>) -> Option<(u32, &'a [u8])> {

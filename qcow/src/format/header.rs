@@ -4,6 +4,7 @@
 //! of the engine never sees an offset or a size that has not been checked. Features that are merely not served yet
 //! pass, because `info` wants to tell of them; [`Header::unserved_feature`] names them.
 
+mod append;
 mod encode;
 mod fixed;
 mod parse;
@@ -12,9 +13,11 @@ mod tests;
 
 use std::ffi::OsString;
 
+pub use append::HeaderStep;
+
 use super::compression::CompressionType;
 pub use super::crypt::CryptMethod;
-use super::extension::Extensions;
+use super::extension::{Extensions, find_places};
 use super::feature::{Autoclear, Compatible, Incompatible};
 use crate::addr::{Geometry, HostOffset, sector_floor};
 use crate::error::Result;
@@ -113,6 +116,26 @@ impl Header {
     /// `first_sector` is too short or is not the start of an image of this version.
     pub fn patch_first_sector(&self, first_sector: &mut [u8]) -> Result<()> {
         encode::patch_first_sector(self, first_sector)
+    }
+
+    /// How to append the extension `kind` with `data` to the image whose whole first cluster is `cluster0`, as on disk,
+    /// without a moment in which the header is neither the old nor the new one. `None` where there is no room.
+    ///
+    /// # Errors
+    /// `cluster0` is not the start of a sound image.
+    pub fn plan_append(cluster0: &[u8], kind: u32, data: &[u8]) -> Result<Option<Vec<HeaderStep>>> {
+        append::plan(cluster0, kind, data)
+    }
+
+    /// Where the data of the close mark lies in the image whose whole first cluster is `cluster0`.
+    ///
+    /// # Errors
+    /// `cluster0` is not the start of a sound image.
+    pub fn find_mark(cluster0: &[u8]) -> Result<Option<HostOffset>> {
+        let fixed = parse::checked_fixed(cluster0)?;
+        let places = find_places(parse::extension_area(&fixed, cluster0)?)?;
+        let start = u64::from(fixed.v3.header_length);
+        Ok(places.mark.map(|at| HostOffset::new(start + at as u64)))
     }
 
     /// Cluster size and refcount width.

@@ -8,6 +8,7 @@ pub mod entry;
 pub mod extension;
 pub mod feature;
 pub mod header;
+pub mod mark;
 pub mod snapshot;
 mod table;
 #[cfg(test)]

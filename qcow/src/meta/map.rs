@@ -208,10 +208,13 @@ impl Map {
     }
 
     /// Forgets the L2 table that `cluster` may have been: it is free, and whoever claims it next may make it a table.
-    pub fn forget_table(&mut self, cluster: HostCluster) {
-        if self.retired.remove(&cluster) {
+    /// Whether it was one.
+    pub fn forget_table(&mut self, cluster: HostCluster) -> bool {
+        let retired = self.retired.remove(&cluster);
+        if retired {
             self.slices.forget_table(cluster, self.geometry.slices_per_table());
         }
+        retired
     }
 
     /// Whether `cluster` is, or was and is not free yet, an L2 table of which something may be in memory.

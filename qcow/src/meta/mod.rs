@@ -16,6 +16,7 @@ pub mod map;
 pub mod order;
 pub mod plan;
 pub mod reclaim;
+pub mod recover;
 pub mod refs;
 pub mod regions;
 pub mod table;
@@ -25,6 +26,7 @@ use busy::BusyClusters;
 use map::Map;
 use order::Sequencer;
 use reclaim::{Punched, Reclaim};
+use recover::Changes;
 use refs::Refcounts;
 use regions::{Kind, Regions};
 use table::WordTable;
@@ -58,6 +60,8 @@ pub struct Meta {
     pub reclaim: Reclaim,
     /// Who flushes, and who waits for it.
     pub flush: Sequencer,
+    /// What has changed since a scan for leaks began, while there is one.
+    changes: Option<Changes>,
     /// Why this image takes no more writes, once that is so.
     failure: Option<Error>,
     /// Whether a flush of the file has failed: then the host may have lost whatever was not durable before it.
@@ -75,6 +79,7 @@ impl Meta {
             regions: Regions::default(),
             reclaim: Reclaim::default(),
             flush: Sequencer::default(),
+            changes: None,
             failure: None,
             flush_lost: false,
         }
@@ -145,17 +150,25 @@ impl Meta {
         self.check_target(geometry, table, 1)?;
         let old = self.map.link_table(l1, table)?;
         self.regions.add(Kind::L2, table, 1)?;
+        self.note_changed(table, 1);
         if let Some(old) = old {
             self.regions.remove(old.cluster, 1);
-            self.reclaim.unlink(old.cluster, 1, false);
+            self.unlink(old.cluster, 1, false);
         }
         Ok(())
+    }
+
+    /// Sends clusters that no table in memory names any more on their way to being free.
+    pub fn unlink(&mut self, first: HostCluster, count: u64, punch: bool) {
+        self.note_changed(first, count);
+        self.reclaim.unlink(first, count, punch);
     }
 
     /// Hooks in the refcount block at `block`, whose zeros are on disk already.
     pub fn add_block(&mut self, index: u64, block: HostCluster) -> Result<()> {
         self.regions.add(Kind::RefcountBlock, block, 1)?;
         self.refs.add_block(index, block);
+        self.note_claimed(&Run { first: block, count: 1, fresh: false });
         Ok(())
     }
 
@@ -172,6 +185,7 @@ impl Meta {
         }
         let (first, count) = self.refs.table().span(geometry);
         self.regions.remove(first, count);
+        self.note_table_gone();
         // Nothing on disk names the old table any more.
         let mut old = Reclaim::default();
         old.unlink(first, count, false);
@@ -219,13 +233,14 @@ impl Meta {
                 return Ok(sound);
             }
         }
+        self.note_changed(first, count);
         for cluster in run.clusters() {
             let refs = self.refs.get(cluster)?.expect("a block counts it, as just seen");
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
                 self.alloc.freed(cluster);
-                if !Bug::StaleTable.is_seeded() {
-                    self.map.forget_table(cluster);
+                if !Bug::StaleTable.is_seeded() && self.map.forget_table(cluster) {
+                    self.note_table_gone();
                 }
             }
         }
@@ -244,6 +259,7 @@ impl Meta {
                 self.refs.set(cluster, 1)?;
             }
             self.alloc.claimed(run);
+            self.note_claimed(run);
         }
         Ok(claim)
     }

@@ -245,18 +245,30 @@ impl Meta {
         }
     }
 
+    fn note_linked(&mut self, geometry: Geometry, new: Mapping) {
+        let (first, count) = match (new, cluster_of(new)) {
+            (Mapping::Compressed(extent), _) => geometry.host_span(extent.offset, extent.len),
+            (_, Some(cluster)) => (cluster, 1),
+            (_, None) => return,
+        };
+        self.note_changed(first, count);
+    }
+
     /// Maps a held cluster anew, and sends what it mapped to before on its way to being free.
     fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
         let old = self.map.replace(slot, new);
         let kept = cluster_of(new);
+        if kept.is_none() || kept != cluster_of(old) {
+            self.note_linked(geometry, new);
+        }
         match old {
             Mapping::Compressed(extent) => {
                 let (first, count) = geometry.host_span(extent.offset, extent.len);
                 let count = if Bug::CompressedFreedInPart.is_seeded() { 1 } else { count };
-                self.reclaim.unlink(first, count, punch);
+                self.unlink(first, count, punch);
             }
             _ => match cluster_of(old) {
-                Some(cluster) if kept != Some(cluster) => self.reclaim.unlink(cluster, 1, punch),
+                Some(cluster) if kept != Some(cluster) => self.unlink(cluster, 1, punch),
                 _ => {}
             },
         }

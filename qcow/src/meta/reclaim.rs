@@ -186,6 +186,12 @@ impl Reclaim {
         self.add_durable(Unlinked(left.0).made_durable());
     }
 
+    /// The clusters on their way that no flush and nobody else has in hand; `None` while somebody is freeing some.
+    pub fn pending(&self) -> Option<impl Iterator<Item = &Release>> {
+        let durable = self.durable.iter().flat_map(|batch| &batch.releases);
+        (!self.busy).then(|| self.unlinked.0.iter().chain(durable))
+    }
+
     /// Whether any cluster is on its way.
     pub fn is_idle(&self) -> bool {
         self.unlinked.is_empty() && self.durable.is_empty() && !self.busy

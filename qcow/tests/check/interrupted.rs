@@ -106,7 +106,7 @@ impl Disk for Mortal {
         Ok(())
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
+    fn drop_cache(&self, _: std::ops::Range<u64>) -> io::Result<()> {
         Ok(())
     }
 

@@ -97,9 +97,13 @@ fn seek(bug: Bug, finder: Finder) -> Option<Failure> {
         crash(case, Effort { states_per_moment }, &Tally::default(), &Sampler::default());
     };
     match finder {
-        Schedules => hunt(bug, busy_case, |case| drop(schedule(case))),
+        Schedules => hunt(bug, busy_case, |case| {
+            schedule(case);
+        }),
         PowerCuts => hunt(bug, small_case, |case| power_cuts(case, 64)),
-        Faults => hunt(bug, small_case, |case| drop(faults(case))),
+        Faults => hunt(bug, small_case, |case| {
+            faults(case);
+        }),
         TableGrowth => {
             let (case, start) = (table_grows(), Instant::now());
             let message = message_of(|| bug.seeded(|| power_cuts(&case, 12)))?;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use qcow::disk::sim::{Content, Outcome, PowerCut, Random};
+use qcow::disk::sim::{Content, Outcome, PowerCut, Random, SimDisk};
 
 use crate::case::{Case, Shape, small_case};
 use crate::drive::{Drive, Ending, SimGate};
@@ -96,7 +96,7 @@ impl Crashes<'_> {
     ) {
         let files = Files {
             image: cut.content(outcome),
-            backing: gate.backing.as_ref().map(|backing| backing.content()),
+            backing: gate.backing.as_ref().map(SimDisk::content),
         };
         let allowed = |values: &[u64]| history.check_survivors(values);
         let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Fault, Random, SimDisk, World};
-use qcow::engine::{Discard, Format, Image, OpenOptions};
+use qcow::engine::{Discard, Format, Image, OpenOptions, RecoveryEnd};
 use qcow::exec::SlotPool;
 use qcow::gate::Gate;
 
@@ -65,8 +66,10 @@ fn stamp_of(sector: &[u8]) -> u64 {
 /// How a case ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The image was closed.
+    /// The image was closed, with the leaks of all kills given back.
     Closed,
+    /// The image was closed, but a fault kept leaks from being given back.
+    Leaky,
     /// The last close failed, because of a fault.
     Failed,
     /// Something waits for an operation that never ends.
@@ -159,8 +162,12 @@ impl<'c> Drive<'c> {
             std::future::poll_fn(|context| pool.poll_next(context)).await;
         }
         let _ = self.read(&image, 0, self.case.shape.size).await;
+        let stop = AtomicBool::new(false);
+        let recovered = self.allow(image.recover_leaks(&stop).await, "recover");
+        let complete = recovered.is_ok_and(|recovery| recovery.end == RecoveryEnd::Complete);
         match self.close(&image).await {
-            Ok(()) => Ending::Closed,
+            Ok(()) if complete => Ending::Closed,
+            Ok(()) => Ending::Leaky,
             Err(_) => Ending::Failed,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use qcow::disk::sim::{Fault, Random};
+use qcow::disk::sim::{Fault, Random, SimDisk};
 
 use crate::case::{Case, small_case};
 use crate::drive::{Drive, Ending};
@@ -45,7 +45,7 @@ fn with_faults(case: &Case, faults: &[(u64, Fault)]) {
     let cut = drive.gate.image.power_cut();
     // First what the power leaves, then what the page cache shows to the next who opens the image.
     let history = drive.history.borrow();
-    let files = |image| Files { image, backing: drive.gate.backing.as_ref().map(|b| b.content()) };
+    let files = |image| Files { image, backing: drive.gate.backing.as_ref().map(SimDisk::content) };
     for _ in 0..CUTS {
         let image = cut.content(&cut.sample(random));
         let allowed = |values: &[u64]| history.check_survivors(values);

@@ -58,9 +58,9 @@ pub fn find<S: Strategy<Value = Case>>(
 
 /// Panics with a command that repeats the failure, if there is one.
 pub fn expect_none(kind: &str, failure: Option<Failure>) {
-    if let Some(Failure { case, message, .. }) = failure {
+    if let Some(Failure { case, message, found_after }) = failure {
         panic!(
-            "{message}\n{} requests; repeat it with:\n{kind}_CASE='{case}' \
+            "{message}\nfound after {found_after:.1?}; {} requests; repeat it with:\n{kind}_CASE='{case}' \
              cargo test -p qcow --test simulation repeat -- --ignored --nocapture\n",
             case.ops.len()
         );

@@ -35,9 +35,7 @@ pub fn files(shape: &Shape) -> Files {
 /// What a sector holds at first.
 pub fn initial(shape: &Shape, sector: u64) -> u64 {
     match shape.start {
-        Start::Empty => 0,
         Start::Backing(sectors) if sector < sectors => 0xbac0_0000_0000_0000 | sector,
-        Start::Backing(_) => 0,
         _ if sector >= shape.written() => 0,
         _ => 0xf111_0000_0000_0000 | sector,
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -121,8 +122,8 @@ impl Disk for SimDisk {
         self.submit(Effect::Sync).await
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        lock(&self.world.state).files[self.file].drop_cache();
+    fn drop_cache(&self, bytes: Range<u64>) -> io::Result<()> {
+        lock(&self.world.state).files[self.file].drop_cache(bytes);
         Ok(())
     }
 

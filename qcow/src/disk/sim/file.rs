@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
 use super::content::{BLOCK_BYTES, Block, Content, pieces};
 use super::effect::{Change, Effect};
@@ -101,13 +102,16 @@ impl File {
             }
         }
         if !cache_keeps {
-            self.drop_cache();
+            self.drop_cache(0..u64::MAX);
         }
     }
 
-    /// Lets reads see the medium, except for what waits to be written.
-    pub fn drop_cache(&mut self) {
-        for index in std::mem::take(&mut self.lost) {
+    /// Lets reads of these bytes see the medium, except for what waits to be written.
+    pub fn drop_cache(&mut self, bytes: Range<u64>) {
+        let blocks = bytes.start.div_ceil(BLOCK_BYTES)..bytes.end / BLOCK_BYTES;
+        let lost: Vec<u64> = self.lost.range(blocks).copied().collect();
+        for index in lost {
+            self.lost.remove(&index);
             if !self.unsynced.contains_key(&index) && index * BLOCK_BYTES < self.visible.len() {
                 self.visible.set_block(index, self.durable.block(index));
             }

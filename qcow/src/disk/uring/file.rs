@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -289,8 +290,9 @@ impl Disk for UringDisk {
         }
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        match posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+    fn drop_cache(&self, bytes: Range<u64>) -> io::Result<()> {
+        let (at, len) = (bytes.start as i64, (bytes.end - bytes.start) as i64);
+        match posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
             // A device of characters, or a file system without a cache.
             Ok(()) | Err(Errno::EINVAL | Errno::ESPIPE | Errno::EOPNOTSUPP) => Ok(()),
             Err(e) => Err(e.into()),

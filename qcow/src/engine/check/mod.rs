@@ -26,7 +26,9 @@ mod copied;
 mod counts;
 mod fault;
 mod finding;
+pub(super) mod live;
 mod loose;
+mod mark;
 mod references;
 mod repair;
 mod stored;
@@ -51,7 +53,7 @@ pub enum Repair {
     /// Nothing: it only looks.
     None,
     /// Counts of clusters that fewer tables point to than the image says, which wastes space but endangers nothing; and,
-    /// where nothing is wrong beyond that, COPIED flags and the dirty and corrupt bits.
+    /// where nothing is wrong beyond that, COPIED flags, the dirty and corrupt bits, and the close mark.
     Leaks,
     /// All counts, the missing refcount blocks included, COPIED flags, and the dirty and corrupt bits - provided that
     /// nothing else is wrong. Otherwise nothing is changed: a damaged entry may have meant a cluster that looks unused
@@ -112,6 +114,9 @@ async fn check_unnamed<D: Disk>(
     let is_sound = tally.summary.check_errors == 0 && tally.summary.corruptions == 0;
     if repair != Repair::None && is_sound {
         repair::clear_damage_bits(&target).await?;
+        if tally.summary.is_clean() {
+            mark::set_clean(&target, &stored, references.counts.len()).await?;
+        }
     }
     Ok(tally.summary)
 }

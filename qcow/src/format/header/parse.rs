@@ -25,9 +25,8 @@ pub(super) fn cluster_bits_of(prefix: &[u8]) -> Result<u32> {
 }
 
 pub(super) fn parse(cluster0: &[u8], file_len: u64) -> Result<Header> {
-    let fixed = read_fixed(cluster0)?;
-    let cluster0 = cluster0.get(..1 << fixed.cluster_bits).ok_or_else(too_short)?;
-    check_header_length(&fixed, cluster0)?;
+    let fixed = checked_fixed(cluster0)?;
+    let cluster0 = &cluster0[..1 << fixed.cluster_bits];
     let area = extension_area(&fixed, cluster0)?;
     let incompatible = check_incompatible(&fixed, area)?;
     if fixed.v3.refcount_order > REFCOUNT_ORDER_MAX {
@@ -94,6 +93,14 @@ fn read_fixed(prefix: &[u8]) -> Result<Fixed> {
     Ok(fixed)
 }
 
+/// The fields, once it is known that all of `cluster0` is there and where its extensions start.
+pub(super) fn checked_fixed(cluster0: &[u8]) -> Result<Fixed> {
+    let fixed = read_fixed(cluster0)?;
+    let cluster0 = cluster0.get(..1 << fixed.cluster_bits).ok_or_else(too_short)?;
+    check_header_length(&fixed, cluster0)?;
+    Ok(fixed)
+}
+
 fn check_header_length(fixed: &Fixed, cluster0: &[u8]) -> Result<()> {
     if fixed.version == Version::V2 {
         return Ok(());
@@ -112,7 +119,7 @@ fn check_header_length(fixed: &Fixed, cluster0: &[u8]) -> Result<()> {
 }
 
 /// The bytes between the header's fields and the backing file name.
-fn extension_area<'a>(fixed: &Fixed, cluster0: &'a [u8]) -> Result<&'a [u8]> {
+pub(super) fn extension_area<'a>(fixed: &Fixed, cluster0: &'a [u8]) -> Result<&'a [u8]> {
     let start = fixed.v3.header_length as usize;
     let end = match fixed.backing_file_offset {
         0 => cluster0.len(),

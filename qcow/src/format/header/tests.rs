@@ -6,6 +6,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::format::extension::{BitmapsExtension, EncryptionHeader};
 use crate::format::feature::FeatureNames;
+use crate::format::mark::Mark;
 use crate::format::test_images::{TestImage, parse_image};
 
 /// Parses a real image, and finds its very bytes when encoding the result.
@@ -336,6 +337,7 @@ prop_compose! {
         backing_format in proptest::option::of("[a-z0-9]{1,15}"),
         data_file in proptest::option::of("[a-z/]{1,40}"),
         names in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200)),
+        mark in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)),
         unknown in proptest::collection::vec(
             (1_u32..0x0500_0000, proptest::collection::vec(any::<u8>(), 0..50)), 0..5),
     ) -> Extensions {
@@ -350,6 +352,7 @@ prop_compose! {
                 directory_size: 1000,
                 directory_offset: HostOffset::new(1 << 31),
             }),
+            mark: mark.map(Mark::from_bytes),
             unknown,
         }
     }
@@ -408,6 +411,29 @@ proptest! {
     }
 
     #[test]
+    fn an_appended_extension_is_there_after_the_last_step_and_not_before(
+        header in any_header(),
+        data in proptest::collection::vec(any::<u8>(), 0..1000),
+    ) {
+        let mut cluster0 = header.encode().unwrap();
+        cluster0.resize(1 << header.cluster_bits, 0);
+        let steps = Header::plan_append(&cluster0, 0x1234_5678, &data).unwrap();
+        let Some(mut steps) = steps else { return Ok(()) };
+        let last = steps.pop().unwrap();
+        for (at, sector) in steps.iter().flat_map(|step| &step.writes) {
+            let at = at.get() as usize;
+            cluster0[at..at + 512].copy_from_slice(sector);
+            prop_assert_eq!(&Header::parse(&cluster0, FILE_LEN).unwrap(), &header);
+        }
+        prop_assert_eq!(last.writes.len(), 1);
+        let at = last.writes[0].0.get() as usize;
+        cluster0[at..at + 512].copy_from_slice(&last.writes[0].1);
+        let mut expected = header;
+        expected.extensions.unknown.push((0x1234_5678, data));
+        prop_assert_eq!(Header::parse(&cluster0, FILE_LEN).unwrap(), expected);
+    }
+
+    #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1200), file_len: u64) {
         let _ = Header::cluster_bits_of(&bytes);
         let _ = Header::parse(&bytes, file_len);
@@ -428,6 +454,8 @@ proptest! {
             // Whatever passes has tables inside the file and can be written again.
             prop_assert!(parsed.l1_table_offset.get() < file_len.max(1) || parsed.l1_size == 0);
             let _ = parsed.encode();
+            let _ = Header::plan_append(&cluster0, 7, &[1; 8]).unwrap();
+            let _ = Header::find_mark(&cluster0).unwrap();
         }
     }
 }

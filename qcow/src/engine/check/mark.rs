@@ -1,0 +1,54 @@
+//! The close mark after a repair.
+
+use super::Target;
+use super::repair::{sync, write};
+use super::stored::StoredCounts;
+use super::tables::TableReader;
+use crate::addr::{ClusterCount, HostOffset};
+use crate::disk::Disk;
+use crate::engine::load::read_bytes;
+use crate::error::Result;
+use crate::format::header::Header;
+use crate::format::mark::MarkState;
+use crate::meta::refs::read_count;
+
+/// Sets the mark of an image in which nothing is wrong any more to clean. `clusters` are those that were checked; where
+/// clusters behind them are counted, too, which a crash can leave and a check does not judge, the mark stays.
+pub(super) async fn set_clean<D: Disk>(
+    target: &Target<'_, D>,
+    stored: &StoredCounts,
+    clusters: ClusterCount,
+) -> Result<()> {
+    let Some(mut mark) = target.header.extensions.mark.clone() else { return Ok(()) };
+    if !mark.set(MarkState::Clean) || counts_any_from(target, stored, clusters).await? {
+        return Ok(());
+    }
+    let len = target.geometry.cluster_size();
+    let cluster0 = read_bytes(target.disk, HostOffset::new(0), len, "header").await?;
+    let Some(at) = Header::find_mark(&cluster0)? else { return Ok(()) };
+    write(target, at, mark.head(), "close mark").await?;
+    sync(target).await
+}
+
+/// Whether any cluster from `first` on is counted.
+async fn counts_any_from<D: Disk>(
+    target: &Target<'_, D>,
+    stored: &StoredCounts,
+    first: ClusterCount,
+) -> Result<bool> {
+    let geometry = target.geometry;
+    let per_block = geometry.refcounts_per_block();
+    let mut reader = TableReader::new(target);
+    for index in first / per_block..stored.table().len() as u64 {
+        let Some(place) = stored.block(index).place() else { continue };
+        let read = reader.read(&[place], geometry.cluster_size()).await?;
+        let start = first.saturating_sub(index * per_block).min(per_block);
+        for block in read.into_iter().flatten() {
+            let order = geometry.refcount_order();
+            if (start..per_block).any(|at| read_count(&block, order, at as usize) != 0) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,94 @@
+//! Keeping the close mark: unclean before an image's first change, clean after its last.
+//!
+//! All of it happens under `structure`, because the mark may share the header's first sector with other fields.
+
+use std::sync::atomic::Ordering;
+
+use super::layer::Qcow2;
+use super::load::read_bytes;
+use crate::addr::HostOffset;
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::exec::try_join_all;
+use crate::format::header::Header;
+use crate::format::mark::{MARK_TYPE, Mark, MarkState};
+use crate::limits::IN_FLIGHT_MAX;
+use crate::meta::regions::Kind;
+use crate::sync::lock;
+
+impl<D: Disk> Qcow2<D> {
+    /// Makes the mark say that the image is being changed; an image without one gets it. Durable with the next barrier,
+    /// which the answer says is needed. The caller holds `structure`.
+    pub(super) async fn mark_unclean(&self) -> Result<bool> {
+        let mark = lock(&self.header).extensions.mark.clone();
+        let Some(mut mark) = mark else { return self.append_mark().await };
+        if mark.set(MarkState::Unclean) {
+            self.write_mark(mark).await?;
+        }
+        // Also where it says so already: those who wrote it may have been killed before it was durable.
+        Ok(true)
+    }
+
+    /// Makes the mark say that the image was closed, unless it may hold leaks of an earlier crash. Everything else is
+    /// durable by now.
+    pub(super) async fn mark_clean(&self) -> Result<()> {
+        let _structure = self.structure.acquire().await;
+        if self.may_leak.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let Some(mut mark) = lock(&self.header).extensions.mark.clone() else { return Ok(()) };
+        if !mark.set(MarkState::Clean) {
+            return Ok(());
+        }
+        // Whoever changes the image after all has to mark it anew.
+        self.prepared.store(false, Ordering::Release);
+        self.write_mark(mark).await?;
+        self.barrier().await
+    }
+
+    async fn append_mark(&self) -> Result<bool> {
+        let mark = Mark::new(MarkState::Unclean);
+        if self.append_extension(MARK_TYPE, mark.as_bytes()).await? {
+            lock(&self.header).extensions.mark = Some(mark);
+        } else {
+            tracing::warn!(
+                "{}: its header has no room for the mark of an unclean shutdown: after a crash, give leaked clusters \
+                 back with 'qcow check -r leaks'",
+                self.path.display()
+            );
+        }
+        Ok(false)
+    }
+
+    async fn write_mark(&self, mark: Mark) -> Result<()> {
+        let place = Header::find_mark(&self.read_header_cluster().await?);
+        // It was there when the image was opened, and nobody else may write to the image.
+        if let Some(at) = place.map_err(|e| self.named(e))? {
+            self.write_metadata(Kind::Header, at, mark.head()).await?;
+        }
+        lock(&self.header).extensions.mark = Some(mark);
+        Ok(())
+    }
+
+    /// Appends a header extension and makes it durable; false where there is no room. The caller holds `structure`.
+    pub(super) async fn append_extension(&self, kind: u32, data: &[u8]) -> Result<bool> {
+        let cluster0 = self.read_header_cluster().await?;
+        let steps = Header::plan_append(&cluster0, kind, data).map_err(|e| self.named(e))?;
+        let Some(steps) = steps else { return Ok(false) };
+        for step in steps {
+            let writes = step
+                .writes
+                .iter()
+                .map(|(at, sector)| self.write_metadata(Kind::Header, *at, sector));
+            try_join_all(IN_FLIGHT_MAX, writes).await?;
+            self.barrier().await?;
+        }
+        Ok(true)
+    }
+
+    async fn read_header_cluster(&self) -> Result<Vec<u8>> {
+        let len = self.geometry.cluster_size();
+        let read = read_bytes(&self.disk, HostOffset::new(0), len, "header").await;
+        read.map_err(|e| self.named(e))
+    }
+}
