@@ -14,6 +14,12 @@ pub enum Bug {
     NoBarrierBeforeAcknowledgement,
     /// The header may name a larger refcount table before it is durable.
     NoBarrierBeforeLargerTable,
+    /// A change may reach the disk before the mark that the image is being changed.
+    NoBarrierAfterMark,
+    /// The mark says that the image was closed before everything else is durable.
+    MarkedCleanTooEarly,
+    /// A new image's header may reach the disk before what it names.
+    NoBarrierBeforeNewHeader,
     /// A flush joins the one that is running, which may not carry what it is to make durable.
     FlushJoinsTheRunningOne,
     /// After a failed flush the next one succeeds, although the host has forgotten what it could not write.
@@ -30,8 +36,8 @@ pub enum Bug {
     ReusedBeforeDrained,
     /// A hole is punched after the cluster may have been handed out again (Cloud Hypervisor 8624).
     PunchedAfterFreed,
-    /// A former L2 table stays in the cache after its cluster is free.
-    StaleTable,
+    /// A discard frees the cluster, and the table goes on to name it.
+    StaleMappingAfterDiscard,
     /// A new refcount block does not count itself.
     BlockDoesNotCountItself,
     /// A cluster that is in use is handed out (Cloud Hypervisor 8358).

@@ -11,6 +11,7 @@ use super::options::{CreateOptions, Preallocation};
 use crate::addr::HostOffset;
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
+use crate::seeded_bugs::Bug;
 
 /// Zeros that one write carries.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
@@ -32,7 +33,9 @@ pub async fn create<D: Disk>(disk: &D, options: &CreateOptions) -> Result<()> {
     write(disk, geometry.host_start(layout.l1()), &layout.l1_bytes()).await?;
     preallocate(disk, &layout, options.preallocation).await?;
     // The header last: until then nobody can take it for a whole image.
-    disk.sync().await.map_err(|e| Error::io("flush the new image", &e))?;
+    if !Bug::NoBarrierBeforeNewHeader.is_seeded() {
+        disk.sync().await.map_err(|e| Error::io("flush the new image", &e))?;
+    }
     write(disk, HostOffset::new(0), &layout.header(options).encode()?).await?;
     disk.sync().await.map_err(|e| Error::io("flush the new image", &e))
 }

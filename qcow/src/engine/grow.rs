@@ -4,8 +4,8 @@
 //! names it goes to disk only after the block (see `meta::order`).
 //!
 //! A larger table is written beside its new blocks at the first clusters that nothing counts yet: those blocks count
-//! themselves and the table. Everything is durable before the header is pointed at it in one sector, and that before the
-//! old table is released.
+//! themselves and the table. Everything is durable before the header is pointed at it in one sector; and that is durable,
+//! by the next flush, before anything rests on it or the old table is freed.
 
 use super::layer::Qcow2;
 use crate::addr::{Geometry, HostCluster, HostOffset};
@@ -94,14 +94,14 @@ impl<D: Disk> Qcow2<D> {
         let table = growth.table(geometry, lock(&self.meta).refs.table().words().to_vec());
         let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
         self.write_new(growth.table_first(), &bytes).await?;
-        self.barrier().await?;
+        if !Bug::NoBarrierBeforeLargerTable.is_seeded() {
+            self.barrier().await?;
+        }
         let offset = geometry.host_start(growth.table_first());
         let mut fields = offset.get().to_be_bytes().to_vec();
         fields.extend((growth.table_clusters as u32).to_be_bytes());
         self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await?;
-        if !Bug::NoBarrierBeforeLargerTable.is_seeded() {
-            self.barrier().await?;
-        }
+        // The next flush makes this durable before mappings that rest on it, and before the old table is freed.
         let mut header = lock(&self.header);
         header.refcount_table_offset = offset;
         header.refcount_table_clusters = growth.table_clusters as u32;

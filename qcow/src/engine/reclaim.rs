@@ -36,10 +36,10 @@ impl<D: Disk> Qcow2<D> {
     async fn free_some(&self, drained: &mut Drained, next: Release) -> Result<()> {
         let (count, last) = self.ask(|meta| meta.plan_release(next.first, next.count)).await?;
         let piece = drained.piece(count);
-        if Bug::PunchedAfterFreed.is_seeded() {
-            return self.free_then_punch(piece).await;
-        }
         let punched = if last && next.punch {
+            if Bug::PunchedAfterFreed.is_seeded() {
+                return self.free_then_punch(piece).await;
+            }
             // Nobody can claim them before their counts are lowered.
             let (first, count) = piece.span();
             self.punch(first, count).await;

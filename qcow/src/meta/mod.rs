@@ -239,7 +239,7 @@ impl Meta {
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
                 self.alloc.freed(cluster);
-                if !Bug::StaleTable.is_seeded() && self.map.forget_table(cluster) {
+                if self.map.forget_table(cluster) {
                     self.note_table_gone();
                 }
             }

@@ -241,6 +241,9 @@ impl Meta {
             );
             if new != old {
                 self.relink(geometry, slot, new, punch);
+                if Bug::StaleMappingAfterDiscard.is_seeded() {
+                    self.map.replace(slot, old);
+                }
             }
         }
     }

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use proptest::strategy::Strategy;
 use qcow::seeded_bugs::Bug;
 
-use crate::case::{Case, busy_case, small_case};
-use crate::crash::{Effort, Tally, crash, table_grows};
-use crate::faults::faults;
+use crate::case::{Case, Start, small_case};
+use crate::crash::{self, Effort, Tally, crash, table_grows};
+use crate::creation::creation;
+use crate::faults::{self, faults};
 use crate::hunt::{Failure, find, message_of};
 use crate::qemu::Sampler;
-use crate::schedules::schedule;
+use crate::regressions::POWER_CUTS;
+use crate::schedules::{self, schedule};
 
 /// The longest that the tests may take to find a bug.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,13 +23,19 @@ const REQUESTS_MAX: usize = 10;
 #[derive(Clone, Copy, Debug)]
 enum Finder {
     Schedules,
+    /// Schedules on small images.
+    SmallSchedules,
     PowerCuts,
     Faults,
     /// Power cuts while the refcount table grows.
     TableGrowth,
+    /// Power cuts while an image is being created.
+    Creation,
+    /// Power cuts in cases that once failed.
+    Regressions,
 }
 
-use Finder::{Faults, PowerCuts, Schedules, TableGrowth};
+use Finder::{Creation, Faults, PowerCuts, Regressions, Schedules, SmallSchedules, TableGrowth};
 
 /// Which tests find which bug.
 const BUGS: &[(Bug, Finder)] = &[
@@ -35,15 +43,18 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::NoBarrierBeforeRefcountTable, PowerCuts),
     (Bug::NoBarrierBeforeAcknowledgement, PowerCuts),
     (Bug::NoBarrierBeforeLargerTable, TableGrowth),
+    (Bug::NoBarrierAfterMark, PowerCuts),
+    (Bug::MarkedCleanTooEarly, PowerCuts),
+    (Bug::NoBarrierBeforeNewHeader, Creation),
     (Bug::FlushJoinsTheRunningOne, PowerCuts),
     (Bug::FailedFlushIsTriedAgain, Faults),
     (Bug::FailedWriteCountsAsWritten, Faults),
     (Bug::CacheIsTrusted, Faults),
     (Bug::LostMappingsAreRead, Faults),
     (Bug::ReusedBeforeUnlinkIsDurable, PowerCuts),
-    (Bug::ReusedBeforeDrained, Schedules),
-    (Bug::PunchedAfterFreed, Schedules),
-    (Bug::StaleTable, PowerCuts),
+    (Bug::ReusedBeforeDrained, SmallSchedules),
+    (Bug::PunchedAfterFreed, SmallSchedules),
+    (Bug::StaleMappingAfterDiscard, PowerCuts),
     (Bug::BlockDoesNotCountItself, Schedules),
     (Bug::UsedClusterIsClaimed, PowerCuts),
     (Bug::FailedClaimLeaks, Faults),
@@ -60,7 +71,7 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::DirtySliceEvicted, Schedules),
     (Bug::LoadedWhileWritten, Schedules),
     (Bug::LostWakeup, Schedules),
-    (Bug::ClusterAcrossTheEnd, PowerCuts),
+    (Bug::ClusterAcrossTheEnd, Regressions),
 ];
 
 #[test]
@@ -97,26 +108,38 @@ fn seek(bug: Bug, finder: Finder) -> Option<Failure> {
         crash(case, Effort { states_per_moment }, &Tally::default(), &Sampler::default());
     };
     match finder {
-        Schedules => hunt(bug, busy_case, |case| {
+        Schedules => hunt(bug, schedules::any_case, schedules::SEEDS, |case| {
             schedule(case);
         }),
-        PowerCuts => hunt(bug, small_case, |case| power_cuts(case, 64)),
-        Faults => hunt(bug, small_case, |case| {
+        SmallSchedules => hunt(bug, small_case, schedules::SEEDS, |case| {
+            schedule(case);
+        }),
+        PowerCuts => hunt(bug, small_case, crash::SEEDS, |case| power_cuts(case, 64)),
+        Faults => hunt(bug, small_case, faults::SEEDS, |case| {
             faults(case);
         }),
-        TableGrowth => {
-            let (case, start) = (table_grows(), Instant::now());
-            let message = message_of(|| bug.seeded(|| power_cuts(&case, 12)))?;
-            Some(Failure { case, message, found_after: start.elapsed() })
-        }
+        Regressions => POWER_CUTS.iter().find_map(|case| {
+            single(bug, case.parse().expect("a case"), |case| power_cuts(case, 64))
+        }),
+        TableGrowth => single(bug, table_grows(), |case| power_cuts(case, 12)),
+        Creation => single(bug, Case::plain(Start::Empty), |case| {
+            creation(&case.shape);
+        }),
     }
+}
+
+fn single(bug: Bug, case: Case, test: impl FnOnce(&Case)) -> Option<Failure> {
+    let start = Instant::now();
+    let message = message_of(|| bug.seeded(|| test(&case)))?;
+    Some(Failure { case, message, found_after: start.elapsed() })
 }
 
 fn hunt<S: Strategy<Value = Case>>(
     bug: Bug,
     cases: impl Fn() -> S + Sync,
+    seeds: u64,
     test: impl Fn(&Case) + Sync,
 ) -> Option<Failure> {
     let start = Instant::now();
-    find(cases, || start.elapsed() > LIMIT, |case| bug.seeded(|| test(case)))
+    find(cases, seeds, || start.elapsed() > LIMIT, |case| bug.seeded(|| test(case)))
 }

@@ -122,6 +122,21 @@ impl Shape {
 }
 
 impl Op {
+    /// Cuts the request to `len` sectors; says whether it was longer.
+    pub fn shorten(&mut self, len: u64) -> bool {
+        match self {
+            Self::Write { count, .. }
+            | Self::Zero { count, .. }
+            | Self::Discard { count, .. }
+            | Self::Read { count, .. } => {
+                let longer = *count > len;
+                *count = len.min(*count);
+                longer
+            }
+            Self::Flush | Self::Reopen | Self::Kill => false,
+        }
+    }
+
     /// The request moved and cut so that it lies inside a disk of `size` sectors.
     fn inside(self, size: u64) -> Self {
         let place = |at: u64, count: u64| (at % size, count.clamp(1, size - at % size));
@@ -154,9 +169,11 @@ pub fn busy_case() -> impl Strategy<Value = Case> {
         2 => (1u64..=1200).prop_map(Start::Backing),
         1 => Just(Start::Filled),
     ];
-    let shape = (1u64..=1200, 9u32..=13, 0u32..=6, prop::bool::weighted(0.85), start);
+    // The largest disks have more tables than the smallest cache holds.
+    let size = prop_oneof![8 => 1u64..=1200, 1 => 2000u64..=3000];
+    let shape = (size, 9u32..=13, 0u32..=6, prop::bool::weighted(0.85), start);
     let cache = prop::sample::select(vec![0u64, 1 << 20]);
-    let lengths = prop_oneof![4 => 1u64..=16, 2 => 1u64..=64, 1 => 1u64..=400];
+    let lengths = prop_oneof![8 => 1u64..=16, 4 => 1u64..=64, 2 => 1u64..=400, 1 => 1u64..=1500];
     any_case(shape, 1..=32, cache, lengths.boxed(), 1..120)
 }
 
@@ -170,7 +187,7 @@ pub fn small_case() -> impl Strategy<Value = Case> {
         1 => Just(Start::Compressed),
     ];
     // Few sizes, because QEMU makes some of these images.
-    let size = prop::sample::select(vec![16u64, 33]);
+    let size = prop::sample::select(vec![16u64, 33, 57]);
     let bits = prop::sample::select(vec![9u32, 9, 10, 12]);
     let order = prop::sample::select(vec![4u32, 4, 6, 1]);
     let shape = (size, bits, order, prop::bool::weighted(0.9), start);
@@ -200,7 +217,7 @@ fn any_case(
 
 fn any_op(lengths: BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
     // Few places and many lengths, so that requests meet.
-    let range = (0u64..1200, lengths);
+    let range = (0u64..3000, lengths);
     prop_oneof![
         10 => range.clone().prop_map(|(at, count)| Op::Write { at, count }),
         3 => (range.clone(), any::<bool>())

@@ -11,11 +11,13 @@ use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
 use crate::hunt::{expect_none, find, soak_factor};
 use crate::qemu::Sampler;
-use crate::recover::{Found, recover};
+use crate::recover::{Found, expect_clean, recover};
 use crate::start::Files;
 
 /// States that are looked at for each change.
-const STATES: u64 = 100_000;
+const STATES: u64 = 1_600_000;
+/// Seeds that are tried where a failing case is made smaller.
+pub const SEEDS: u64 = 4;
 /// Moments with up to so many states are enumerated.
 const EFFORT: Effort = Effort { states_per_moment: 64 };
 /// One state in so many is cut off again while it is being used, which gives states of the second order.
@@ -56,6 +58,7 @@ pub fn crash(case: &Case, effort: Effort, tally: &Tally, sampler: &Sampler) {
     };
     let ending = drive.run(|drive| crashes.cut(&drive.gate, &drive.history.borrow()));
     assert_eq!(ending, Ending::Closed, "the case came to its end");
+    drive.world.block_on(expect_clean(&case.shape, &drive.gate));
     crashes.cut(&drive.gate, &drive.history.borrow());
 }
 
@@ -166,7 +169,7 @@ fn no_power_cut_loses_flushed_data() {
     let wanted = STATES * soak_factor();
     let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
     let enough = || tally.states() >= wanted;
-    let failure = find(small_case, enough, |case| crash(case, EFFORT, &tally, &sampler));
+    let failure = find(small_case, SEEDS, enough, |case| crash(case, EFFORT, &tally, &sampler));
     expect_none("CRASH", failure);
     println!("power cuts: {}", tally.summary(start, &sampler));
 }
@@ -175,8 +178,14 @@ fn no_power_cut_loses_flushed_data() {
 #[test]
 fn a_larger_refcount_table_survives_a_power_cut_anywhere() {
     let tally = Tally::default();
-    crash(&table_grows(), Effort { states_per_moment: 12 }, &tally, &Sampler::new(500));
+    let case = table_grows();
+    crash(&case, Effort { states_per_moment: 12 }, &tally, &Sampler::new(500));
     assert!(tally.states() > 100, "the case has many moments");
+    let drive = Drive::new(&case);
+    let table_len = |drive: &Drive<'_>| drive.gate.image.to_vec()[59];
+    let before = table_len(&drive);
+    drive.run(|_| {});
+    assert!(table_len(&drive) > before, "the refcount table has grown");
 }
 
 /// A case in which the refcount table grows.

@@ -12,7 +12,9 @@ use crate::recover::{expect_clean, recover};
 use crate::start::Files;
 
 /// Faults that are tried for each change.
-const FAULTS: u64 = 4_000;
+const FAULTS: u64 = 100_000;
+/// Seeds that are tried where a failing case is made smaller.
+pub const SEEDS: u64 = 4;
 /// Power cuts after each fault.
 const CUTS: u64 = 3;
 
@@ -64,7 +66,7 @@ fn no_fault_of_the_host_loses_flushed_data() {
     let (wanted, done) = (FAULTS * soak_factor(), AtomicU64::new(0));
     let start = Instant::now();
     let enough = || done.load(Ordering::Relaxed) >= wanted;
-    let failure = find(small_case, enough, |case| {
+    let failure = find(small_case, SEEDS, enough, |case| {
         done.fetch_add(faults(case), Ordering::Relaxed);
     });
     expect_none("FAULT", failure);

@@ -11,14 +11,10 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use crate::case::Case;
+use crate::shrink::shrink;
 
 /// Cases that follow from one number.
 const CASES_PER_SEED: u32 = 16;
-/// Steps that making a failing case smaller may take.
-const SHRINK_STEPS_MAX: u32 = 3000;
-/// Milliseconds that it may take.
-const SHRINK_TIME_MAX_MS: u32 = 60_000;
-
 /// A case that fails.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -29,9 +25,10 @@ pub struct Failure {
     pub found_after: Duration,
 }
 
-/// Tries cases until `enough` says so or one fails.
+/// Tries cases until `enough` says so or one fails. A failing one is made small, with so many `seeds` tried for each step.
 pub fn find<S: Strategy<Value = Case>>(
     cases: impl Fn() -> S + Sync,
+    seeds: u64,
     enough: impl Fn() -> bool + Sync,
     test: impl Fn(&Case) + Sync,
 ) -> Option<Failure> {
@@ -52,7 +49,10 @@ pub fn find<S: Strategy<Value = Case>>(
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let ended = running.into_iter().map(|thread| thread.join().expect("the hunter lives"));
-        ended.flatten().next()
+        let failure = ended.flatten().next()?;
+        let fails = |case: &Case| message_of(|| test(case));
+        let (case, message) = shrink(failure.case, failure.message, seeds, fails);
+        Some(Failure { case, message, ..failure })
     })
 }
 
@@ -92,8 +92,8 @@ fn try_seed(
     let config = Config {
         cases: CASES_PER_SEED,
         failure_persistence: None,
-        max_shrink_iters: SHRINK_STEPS_MAX,
-        max_shrink_time: SHRINK_TIME_MAX_MS,
+        // It would change the requests one by one and always with the same seed: see `shrink`.
+        max_shrink_iters: 0,
         ..Config::default()
     };
     let mut bytes = [0; 32];

@@ -16,6 +16,7 @@
 mod bugs;
 mod case;
 mod crash;
+mod creation;
 mod drive;
 mod faults;
 mod history;
@@ -25,4 +26,5 @@ mod recover;
 mod regressions;
 mod schedules;
 mod sequences;
+mod shrink;
 mod start;

@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::case::{Case, Start, busy_case};
+use proptest::prelude::*;
+
+use crate::case::{Case, Start, busy_case, small_case};
 use crate::drive::{Drive, Ending};
 use crate::history::History;
 use crate::hunt::{expect_none, find, soak_factor};
 use crate::recover::expect_clean;
 
 /// Schedules that are tried for each change.
-const SCHEDULES: u64 = 3_000;
+const SCHEDULES: u64 = 50_000;
+/// Seeds that are tried where a failing schedule is made smaller.
+pub const SEEDS: u64 = 60;
 
 /// Carries `case` out, closes the image, and finds it clean. The image it leaves.
 pub fn schedule(case: &Case) -> Vec<u8> {
@@ -20,12 +24,17 @@ pub fn schedule(case: &Case) -> Vec<u8> {
     drive.gate.image.to_vec()
 }
 
+/// Cases of all sizes.
+pub fn any_case() -> impl Strategy<Value = Case> {
+    prop_oneof![busy_case().boxed(), small_case().boxed()]
+}
+
 #[test]
 fn every_sector_is_linearizable() {
     let (wanted, done) = (SCHEDULES * soak_factor(), AtomicU64::new(0));
     let start = Instant::now();
     let enough = || done.load(Ordering::Relaxed) >= wanted;
-    let failure = find(busy_case, enough, |case| {
+    let failure = find(any_case, SEEDS, enough, |case| {
         schedule(case);
         done.fetch_add(1, Ordering::Relaxed);
     });

@@ -65,16 +65,8 @@ fn by_ourselves(shape: &Shape) -> Files {
     let world = World::new(1);
     let backing = shape.backing().map(|sectors| world.add_file(&bytes(shape, sectors)));
     let gate = SimGate { image: world.add_file(&[]), backing, world: world.clone() };
-    let options = CreateOptions {
-        size: shape.size * SECTOR,
-        version: if shape.version3 { Version::V3 } else { Version::V2 },
-        cluster_bits: shape.cluster_bits,
-        refcount_order: shape.refcount_order,
-        backing: shape.backing().map(|_| ("backing".into(), Some("raw".into()))),
-        ..CreateOptions::default()
-    };
     world.block_on(async {
-        create(&gate.image, &options).await.expect("create");
+        create(&gate.image, &options(shape)).await.expect("create");
         if shape.written() > 0 {
             let image = open(&gate, 1 << 20).await.expect("open");
             let payload = Buffer::from_bytes(&bytes(shape, shape.written())).payload();
@@ -83,6 +75,18 @@ fn by_ourselves(shape: &Shape) -> Files {
         }
     });
     Files { image: gate.image.content(), backing: gate.backing.map(|b| b.content()) }
+}
+
+/// How an image of this shape is created.
+pub fn options(shape: &Shape) -> CreateOptions {
+    CreateOptions {
+        size: shape.size * SECTOR,
+        version: if shape.version3 { Version::V3 } else { Version::V2 },
+        cluster_bits: shape.cluster_bits,
+        refcount_order: shape.refcount_order,
+        backing: shape.backing().map(|_| ("backing".into(), Some("raw".into()))),
+        ..CreateOptions::default()
+    }
 }
 
 fn by_qemu(shape: &Shape) -> Content {

@@ -79,7 +79,7 @@ impl PowerCut {
 
     /// Some state. Several ways to choose, because a bug may need nearly everything lost, or nearly nothing.
     pub fn sample(&self, random: &mut Random) -> Outcome {
-        let way = random.below(6);
+        let way = random.below(7);
         let special = random.below(self.blocks.len().max(1) as u64) as usize;
         let seed = random.draw();
         let mut choose = |at: usize, index: u64, count: usize| -> u8 {
@@ -92,9 +92,11 @@ impl PowerCut {
                 1 => 0,
                 // Whole pages make it or not.
                 2 => [0, last][(mix(seed ^ (index / BLOCKS_PER_PAGE)) >> 7) as usize % 2],
+                // The file has grown, but not over what was written to it: there is junk.
+                3 => [last, 1][usize::from(index * BLOCK_BYTES >= self.durable.len())],
                 // What lies low in the file makes it, what lies high does not, and the other way round.
-                3 => [last, 0][usize::from(at > special)],
-                4 => [0, last][usize::from(at > special)],
+                4 => [last, 0][usize::from(at > special)],
+                5 => [0, last][usize::from(at > special)],
                 _ => random.below(count as u64),
             };
             choice.min(last) as u8
