@@ -9,13 +9,14 @@ use qcow::disk::sim::{Content, Outcome, PowerCut, Random, SimDisk};
 use crate::case::{Case, Shape, small_case};
 use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
-use crate::hunt::{expect_none, find, soak_factor};
+use crate::hunt::{expect_none, find, wanted};
 use crate::qemu::Sampler;
 use crate::recover::{Found, expect_clean, recover};
 use crate::start::Files;
 
-/// States that are looked at for each change.
+/// States that are looked at for each change, and in a long run; besides those of `sequences`.
 const STATES: u64 = 1_600_000;
+const STATES_SOAK: u64 = 200_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;
 /// Moments with up to so many states are enumerated.
@@ -166,7 +167,7 @@ impl Tally {
 
 #[test]
 fn no_power_cut_loses_flushed_data() {
-    let wanted = STATES * soak_factor();
+    let wanted = wanted(STATES, STATES_SOAK);
     let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
     let enough = || tally.states() >= wanted;
     let failure = find(small_case, SEEDS, enough, |case| crash(case, EFFORT, &tally, &sampler));

@@ -7,12 +7,13 @@ use qcow::disk::sim::{Fault, Random, SimDisk};
 
 use crate::case::{Case, small_case};
 use crate::drive::{Drive, Ending};
-use crate::hunt::{expect_none, find, message_of, soak_factor};
+use crate::hunt::{expect_none, find, is_soak, message_of, wanted};
 use crate::recover::{expect_clean, recover};
 use crate::start::Files;
 
-/// Faults that are tried for each change.
+/// Faults that are tried for each change, and pairs of faults in a long run.
 const FAULTS: u64 = 100_000;
+const PAIRS_SOAK: u64 = 50_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;
 /// Power cuts after each fault.
@@ -20,23 +21,38 @@ const CUTS: u64 = 3;
 
 /// Carries `case` out once for each of its operations and each fault, with that fault there. How many that were.
 pub fn faults(case: &Case) -> u64 {
-    let operations = {
-        let drive = Drive::new(case);
-        drive.run(|_| {});
-        drive.world.operations()
-    };
-    for operation in 0..operations {
-        for fault in Fault::ALL {
-            if let Some(message) = message_of(|| with_faults(case, &[(operation, fault)])) {
-                panic!("with {fault:?} at operation {operation}: {message}");
-            }
-        }
-    }
-    operations * Fault::ALL.len() as u64
+    let points = points(case);
+    points.iter().for_each(|&point| with_faults(case, &[point]));
+    points.len() as u64
 }
 
-/// Carries `case` out with these faults.
+/// Carries `case` out once for each pair of faults at two of its operations. How many that were.
+fn pairs(case: &Case) -> u64 {
+    let points = points(case);
+    for (index, &first) in points.iter().enumerate() {
+        for &second in points[index..].iter().filter(|(operation, _)| *operation > first.0) {
+            with_faults(case, &[first, second]);
+        }
+    }
+    points.len() as u64 * points.len() as u64 / 2
+}
+
+/// Every fault at every operation.
+fn points(case: &Case) -> Vec<(u64, Fault)> {
+    let drive = Drive::new(case);
+    drive.run(|_| {});
+    let operations = 0..drive.world.operations();
+    operations.flat_map(|operation| Fault::ALL.map(|fault| (operation, fault))).collect()
+}
+
+/// Carries `case` out with these faults, each at an operation.
 fn with_faults(case: &Case, faults: &[(u64, Fault)]) {
+    if let Some(message) = message_of(|| survive(case, faults)) {
+        panic!("with {faults:?}: {message}");
+    }
+}
+
+fn survive(case: &Case, faults: &[(u64, Fault)]) {
     let drive = Drive::new(case);
     faults.iter().for_each(|&(operation, fault)| drive.inject(operation, fault));
     let ending = drive.run(|_| {});
@@ -63,11 +79,12 @@ fn with_faults(case: &Case, faults: &[(u64, Fault)]) {
 
 #[test]
 fn no_fault_of_the_host_loses_flushed_data() {
-    let (wanted, done) = (FAULTS * soak_factor(), AtomicU64::new(0));
+    let (wanted, done) = (wanted(FAULTS, PAIRS_SOAK), AtomicU64::new(0));
     let start = Instant::now();
     let enough = || done.load(Ordering::Relaxed) >= wanted;
     let failure = find(small_case, SEEDS, enough, |case| {
-        done.fetch_add(faults(case), Ordering::Relaxed);
+        let tried = if is_soak() { pairs(case) } else { faults(case) };
+        done.fetch_add(tried, Ordering::Relaxed);
     });
     expect_none("FAULT", failure);
     let (done, seconds) = (done.into_inner(), start.elapsed().as_secs_f64());

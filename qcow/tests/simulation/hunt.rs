@@ -72,9 +72,21 @@ pub fn message_of(test: impl FnOnce()) -> Option<String> {
     quietly(|| catch_unwind(AssertUnwindSafe(test)).err().map(|_| LAST.take()))
 }
 
-/// How much more is to be done than for each change; `make soak` sets it.
-pub fn soak_factor() -> u64 {
-    std::env::var("SOAK_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+/// The factor that `make soak` uses.
+const SOAK_FACTOR: u64 = 20;
+
+/// How much is to be done: so much for each change, and so much in `make soak`, in proportion to its factor.
+pub fn wanted(per_change: u64, soak: u64) -> u64 {
+    soak_factor().map_or(per_change, |factor| (soak / SOAK_FACTOR * factor).max(per_change))
+}
+
+/// Whether this is a long run.
+pub fn is_soak() -> bool {
+    soak_factor().is_some()
+}
+
+fn soak_factor() -> Option<u64> {
+    std::env::var("SOAK_FACTOR").ok()?.parse().ok().filter(|&factor| factor > 1)
 }
 
 /// Where the cases start; `SIMULATION_SEED` sets it.

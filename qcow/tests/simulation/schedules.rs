@@ -8,11 +8,12 @@ use proptest::prelude::*;
 use crate::case::{Case, Start, busy_case, small_case};
 use crate::drive::{Drive, Ending};
 use crate::history::History;
-use crate::hunt::{expect_none, find, soak_factor};
+use crate::hunt::{expect_none, find, wanted};
 use crate::recover::expect_clean;
 
-/// Schedules that are tried for each change.
+/// Schedules that are tried for each change, and in a long run.
 const SCHEDULES: u64 = 50_000;
+const SCHEDULES_SOAK: u64 = 10_000_000;
 /// Seeds that are tried where a failing schedule is made smaller.
 pub const SEEDS: u64 = 60;
 
@@ -31,7 +32,7 @@ pub fn any_case() -> impl Strategy<Value = Case> {
 
 #[test]
 fn every_sector_is_linearizable() {
-    let (wanted, done) = (SCHEDULES * soak_factor(), AtomicU64::new(0));
+    let (wanted, done) = (wanted(SCHEDULES, SCHEDULES_SOAK), AtomicU64::new(0));
     let start = Instant::now();
     let enough = || done.load(Ordering::Relaxed) >= wanted;
     let failure = find(any_case, SEEDS, enough, |case| {

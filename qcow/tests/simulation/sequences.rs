@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::case::{Case, Op, Start};
 use crate::crash::{Effort, Tally, crash};
-use crate::hunt::{Failure, expect_none, message_of, soak_factor};
+use crate::hunt::{Failure, expect_none, is_soak, message_of};
 use crate::qemu::Sampler;
 
 /// Moments with up to so many states are enumerated.
@@ -58,7 +58,7 @@ fn sequences(len: usize) -> impl Iterator<Item = Case> {
 #[test]
 fn every_sequence_of_two_survives_a_power_cut_anywhere() {
     // Three requests are for `make soak`.
-    let len = if soak_factor() > 1 { 3 } else { 2 };
+    let len = if is_soak() { 3 } else { 2 };
     let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
     let cases: Vec<Case> = sequences(len).collect();
     let next = AtomicU64::new(0);

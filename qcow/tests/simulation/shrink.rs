@@ -8,7 +8,7 @@ use crate::case::Case;
 /// How long that may take.
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Few enough requests.
-const ENOUGH: usize = 3;
+const ENOUGH: usize = 6;
 
 /// The smallest case found that still fails, and its message. `seeds` are tried for each step.
 pub fn shrink(
