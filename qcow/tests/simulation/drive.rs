@@ -141,11 +141,18 @@ impl<'c> Drive<'c> {
         let mut pool = self.pool(&mut random);
         for (index, op) in self.case.ops.iter().enumerate() {
             let ends_session = matches!(op, Op::Reopen | Op::Kill);
-            while pool.is_full() || *op == Op::Reopen && !pool.is_empty() {
+            let alone = matches!(op, Op::Reopen | Op::Resize { .. });
+            while pool.is_full() || alone && !pool.is_empty() {
                 std::future::poll_fn(|context| pool.poll_next(context)).await;
             }
+            if let Op::Resize { size } = *op {
+                self.resize(&image, size).await;
+                continue;
+            }
             if !ends_session {
-                pool.insert(self.request(image.clone(), index as u64, *op));
+                // A resize that failed may have left another size than the case was made for.
+                let op = op.inside(image.virtual_size() / SECTOR);
+                pool.insert(self.request(image.clone(), index as u64, op));
                 continue;
             }
             if *op == Op::Kill || self.close(&image).await.is_err() {
@@ -158,7 +165,7 @@ impl<'c> Drive<'c> {
         while !pool.is_empty() {
             std::future::poll_fn(|context| pool.poll_next(context)).await;
         }
-        let _ = self.read(&image, 0, self.case.shape.size).await;
+        let _ = self.read(&image, 0, image.virtual_size() / SECTOR).await;
         match self.close(&image).await {
             Ok(()) => Ending::Closed,
             Err(_) => Ending::Failed,
@@ -173,10 +180,26 @@ impl<'c> Drive<'c> {
 
     async fn open(&self) -> Image<SimDisk> {
         // A fault may keep the image from being opened, but only once.
-        match self.allow(open(&self.gate, self.case.cache).await, "open") {
+        let image = match self.allow(open(&self.gate, self.case.cache).await, "open") {
             Ok(image) => image,
             Err(_) => open(&self.gate, self.case.cache).await.expect("open again"),
+        };
+        self.history.borrow_mut().settle_size(image.virtual_size() / SECTOR);
+        image
+    }
+
+    async fn resize(&self, image: &Image<SimDisk>, size: u64) {
+        let shape = &self.case.shape;
+        if shape.keeps_size() {
+            let refused = image.resize(size * SECTOR, true).await;
+            assert!(refused.is_err() || size * SECTOR == image.virtual_size(), "a snapshot's size");
+            return;
         }
+        // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
+        let below = |sector| (!shape.version3).then(|| initial(shape, sector));
+        let resize = self.history.borrow_mut().begin_resize(size, below);
+        let resized = self.allow(image.resize(size * SECTOR, true).await, "resize");
+        self.history.borrow_mut().end_resize(&resize, resized.is_ok());
     }
 
     async fn close(&self, image: &Image<SimDisk>) -> qcow::Result<()> {
@@ -203,7 +226,8 @@ impl<'c> Drive<'c> {
                 self.history.borrow_mut().end_write(&write, zeroed.is_ok());
             }
             Op::Discard { at, count } => {
-                let sectors = self.case.shape.whole_clusters(at, count);
+                let sectors =
+                    self.case.shape.whole_clusters(at, count, image.virtual_size() / SECTOR);
                 let write = self.history.borrow_mut().begin_discard(sectors);
                 let discarded = image.discard(at * SECTOR, count * SECTOR).await;
                 let discarded = self.allow(discarded, "discard");
@@ -217,7 +241,7 @@ impl<'c> Drive<'c> {
                 let flushed = self.allow(image.flush().await, "flush");
                 self.end_flush(start, &flushed);
             }
-            Op::Reopen | Op::Kill => unreachable!("these end a session"),
+            Op::Resize { .. } | Op::Reopen | Op::Kill => unreachable!("not done beside others"),
         }
     }
 
