@@ -29,7 +29,7 @@ pub enum Op {
         count: u64,
     },
     Flush,
-    /// Wait for everything under way, then make the disk so many sectors large.
+    /// Make the disk so many sectors large: beside writes, reads and flushes where it grows, else alone.
     Resize {
         size: u64,
     },

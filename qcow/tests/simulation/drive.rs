@@ -83,6 +83,7 @@ pub struct Drive<'c> {
     /// Whether requests may fail.
     faulty: Cell<bool>,
     syncs_lost: Cell<u64>,
+    in_flight: RefCell<Vec<Op>>,
 }
 
 impl<'c> Drive<'c> {
@@ -100,6 +101,7 @@ impl<'c> Drive<'c> {
             history: RefCell::new(history),
             faulty: Cell::new(false),
             syncs_lost: Cell::new(0),
+            in_flight: RefCell::default(),
         }
     }
 
@@ -141,22 +143,19 @@ impl<'c> Drive<'c> {
         let mut pool = self.pool(&mut random);
         for (index, op) in self.case.ops.iter().enumerate() {
             let ends_session = matches!(op, Op::Reopen | Op::Kill);
-            let alone = matches!(op, Op::Reopen | Op::Resize { .. });
-            while pool.is_full() || alone && !pool.is_empty() {
+            while pool.is_full() || !pool.is_empty() && self.has_to_wait(&image, *op) {
                 std::future::poll_fn(|context| pool.poll_next(context)).await;
-            }
-            if let Op::Resize { size } = *op {
-                self.resize(&image, size).await;
-                continue;
             }
             if !ends_session {
                 // A resize that failed may have left another size than the case was made for.
                 let op = op.inside(image.virtual_size() / SECTOR);
+                self.in_flight.borrow_mut().push(op);
                 pool.insert(self.request(image.clone(), index as u64, op));
                 continue;
             }
             if *op == Op::Kill || self.close(&image).await.is_err() {
                 pool = self.pool(&mut random);
+                self.in_flight.borrow_mut().clear();
                 self.kill();
             }
             drop(image);
@@ -169,6 +168,23 @@ impl<'c> Drive<'c> {
         match self.close(&image).await {
             Ok(()) => Ending::Closed,
             Err(_) => Ending::Failed,
+        }
+    }
+
+    /// Whether `op` must not be carried out beside what is in flight.
+    fn has_to_wait(&self, image: &Image<SimDisk>, op: Op) -> bool {
+        let in_flight = self.in_flight.borrow();
+        let shrinks =
+            |op: &Op| matches!(*op, Op::Resize { size } if size * SECTOR < image.virtual_size());
+        let is_resize = |op: &Op| matches!(op, Op::Resize { .. });
+        let maps = |op: &Op| is_resize(op) || matches!(op, Op::Zero { .. } | Op::Discard { .. });
+        match op {
+            Op::Kill => false,
+            _ if op == Op::Reopen || shrinks(&op) || in_flight.iter().any(shrinks) => true,
+            // A disk that grows is written, read and flushed meanwhile.
+            Op::Resize { .. } => in_flight.iter().any(maps),
+            Op::Zero { .. } | Op::Discard { .. } => in_flight.iter().any(is_resize),
+            _ => false,
         }
     }
 
@@ -241,8 +257,12 @@ impl<'c> Drive<'c> {
                 let flushed = self.allow(image.flush().await, "flush");
                 self.end_flush(start, &flushed);
             }
-            Op::Resize { .. } | Op::Reopen | Op::Kill => unreachable!("not done beside others"),
+            Op::Resize { size } => self.resize(&image, size).await,
+            Op::Reopen | Op::Kill => unreachable!("these end a session"),
         }
+        let mut in_flight = self.in_flight.borrow_mut();
+        let own = in_flight.iter().position(|other| *other == op).expect("it was in flight");
+        in_flight.swap_remove(own);
     }
 
     fn end_flush(&self, start: Began, result: &qcow::Result<()>) {

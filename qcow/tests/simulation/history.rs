@@ -4,7 +4,7 @@
 //! read may return any value that was not overwritten before the read began, of any write that began before it ended.
 //! After a power cut a sector may hold any value that was not overwritten before the newest flush began that succeeded.
 //!
-//! A resize is done alone. Until it has succeeded the disk has its old size or the new one; then it has the new one, a
+//! Until a resize has succeeded the disk has its old size or the new one; then it has the new one, a
 //! power cut changes nothing about that, and what a disk has behind its end is zeros once it grows again.
 
 use std::ops::Range;
