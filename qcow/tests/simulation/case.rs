@@ -220,7 +220,7 @@ fn any_op(lengths: BoxedStrategy<u64>, sizes: BoxedStrategy<u64>) -> impl Strate
         3 => range.clone().prop_map(|(at, count)| Op::Discard { at, count }),
         3 => range.prop_map(|(at, count)| Op::Read { at, count }),
         3 => Just(Op::Flush),
-        1 => sizes.prop_map(|size| Op::Resize { size }),
+        2 => sizes.prop_map(|size| Op::Resize { size }),
         1 => Just(Op::Reopen),
         1 => Just(Op::Kill),
     ]

@@ -212,7 +212,8 @@ impl<'c> Drive<'c> {
             return;
         }
         // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
-        let below = |sector| (!shape.version3).then(|| initial(shape, sector));
+        let bare = shape.backing().filter(|_| !shape.version3);
+        let below = |sector| bare.map(|_| initial(shape, sector));
         let resize = self.history.borrow_mut().begin_resize(size, below);
         let resized = self.allow(image.resize(size * SECTOR, true).await, "resize");
         self.history.borrow_mut().end_resize(&resize, resized.is_ok());
@@ -221,7 +222,7 @@ impl<'c> Drive<'c> {
     async fn close(&self, image: &Image<SimDisk>) -> qcow::Result<()> {
         let start = self.history.borrow_mut().begin_now();
         let closed = self.allow(image.close().await, "close");
-        self.end_flush(start, &closed);
+        self.end_flush(image, start, &closed);
         closed
     }
 
@@ -255,7 +256,7 @@ impl<'c> Drive<'c> {
             Op::Flush => {
                 let start = self.history.borrow_mut().begin_now();
                 let flushed = self.allow(image.flush().await, "flush");
-                self.end_flush(start, &flushed);
+                self.end_flush(&image, start, &flushed);
             }
             Op::Resize { size } => self.resize(&image, size).await,
             Op::Reopen | Op::Kill => unreachable!("these end a session"),
@@ -265,9 +266,10 @@ impl<'c> Drive<'c> {
         in_flight.swap_remove(own);
     }
 
-    fn end_flush(&self, start: Began, result: &qcow::Result<()>) {
+    fn end_flush(&self, image: &Image<SimDisk>, start: Began, result: &qcow::Result<()>) {
         if result.is_ok() {
-            self.history.borrow_mut().end_flush(start);
+            let size = image.virtual_size() / SECTOR;
+            self.history.borrow_mut().end_flush(start, size);
         }
     }
 

@@ -46,6 +46,8 @@ pub struct History {
     now: Time,
     /// When the newest flush that succeeded began.
     flushed: Time,
+    /// When the newest resize ended; never, while it is under way.
+    resized: Time,
     /// How many sectors the disk may have.
     sizes: Vec<u64>,
     /// As many as the largest of these sizes.
@@ -56,7 +58,13 @@ impl History {
     /// A disk of `count` sectors that hold `value(sector)`.
     pub fn new(count: u64, value: impl Fn(u64) -> u64) -> Self {
         let initial = |s| vec![Candidate { value: value(s), start: 0, end: 0, certain: true }];
-        Self { now: 0, flushed: 0, sizes: vec![count], sectors: (0..count).map(initial).collect() }
+        Self {
+            now: 0,
+            flushed: 0,
+            resized: 0,
+            sizes: vec![count],
+            sectors: (0..count).map(initial).collect(),
+        }
     }
 
     /// When the newest flush that succeeded began; until it changes, what a power cut may leave only becomes more.
@@ -106,6 +114,7 @@ impl History {
                 self.sectors[sector as usize].push(candidate);
             }
         }
+        self.resized = Time::MAX;
         self.sizes.push(size);
         self.extend(size);
         Resize { start, size }
@@ -116,6 +125,7 @@ impl History {
         let end = self.tick();
         let own = self.sectors.iter_mut().flatten().filter(|c| c.start == resize.start);
         own.for_each(|c| c.end = end);
+        self.resized = end;
         if success {
             self.flushed = self.flushed.max(resize.start);
             self.settle_size(resize.size);
@@ -145,6 +155,7 @@ impl History {
             candidate.end = end;
             candidate.certain = false;
         }
+        self.resized = self.resized.min(end);
     }
 
     /// What was written since the newest flush that succeeded may be lost, whatever is flushed from now on.
@@ -162,10 +173,14 @@ impl History {
         Began(self.tick())
     }
 
-    /// A flush that began at `start` has succeeded.
-    pub fn end_flush(&mut self, start: Began) {
+    /// A flush that began at `start` has succeeded, on a disk of `size` sectors: as many are there to stay, if nobody
+    /// was resizing it meanwhile.
+    pub fn end_flush(&mut self, start: Began, size: u64) {
         self.tick();
         self.flushed = self.flushed.max(start.0);
+        if self.resized < start.0 {
+            self.settle_size(size);
+        }
     }
 
     /// A read that began at `start` has ended with `values` for the sectors from `first` on.

@@ -80,7 +80,7 @@ async fn use_again(shape: &Shape, gate: &SimGate, history: &RefCell<History>) {
         }
         let flush = history.borrow_mut().begin_now();
         image.flush().await.expect("flush");
-        history.borrow_mut().end_flush(flush);
+        history.borrow_mut().end_flush(flush, size);
     };
     write_all(0xaaaa << 48, size.div_ceil(2)).await;
     let values = read(&image, 0, size).await.expect("read");
