@@ -17,6 +17,8 @@ const KIB: u64 = 1 << 10;
 /// Turns of the random test.
 const TURNS: u64 = 150;
 
+type Resize = fn(&Path, u64);
+
 /// A directory with images in it.
 struct Place(tempfile::TempDir);
 
@@ -203,7 +205,7 @@ fn what_was_cut_off_does_not_come_back() {
     for (by_us_first, version) in [(true, "v3"), (false, "v3"), (true, "v2"), (false, "v2")] {
         let path = place.make("image", &format!("compat={version}"), &[], 256 * KIB);
         qemu_fill(&path, 0, 256 * KIB, 9);
-        let (shrink, grow): (fn(&Path, u64), fn(&Path, u64)) =
+        let (shrink, grow): (Resize, Resize) =
             if by_us_first { (resize, qemu_resize) } else { (qemu_resize, resize) };
         shrink(&path, 100 * KIB);
         grow(&path, 300 * KIB);

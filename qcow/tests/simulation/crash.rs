@@ -9,7 +9,7 @@ use qcow::disk::sim::{Content, Outcome, PowerCut, Random};
 use crate::case::{Case, Shape, small_case};
 use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
-use crate::hunt::{expect_none, find, soak_factor};
+use crate::hunt::{Failure, expect_none, find, message_of, soak_factor};
 use crate::qemu::Sampler;
 use crate::recover::{Found, recover};
 use crate::start::Files;
@@ -18,6 +18,8 @@ use crate::start::Files;
 const STATES: u64 = 100_000;
 /// Moments with up to so many states are enumerated.
 const EFFORT: Effort = Effort { states_per_moment: 64 };
+/// Orders in which a disk grows beside writes.
+const GROWTHS: u64 = 200;
 /// One state in so many is cut off again while it is being used, which gives states of the second order.
 const TWICE_ONE_IN: u64 = 64;
 /// States of the second order that such a one gives at most.
@@ -169,4 +171,20 @@ fn no_power_cut_loses_flushed_data() {
     let failure = find(small_case, enough, |case| crash(case, EFFORT, &tally, &sampler));
     expect_none("CRASH", failure);
     println!("power cuts: {}", tally.summary(start, &sampler));
+}
+
+#[test]
+fn no_power_cut_loses_what_is_written_while_the_disk_grows() {
+    // Each resize replaces the L1 table, and each write needs an L2 table, whose entry the new L1 table must have in time.
+    let ops = "s142 w0+1 w64+1 flush s270 w128+1 flush";
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    for seed in 0..GROWTHS * soak_factor() {
+        let case = format!("seed={seed} size=100 cluster=9 depth=4 cache=0 {ops}");
+        let case: Case = case.parse().expect("a case");
+        let message = message_of(|| crash(&case, EFFORT, &tally, &sampler));
+        let found_after = start.elapsed();
+        let failure = message.map(|message| Failure { case, message, found_after });
+        expect_none("CRASH", failure);
+    }
+    println!("growing beside writes: {}", tally.summary(start, &sampler));
 }
