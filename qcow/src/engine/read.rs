@@ -100,6 +100,9 @@ impl<D: Disk> Image<D> {
     /// Says where the bytes from `at` on come from, for at most `len` and at least one byte; the top image's tables reach
     /// that far. The caller is inside the drain of each image.
     pub(super) async fn resolve(&self, depth: usize, at: u64, len: u64) -> Result<Source> {
+        if len == 0 {
+            return Ok(Source { depth, content: Content::Nothing, len });
+        }
         let (mut depth, mut len) = (depth, len);
         loop {
             let layer = &self.layers_from(depth)[0];
