@@ -22,6 +22,18 @@ impl<D: Disk> Claimed<'_, D> {
         self.run.expect("a claim that has not been kept yet")
     }
 
+    /// This claim and `next` as one, where `next` follows right behind; else both as they are.
+    fn join(mut self, mut next: Self) -> std::result::Result<Self, (Self, Self)> {
+        let (run, more) = (self.run(), next.run());
+        if run.first.plus(run.count) != more.first {
+            return Err((self, next));
+        }
+        next.run = None;
+        let (count, fresh) = (run.count + more.count, run.fresh && more.fresh);
+        self.run = Some(Run { count, fresh, ..run });
+        Ok(self)
+    }
+
     /// Something points to the clusters now.
     pub fn keep(mut self) {
         self.run = None;
@@ -57,6 +69,29 @@ impl<D: Disk> Qcow2<D> {
                 Claim::MissingBlock(index) => self.grow_refcounts(index).await?,
             }
         }
+    }
+
+    /// Claims `count` clusters in a row.
+    ///
+    /// # Errors
+    /// More than a refcount block counts besides itself: a new block lies at the start of the stretch that it counts.
+    pub(super) async fn claim_row(&self, count: u64) -> Result<Claimed<'_, D>> {
+        let count_max = self.geometry.refcounts_per_block() - 1;
+        if count > count_max {
+            let what = format!("{count} clusters in a row, of at most {count_max}, are needed");
+            return Err(self.named(Error::limit(what)));
+        }
+        // What is too short stays claimed until a row is found, or it would be found again.
+        let mut too_short = Vec::new();
+        let mut row = self.claim(count).await?;
+        while row.run().count < count {
+            let next = self.claim(count - row.run().count).await?;
+            row = row.join(next).unwrap_or_else(|(short, next)| {
+                too_short.push(short);
+                next
+            });
+        }
+        Ok(row)
     }
 
     /// Makes the file long enough to hold `run`, which nobody uses yet.

@@ -6,6 +6,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
+use crate::meta::Meta;
 use crate::meta::order::{Barrier, FlushPlan, Stage, Turn};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
@@ -40,19 +41,34 @@ impl<D: Disk> Qcow2<D> {
 
     /// Writes all metadata back in order; whoever asks while that is under way shares the next round.
     pub(super) async fn flush_metadata(&self) -> Result<()> {
+        match self.flush_turn().await {
+            Turn::Done(result) => result,
+            Turn::Lead | Turn::Wait => self.lead(|_| ()).await.result.clone(),
+        }
+    }
+
+    /// As [`Self::flush_metadata`], and nobody else flushes until the guard is dropped. What `look` sees of the metadata is
+    /// durable then.
+    pub(super) async fn flush_alone(&self, look: impl FnOnce(&Meta)) -> Result<Lead<'_, D>> {
+        while let Turn::Done(_) = self.flush_turn().await {}
+        let lead = self.lead(look).await;
+        lead.result.clone().map(|()| lead)
+    }
+
+    /// Waits until a flush from now on is done, or up to the caller.
+    async fn flush_turn(&self) -> Turn {
         let ticket = lock(&self.meta).flush.ticket();
         let turn = self.wait(|meta| match meta.flush.turn(ticket) {
             Turn::Wait => None,
             turn => Some(turn),
         });
-        match turn.await {
-            Turn::Done(result) => result,
-            Turn::Lead | Turn::Wait => {
-                let mut lead = Lead { image: self, plan: None, result: Err(cut_short()) };
-                lead.result = lead.run().await;
-                lead.result.clone()
-            }
-        }
+        turn.await
+    }
+
+    async fn lead(&self, look: impl FnOnce(&Meta)) -> Lead<'_, D> {
+        let mut lead = Lead { image: self, plan: None, result: Err(cut_short()) };
+        lead.result = lead.run(look).await;
+        lead
     }
 
     async fn carry_out(&self, plan: &FlushPlan) -> Result<()> {
@@ -86,17 +102,18 @@ fn forgotten(barrier: Barrier) -> bool {
 }
 
 /// The one who flushes for all. However it ends, the others learn of it.
-struct Lead<'a, D: Disk> {
+pub(super) struct Lead<'a, D: Disk> {
     image: &'a Qcow2<D>,
     plan: Option<FlushPlan>,
     result: Result<()>,
 }
 
 impl<D: Disk> Lead<'_, D> {
-    async fn run(&mut self) -> Result<()> {
+    async fn run(&mut self, look: impl FnOnce(&Meta)) -> Result<()> {
         let plan = {
             let mut meta = lock(&self.image.meta);
             meta.check_writable()?;
+            look(&meta);
             meta.plan_flush()
         };
         let plan = self.plan.insert(plan);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk};
@@ -35,7 +35,7 @@ impl<D: Disk> Layer<D> {
     /// Bytes of virtual disk that this image describes.
     pub fn virtual_size(&self) -> u64 {
         match self {
-            Self::Qcow2(qcow2) => qcow2.size,
+            Self::Qcow2(qcow2) => qcow2.size.load(Ordering::Acquire),
             Self::Raw(raw) => raw.size(),
         }
     }
@@ -47,8 +47,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub disk: D,
     pub path: PathBuf,
     pub geometry: Geometry,
-    /// Bytes of virtual disk.
-    pub size: u64,
+    /// Bytes of virtual disk; only a resize changes it.
+    pub size: AtomicU64,
     pub compression: CompressionType,
     /// Whether flushes reach the disk.
     pub flushes: bool,

@@ -1,4 +1,4 @@
-//! The verbs: open, create, read, write, zero, discard, flush, map, check, close.
+//! The verbs: open, create, read, write, zero, discard, flush, map, resize, check, close.
 //!
 //! An [`Image`] is a chain of [`layer::Layer`]s over [`Disk`]s. Requests are straight-line `async` code; what they know
 //! about tables they ask of [`crate::meta`], which never waits, and what is missing there they load. Any number of
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::sync::Exclusive;
 
 pub mod check;
 mod claim;
@@ -30,6 +31,7 @@ mod read;
 mod reclaim;
 mod recover;
 mod regions;
+mod resize;
 mod table;
 mod write;
 mod zero;
@@ -54,9 +56,9 @@ pub struct Image<D: Disk> {
 struct Inner<D: Disk> {
     /// The top layer first.
     layers: Vec<Layer<D>>,
-    /// Bytes.
-    virtual_size: u64,
     options: OpenOptions,
+    /// Held by whoever changes the disk's size.
+    resizing: Exclusive,
 }
 
 impl<D: Disk> Clone for Image<D> {
@@ -66,9 +68,9 @@ impl<D: Disk> Clone for Image<D> {
 }
 
 impl<D: Disk> Image<D> {
-    /// Size of the virtual disk in bytes, a multiple of 512.
+    /// Size of the virtual disk in bytes, a multiple of 512; [`Self::resize`] changes it.
     pub fn virtual_size(&self) -> u64 {
-        self.inner.virtual_size
+        self.top().virtual_size()
     }
 
     /// Cluster size of the top image in bytes; `None` where it has no clusters.
@@ -124,7 +126,7 @@ impl<D: Disk> Image<D> {
 
     /// Checks that a request lies inside the disk.
     fn check_range(&self, at: u64, len: u64) -> Result<()> {
-        let size = self.inner.virtual_size;
+        let size = self.virtual_size();
         if at.checked_add(len).is_some_and(|end| end <= size) {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
@@ -65,8 +65,8 @@ impl<D: Disk> Image<D> {
             }
             layers.push(layer);
         }
-        let virtual_size = layers[0].virtual_size();
-        Ok(Self { inner: Arc::new(Inner { layers, virtual_size, options: options.clone() }) })
+        let (options, resizing) = (options.clone(), Exclusive::default());
+        Ok(Self { inner: Arc::new(Inner { layers, options, resizing }) })
     }
 }
 
@@ -163,7 +163,7 @@ async fn open_qcow2<D: Disk>(
         disk,
         path: path.to_owned(),
         geometry,
-        size: header.virtual_size(),
+        size: AtomicU64::new(header.virtual_size()),
         compression: header.compression,
         flushes: options.flushes,
         names_backing: header.backing_name.is_some(),

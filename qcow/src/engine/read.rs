@@ -101,19 +101,25 @@ impl<D: Disk> Image<D> {
         }
     }
 
-    /// Says where the bytes from `at` on come from, for at most `len` and at least one byte. The caller is inside the
-    /// drain of each image.
+    /// Says where the bytes from `at` on come from, for at most `len` and at least one byte; the top image's tables reach
+    /// that far. The caller is inside the drain of each image.
     pub(super) async fn resolve(&self, depth: usize, at: u64, len: u64) -> Result<Source> {
+        if len == 0 {
+            return Ok(Source { depth, content: Content::Nothing, len });
+        }
         let (mut depth, mut len) = (depth, len);
         loop {
             let layer = &self.layers_from(depth)[0];
             let last = depth + 1 == self.layer_count();
-            if at >= layer.virtual_size() {
-                // A short image in the middle of a chain ends what lies below it, too: the one above it has the zeros.
-                let depth = depth.saturating_sub(1);
-                return Ok(Source { depth, content: Content::Nothing, len });
+            // Where the top image ends is the caller's business: a resize looks behind that end before it moves it.
+            if depth > 0 {
+                let Some(left) = layer.virtual_size().checked_sub(at).filter(|&left| left > 0)
+                else {
+                    // A short image in the middle of a chain ends what lies below it, too: the one above it has the zeros.
+                    return Ok(Source { depth: depth - 1, content: Content::Nothing, len });
+                };
+                len = len.min(left);
             }
-            len = len.min(layer.virtual_size() - at);
             let (content, reach) = match layer {
                 Layer::Raw(_) => (Some(Content::Bytes(HostOffset::new(at))), len),
                 Layer::Qcow2(qcow2) => qcow2.resolve(at, len).await?,

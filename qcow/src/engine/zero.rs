@@ -31,6 +31,17 @@ impl<D: Disk> Image<D> {
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;
+        self.zero_range(qcow2, at, len, unmap).await
+    }
+
+    /// As [`Self::write_zeroes`], of a range that may lie behind the end of the disk.
+    pub(super) async fn zero_range(
+        &self,
+        qcow2: &Qcow2<D>,
+        at: u64,
+        len: u64,
+        unmap: bool,
+    ) -> Result<()> {
         let whole = qcow2.whole_clusters(at, len, self.virtual_size());
         let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {
             return self.write_zero_bytes(qcow2, at, len).await;
@@ -84,7 +95,7 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    async fn change_clusters(
+    pub(super) async fn change_clusters(
         &self,
         qcow2: &Qcow2<D>,
         first: GuestCluster,
@@ -140,7 +151,7 @@ impl<D: Disk> Image<D> {
 
 /// What happens to clusters as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
+pub(super) enum Change {
     /// They read as zeros, and keep their space.
     Zero,
     /// They read as zeros, and give their space back.

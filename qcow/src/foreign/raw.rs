@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{HostOffset, sector_ceil};
 use crate::disk::{Disk, FileExtent, Payload};
@@ -13,7 +14,7 @@ use crate::sync::lock;
 pub struct Raw<D: Disk> {
     disk: D,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
     flushes: bool,
     failure: Mutex<Option<Error>>,
 }
@@ -24,6 +25,7 @@ impl<D: Disk> Raw<D> {
         let len = disk.len().map_err(|e| Error::io("find the length", &e).in_file(path))?;
         let size =
             sector_ceil(len).ok_or_else(|| Error::limit("the file is too long").in_file(path))?;
+        let size = AtomicU64::new(size);
         Ok(Self { disk, path: path.to_owned(), size, flushes, failure: Mutex::new(None) })
     }
 
@@ -39,7 +41,18 @@ impl<D: Disk> Raw<D> {
 
     /// Virtual size in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Cuts or extends the file to `size` bytes, whole sectors, and makes that durable.
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        let resized = self.disk.set_len(size).await;
+        resized.map_err(|e| {
+            Error::io(format!("make the file {size} bytes long"), &e).in_file(&self.path)
+        })?;
+        self.flush().await?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// Fails once a flush has failed.
@@ -96,7 +109,7 @@ impl<D: Disk> Raw<D> {
     pub fn extent_at(&self, at: u64) -> Result<FileExtent> {
         let len = self.disk.len().map_err(|e| self.failed("map", at, &e))?;
         if at >= len {
-            return Ok(FileExtent { len: self.size.saturating_sub(at), data: false });
+            return Ok(FileExtent { len: self.size().saturating_sub(at), data: false });
         }
         self.disk.extent_at(HostOffset::new(at)).map_err(|e| self.failed("map", at, &e))
     }

@@ -232,6 +232,18 @@ impl Map {
         &mut self.l1
     }
 
+    /// Goes on with a longer L1 table at `offset`, where `on_disk` lies already. Words that have changed since then are
+    /// written there by the next flush.
+    pub fn switch_l1(&mut self, offset: HostOffset, on_disk: Vec<u64>) {
+        let mut table = WordTable::new(offset, on_disk);
+        for (index, &word) in self.l1.words().iter().enumerate() {
+            if table.words()[index] != word {
+                table.set(index, word);
+            }
+        }
+        self.l1 = table;
+    }
+
     /// The slice cache, for loading and flushing.
     pub fn slices(&self) -> &SliceCache {
         &self.slices

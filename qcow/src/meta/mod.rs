@@ -3,7 +3,9 @@
 //! Nothing here does I/O or waits. Where an answer needs a part of a table that is not in memory, the question returns
 //! [`Need`], the engine loads that slice and asks again. All of it lies behind one lock that is never held across I/O.
 
-use crate::addr::{Geometry, GuestOffset, HostCluster, L1Index, SliceKey};
+use crate::addr::{
+    ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, L1Index, SliceKey,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::seeded_bugs::Bug;
 
@@ -184,17 +186,35 @@ impl Meta {
             self.check_unused(first, count)?;
         }
         let (first, count) = self.refs.table().span(geometry);
-        self.regions.remove(first, count);
-        self.note_table_gone();
-        // Nothing on disk names the old table any more.
-        let mut old = Reclaim::default();
-        old.unlink(first, count, false);
-        self.reclaim.add_durable(old.take_unlinked().made_durable());
+        self.leave_table(first, count);
         for block in blocks.clusters() {
             self.regions.add(Kind::RefcountBlock, block, 1)?;
         }
         self.refs.switch_table(table);
         self.regions.add(Kind::RefcountTable, new.0, new.1)
+    }
+
+    /// Goes on with a longer L1 table at `offset`, to which the header points already and which holds `on_disk`.
+    pub fn switch_l1(
+        &mut self,
+        geometry: Geometry,
+        offset: HostOffset,
+        on_disk: Vec<u64>,
+    ) -> Result<()> {
+        let new = geometry.host_span(offset, on_disk.len() as u64 * 8);
+        self.check_target(geometry, new.0, new.1)?;
+        let (first, count) = self.map.l1().span(geometry);
+        self.leave_table(first, count);
+        self.map.switch_l1(offset, on_disk);
+        self.regions.add(Kind::L1, new.0, new.1)
+    }
+
+    /// Sends a table that the header does not name any more on its way to being free. The header's change counts as an
+    /// unlink like any other: durable with the next flush at the latest, and not before a flush that is running ends.
+    fn leave_table(&mut self, first: HostCluster, count: ClusterCount) {
+        self.regions.remove(first, count);
+        self.note_table_gone();
+        self.unlink(first, count, false);
     }
 
     /// Whether so much metadata waits for a flush that writers should start one.

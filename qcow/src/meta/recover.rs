@@ -158,9 +158,12 @@ impl Meta {
         references: impl Fn(HostCluster) -> u64,
     ) -> Asked<Verdict> {
         let mut verdict = Verdict::default();
-        for cluster in clusters.map(HostCluster::new) {
-            let refcount = self.refs.get(cluster)?.unwrap_or(0);
+        let first = HostCluster::new(clusters.start);
+        for (cluster, refcount) in self.refs.counts(first, clusters.end - clusters.start)? {
             let reference = references(cluster);
+            if (refcount, reference) == (0, 0) {
+                continue;
+            }
             let changes = self.changes.as_ref();
             if changes.is_none_or(|changes| changes.is_touched(cluster)) {
                 // Even where the two agree: that may be by chance. At zero nothing is leaked, and from there on all that

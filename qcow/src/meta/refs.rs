@@ -40,6 +40,23 @@ impl Refcounts {
         }
     }
 
+    /// The counts of `count` clusters from `first` on, which share a slice.
+    pub fn counts(
+        &mut self,
+        first: HostCluster,
+        count: u64,
+    ) -> Asked<impl Iterator<Item = (HostCluster, u64)> + use<>> {
+        let order = self.geometry.refcount_order();
+        let mut counts: Vec<u64> = Vec::new();
+        if let Some(block) = self.block_of(first) {
+            let (key, index) = self.geometry.refcount_slice(block, first);
+            let Some(slice) = self.slices.get(key) else { return Err(Need::Refcounts(key)) };
+            counts.extend((0..count).map(|i| read_count(slice.bytes(), order, index + i as usize)));
+        }
+        counts.resize(count as usize, 0);
+        Ok((0..).map(move |i| first.plus(i)).zip(counts))
+    }
+
     /// Sets the count of `cluster`, which a block counts and which fits the width.
     pub fn set(&mut self, cluster: HostCluster, count: u64) -> Asked<()> {
         let block = self.block_of(cluster).expect("a refcount block for a cluster that is counted");

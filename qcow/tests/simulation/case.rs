@@ -29,6 +29,10 @@ pub enum Op {
         count: u64,
     },
     Flush,
+    /// Make the disk so many sectors large: beside writes, reads and flushes where it grows, else alone.
+    Resize {
+        size: u64,
+    },
     /// Wait for everything under way, close, open again.
     Reopen,
     /// The process dies with requests in flight, and the image is opened again.
@@ -100,13 +104,18 @@ impl Shape {
         }
     }
 
-    /// The sectors that a discard of this range may change.
-    pub fn whole_clusters(&self, at: u64, count: u64) -> std::ops::Range<u64> {
+    /// The sectors that a discard of this range may change, on a disk of `size` sectors.
+    pub fn whole_clusters(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
         let cluster = self.cluster_sectors();
         let first = at.next_multiple_of(cluster);
         let end = at + count;
-        let end = if end == self.size { end } else { end / cluster * cluster };
+        let end = if end == size { end } else { end / cluster * cluster };
         first..end.max(first)
+    }
+
+    /// Whether nobody may resize the image: in version 2, snapshots do not say how large the disk was.
+    pub fn keeps_size(&self) -> bool {
+        !self.version3 && self.start == Start::Snapshot
     }
 
     /// Version 2 knows one refcount width only, and narrow counts cannot count a snapshot.
@@ -133,12 +142,12 @@ impl Op {
                 *count = len.min(*count);
                 longer
             }
-            Self::Flush | Self::Reopen | Self::Kill => false,
+            Self::Resize { .. } | Self::Flush | Self::Reopen | Self::Kill => false,
         }
     }
 
     /// The request moved and cut so that it lies inside a disk of `size` sectors.
-    fn inside(self, size: u64) -> Self {
+    pub fn inside(self, size: u64) -> Self {
         let place = |at: u64, count: u64| (at % size, count.clamp(1, size - at % size));
         match self {
             Self::Write { at, count } => {
@@ -157,7 +166,7 @@ impl Op {
                 let (at, count) = place(at, count);
                 Self::Read { at, count }
             }
-            Self::Flush | Self::Reopen | Self::Kill => self,
+            Self::Flush | Self::Resize { .. } | Self::Reopen | Self::Kill => self,
         }
     }
 }
@@ -174,7 +183,7 @@ pub fn busy_case() -> impl Strategy<Value = Case> {
     let shape = (size, 9u32..=13, 0u32..=6, prop::bool::weighted(0.85), start);
     let cache = prop::sample::select(vec![0u64, 1 << 20]);
     let lengths = prop_oneof![8 => 1u64..=16, 4 => 1u64..=64, 2 => 1u64..=400, 1 => 1u64..=1500];
-    any_case(shape, 1..=32, cache, lengths.boxed(), 1..120)
+    any_case(shape, 1..=32, cache, lengths.boxed(), (1u64..=4000).boxed(), 1..120)
 }
 
 /// Small cases on images of all kinds, for what a power cut, a fault or a kill leaves.
@@ -192,7 +201,9 @@ pub fn small_case() -> impl Strategy<Value = Case> {
     let order = prop::sample::select(vec![4u32, 4, 6, 1]);
     let shape = (size, bits, order, prop::bool::weighted(0.9), start);
     let cache = prop::sample::select(vec![0u64, 1 << 20]);
-    any_case(shape, 1..=6, cache, (1u64..=9).boxed(), 1..14)
+    // With small clusters an L2 table maps 64 sectors.
+    let sizes = prop_oneof![1u64..=40, 41u64..=150].boxed();
+    any_case(shape, 1..=6, cache, (1u64..=9).boxed(), sizes, 1..14)
 }
 
 fn any_case(
@@ -200,22 +211,34 @@ fn any_case(
     depth: std::ops::RangeInclusive<usize>,
     cache: impl Strategy<Value = u64>,
     lengths: BoxedStrategy<u64>,
+    sizes: BoxedStrategy<u64>,
     count: std::ops::Range<usize>,
 ) -> impl Strategy<Value = Case> {
     let shape = shape.prop_map(|(size, cluster_bits, refcount_order, version3, start)| {
         Shape { size, cluster_bits, refcount_order, version3, start }.sound()
     });
-    let ops = prop::collection::vec(any_op(lengths), count);
+    let ops = prop::collection::vec(any_op(lengths, sizes), count);
     (any::<u32>(), shape, depth, cache, ops).prop_map(|(seed, shape, depth, cache, ops)| Case {
         seed: seed.into(),
         shape,
         depth,
         cache,
-        ops: ops.into_iter().map(|op| op.inside(shape.size)).collect(),
+        ops: inside(shape.size, ops),
     })
 }
 
-fn any_op(lengths: BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
+/// The requests, each inside the disk as large as it is then.
+fn inside(mut size: u64, ops: Vec<Op>) -> Vec<Op> {
+    let mut place = |op: Op| {
+        if let Op::Resize { size: new } = op {
+            size = new;
+        }
+        op.inside(size)
+    };
+    ops.into_iter().map(&mut place).collect()
+}
+
+fn any_op(lengths: BoxedStrategy<u64>, sizes: BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
     // Few places and many lengths, so that requests meet.
     let range = (0u64..3000, lengths);
     prop_oneof![
@@ -225,6 +248,7 @@ fn any_op(lengths: BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
         3 => range.clone().prop_map(|(at, count)| Op::Discard { at, count }),
         3 => range.prop_map(|(at, count)| Op::Read { at, count }),
         3 => Just(Op::Flush),
+        2 => sizes.prop_map(|size| Op::Resize { size }),
         1 => Just(Op::Reopen),
         1 => Just(Op::Kill),
     ]
@@ -239,6 +263,7 @@ impl fmt::Display for Op {
             Self::Discard { at, count } => write!(f, "d{at}+{count}"),
             Self::Read { at, count } => write!(f, "r{at}+{count}"),
             Self::Flush => write!(f, "flush"),
+            Self::Resize { size } => write!(f, "s{size}"),
             Self::Reopen => write!(f, "reopen"),
             Self::Kill => write!(f, "kill"),
         }
@@ -257,6 +282,9 @@ impl FromStr for Op {
         }
         let wrong = || format!("no request is written '{text}'");
         let (verb, range) = text.split_at_checked(1).ok_or_else(wrong)?;
+        if verb == "s" {
+            return Ok(Self::Resize { size: number(range)? });
+        }
         let (at, count) = range.split_once('+').ok_or_else(wrong)?;
         let (at, count) = (number(at)?, number(count)?);
         Ok(match verb {
@@ -359,8 +387,8 @@ fn number(text: &str) -> Result<u64, String> {
 #[test]
 fn a_case_is_written_and_read_back() {
     let text = "seed=9 start=backing:5 size=33 cluster=9 refcount=1 version=3 depth=4 cache=0 \
-                w1+2 z0+4 u4+4 d8+8 r0+16 flush reopen kill";
+                w1+2 z0+4 u4+4 d8+8 r0+16 flush s40 reopen kill";
     let case: Case = text.parse().expect("a case");
     assert_eq!(case.to_string(), text);
-    assert_eq!(case.ops.len(), 8);
+    assert_eq!(case.ops.len(), 9);
 }

@@ -9,7 +9,7 @@ use qcow::disk::sim::{Content, Outcome, PowerCut, Random, SimDisk};
 use crate::case::{Case, Shape, small_case};
 use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
-use crate::hunt::{expect_none, find, wanted};
+use crate::hunt::{Failure, expect_none, find, message_of, wanted};
 use crate::qemu::Sampler;
 use crate::recover::{Found, expect_clean, recover};
 use crate::start::Files;
@@ -21,6 +21,9 @@ const STATES_SOAK: u64 = 200_000_000;
 pub const SEEDS: u64 = 4;
 /// Moments with up to so many states are enumerated.
 const EFFORT: Effort = Effort { states_per_moment: 64 };
+/// Orders in which a disk grows beside writes, for each change and in a long run.
+const GROWTHS: u64 = 200;
+const GROWTHS_SOAK: u64 = 20_000;
 /// One state in so many is cut off again while it is being used, which gives states of the second order.
 const TWICE_ONE_IN: u64 = 64;
 /// States of the second order that such a one gives at most.
@@ -194,4 +197,20 @@ pub fn table_grows() -> Case {
     let case = "seed=1 start=partly:3960 size=4096 cluster=9 refcount=6 depth=3";
     let ops = "w3960+20 flush w3980+30 d0+9 w4010+20 flush w5+9 w4030+9 flush w4040+3";
     format!("{case} {ops}").parse().expect("a case")
+}
+
+#[test]
+fn no_power_cut_loses_what_is_written_while_the_disk_grows() {
+    // Each resize replaces the L1 table, and each write needs an L2 table, whose entry the new L1 table must have in time.
+    let ops = "s142 w0+1 w64+1 flush s270 w128+1 flush";
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    for seed in 0..wanted(GROWTHS, GROWTHS_SOAK) {
+        let case = format!("seed={seed} size=100 cluster=9 depth=4 cache=0 {ops}");
+        let case: Case = case.parse().expect("a case");
+        let message = message_of(|| crash(&case, EFFORT, &tally, &sampler));
+        let found_after = start.elapsed();
+        let failure = message.map(|message| Failure { case, message, found_after });
+        expect_none("CRASH", failure);
+    }
+    println!("growing beside writes: {}", tally.summary(start, &sampler));
 }

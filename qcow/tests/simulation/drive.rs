@@ -86,6 +86,7 @@ pub struct Drive<'c> {
     /// Whether requests may fail.
     faulty: Cell<bool>,
     syncs_lost: Cell<u64>,
+    in_flight: RefCell<Vec<Op>>,
 }
 
 impl<'c> Drive<'c> {
@@ -103,6 +104,7 @@ impl<'c> Drive<'c> {
             history: RefCell::new(history),
             faulty: Cell::new(false),
             syncs_lost: Cell::new(0),
+            in_flight: RefCell::default(),
         }
     }
 
@@ -144,15 +146,19 @@ impl<'c> Drive<'c> {
         let mut pool = self.pool(&mut random);
         for (index, op) in self.case.ops.iter().enumerate() {
             let ends_session = matches!(op, Op::Reopen | Op::Kill);
-            while pool.is_full() || *op == Op::Reopen && !pool.is_empty() {
+            while pool.is_full() || !pool.is_empty() && self.has_to_wait(&image, *op) {
                 std::future::poll_fn(|context| pool.poll_next(context)).await;
             }
             if !ends_session {
-                pool.insert(self.request(image.clone(), index as u64, *op));
+                // A resize that failed may have left another size than the case was made for.
+                let op = op.inside(image.virtual_size() / SECTOR);
+                self.in_flight.borrow_mut().push(op);
+                pool.insert(self.request(image.clone(), index as u64, op));
                 continue;
             }
             if *op == Op::Kill || self.close(&image).await.is_err() {
                 pool = self.pool(&mut random);
+                self.in_flight.borrow_mut().clear();
                 self.kill();
             }
             drop(image);
@@ -161,7 +167,7 @@ impl<'c> Drive<'c> {
         while !pool.is_empty() {
             std::future::poll_fn(|context| pool.poll_next(context)).await;
         }
-        let _ = self.read(&image, 0, self.case.shape.size).await;
+        let _ = self.read(&image, 0, image.virtual_size() / SECTOR).await;
         let stop = AtomicBool::new(false);
         let recovered = self.allow(image.recover_leaks(&stop).await, "recover");
         let complete = recovered.is_ok_and(|recovery| recovery.end == RecoveryEnd::Complete);
@@ -169,6 +175,23 @@ impl<'c> Drive<'c> {
             Ok(()) if complete => Ending::Closed,
             Ok(()) => Ending::Leaky,
             Err(_) => Ending::Failed,
+        }
+    }
+
+    /// Whether `op` must not be carried out beside what is in flight.
+    fn has_to_wait(&self, image: &Image<SimDisk>, op: Op) -> bool {
+        let in_flight = self.in_flight.borrow();
+        let shrinks =
+            |op: &Op| matches!(*op, Op::Resize { size } if size * SECTOR < image.virtual_size());
+        let is_resize = |op: &Op| matches!(op, Op::Resize { .. });
+        let maps = |op: &Op| is_resize(op) || matches!(op, Op::Zero { .. } | Op::Discard { .. });
+        match op {
+            Op::Kill => false,
+            _ if op == Op::Reopen || shrinks(&op) || in_flight.iter().any(shrinks) => true,
+            // A disk that grows is written, read and flushed meanwhile.
+            Op::Resize { .. } => in_flight.iter().any(maps),
+            Op::Zero { .. } | Op::Discard { .. } => in_flight.iter().any(is_resize),
+            _ => false,
         }
     }
 
@@ -180,16 +203,33 @@ impl<'c> Drive<'c> {
 
     async fn open(&self) -> Image<SimDisk> {
         // A fault may keep the image from being opened, but only once.
-        match self.allow(open(&self.gate, self.case.cache).await, "open") {
+        let image = match self.allow(open(&self.gate, self.case.cache).await, "open") {
             Ok(image) => image,
             Err(_) => open(&self.gate, self.case.cache).await.expect("open again"),
+        };
+        self.history.borrow_mut().settle_size(image.virtual_size() / SECTOR);
+        image
+    }
+
+    async fn resize(&self, image: &Image<SimDisk>, size: u64) {
+        let shape = &self.case.shape;
+        if shape.keeps_size() {
+            let refused = image.resize(size * SECTOR, true).await;
+            assert!(refused.is_err() || size * SECTOR == image.virtual_size(), "a snapshot's size");
+            return;
         }
+        // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
+        let bare = shape.backing().filter(|_| !shape.version3);
+        let below = |sector| bare.map(|_| initial(shape, sector));
+        let resize = self.history.borrow_mut().begin_resize(size, below);
+        let resized = self.allow(image.resize(size * SECTOR, true).await, "resize");
+        self.history.borrow_mut().end_resize(&resize, resized.is_ok());
     }
 
     async fn close(&self, image: &Image<SimDisk>) -> qcow::Result<()> {
         let start = self.history.borrow_mut().begin_now();
         let closed = self.allow(image.close().await, "close");
-        self.end_flush(start, &closed);
+        self.end_flush(image, start, &closed);
         closed
     }
 
@@ -210,7 +250,8 @@ impl<'c> Drive<'c> {
                 self.history.borrow_mut().end_write(&write, zeroed.is_ok());
             }
             Op::Discard { at, count } => {
-                let sectors = self.case.shape.whole_clusters(at, count);
+                let sectors =
+                    self.case.shape.whole_clusters(at, count, image.virtual_size() / SECTOR);
                 let write = self.history.borrow_mut().begin_discard(sectors);
                 let discarded = image.discard(at * SECTOR, count * SECTOR).await;
                 let discarded = self.allow(discarded, "discard");
@@ -222,15 +263,20 @@ impl<'c> Drive<'c> {
             Op::Flush => {
                 let start = self.history.borrow_mut().begin_now();
                 let flushed = self.allow(image.flush().await, "flush");
-                self.end_flush(start, &flushed);
+                self.end_flush(&image, start, &flushed);
             }
+            Op::Resize { size } => self.resize(&image, size).await,
             Op::Reopen | Op::Kill => unreachable!("these end a session"),
         }
+        let mut in_flight = self.in_flight.borrow_mut();
+        let own = in_flight.iter().position(|other| *other == op).expect("it was in flight");
+        in_flight.swap_remove(own);
     }
 
-    fn end_flush(&self, start: Began, result: &qcow::Result<()>) {
+    fn end_flush(&self, image: &Image<SimDisk>, start: Began, result: &qcow::Result<()>) {
         if result.is_ok() {
-            self.history.borrow_mut().end_flush(start);
+            let size = image.virtual_size() / SECTOR;
+            self.history.borrow_mut().end_flush(start, size);
         }
     }
 

@@ -73,7 +73,7 @@ fn survive(case: &Case, faults: &[(u64, Fault)]) {
     drive.kill();
     let now = drive.history.borrow_mut().begin_now();
     let history = drive.history.borrow();
-    let allowed = |values: &[u64]| history.check_read(now, 0, values);
+    let allowed = |values: &[u64]| history.check_whole(now, values);
     recover(&case.shape, files(drive.gate.image.content()), case.seed, &allowed, |_, _| {});
 }
 

@@ -3,6 +3,9 @@
 //! A write that ended before another one began is overwritten by it; writes that overlap in time may win in any order. A
 //! read may return any value that was not overwritten before the read began, of any write that began before it ended.
 //! After a power cut a sector may hold any value that was not overwritten before the newest flush began that succeeded.
+//!
+//! Until a resize has succeeded the disk has its old size or the new one; then it has the new one, a
+//! power cut changes nothing about that, and what a disk has behind its end is zeros once it grows again.
 
 use std::ops::Range;
 
@@ -14,6 +17,13 @@ type Time = u64;
 pub struct Write {
     start: Time,
     sectors: Range<u64>,
+}
+
+/// A resize under way.
+#[derive(Debug)]
+pub struct Resize {
+    start: Time,
+    size: u64,
 }
 
 /// The moment a read or a flush began.
@@ -36,6 +46,11 @@ pub struct History {
     now: Time,
     /// When the newest flush that succeeded began.
     flushed: Time,
+    /// When the newest resize ended; never, while it is under way.
+    resized: Time,
+    /// How many sectors the disk may have.
+    sizes: Vec<u64>,
+    /// As many as the largest of these sizes.
     sectors: Vec<Vec<Candidate>>,
 }
 
@@ -43,7 +58,13 @@ impl History {
     /// A disk of `count` sectors that hold `value(sector)`.
     pub fn new(count: u64, value: impl Fn(u64) -> u64) -> Self {
         let initial = |s| vec![Candidate { value: value(s), start: 0, end: 0, certain: true }];
-        Self { now: 0, flushed: 0, sectors: (0..count).map(initial).collect() }
+        Self {
+            now: 0,
+            flushed: 0,
+            resized: 0,
+            sizes: vec![count],
+            sectors: (0..count).map(initial).collect(),
+        }
     }
 
     /// When the newest flush that succeeded began; until it changes, what a power cut may leave only becomes more.
@@ -82,6 +103,51 @@ impl History {
         }
     }
 
+    /// A resize to `size` sectors begins: of a disk that shrinks, what lies behind its new end may become zero, or what
+    /// `below` says of a sector.
+    pub fn begin_resize(&mut self, size: u64, below: impl Fn(u64) -> Option<u64>) -> Resize {
+        let start = self.tick();
+        let end = self.sectors.len() as u64;
+        for sector in size..end {
+            for value in [Some(0), below(sector)].into_iter().flatten() {
+                let candidate = Candidate { value, start, end: Time::MAX, certain: false };
+                self.sectors[sector as usize].push(candidate);
+            }
+        }
+        self.resized = Time::MAX;
+        self.sizes.push(size);
+        self.extend(size);
+        Resize { start, size }
+    }
+
+    /// The resize has ended. One that succeeded is a flush, too.
+    pub fn end_resize(&mut self, resize: &Resize, success: bool) {
+        let end = self.tick();
+        let own = self.sectors.iter_mut().flatten().filter(|c| c.start == resize.start);
+        own.for_each(|c| c.end = end);
+        self.resized = end;
+        if success {
+            self.flushed = self.flushed.max(resize.start);
+            self.settle_size(resize.size);
+        }
+    }
+
+    /// The disk has `size` sectors, as everybody can see. What lay behind that is gone.
+    pub fn settle_size(&mut self, size: u64) {
+        self.check_size(size);
+        self.tick();
+        self.sizes = vec![size];
+        self.sectors.truncate(size as usize);
+    }
+
+    /// Sectors that a disk of `size` has and that were not there before read as zeros.
+    fn extend(&mut self, size: u64) {
+        let now = self.now;
+        let zeros = vec![Candidate { value: 0, start: now, end: now, certain: true }];
+        let count = self.sectors.len().max(size as usize);
+        self.sectors.resize(count, zeros);
+    }
+
     /// Everything under way is cut off: it has happened or not, and will not happen later.
     pub fn cut_off(&mut self) {
         let end = self.tick();
@@ -89,6 +155,7 @@ impl History {
             candidate.end = end;
             candidate.certain = false;
         }
+        self.resized = self.resized.min(end);
     }
 
     /// What was written since the newest flush that succeeded may be lost, whatever is flushed from now on.
@@ -106,10 +173,14 @@ impl History {
         Began(self.tick())
     }
 
-    /// A flush that began at `start` has succeeded.
-    pub fn end_flush(&mut self, start: Began) {
+    /// A flush that began at `start` has succeeded, on a disk of `size` sectors: as many are there to stay, if nobody
+    /// was resizing it meanwhile.
+    pub fn end_flush(&mut self, start: Began, size: u64) {
         self.tick();
         self.flushed = self.flushed.max(start.0);
+        if self.resized < start.0 {
+            self.settle_size(size);
+        }
     }
 
     /// A read that began at `start` has ended with `values` for the sectors from `first` on.
@@ -119,7 +190,17 @@ impl History {
 
     /// After a power cut the disk holds `values`.
     pub fn check_survivors(&self, values: &[u64]) {
-        self.check(self.flushed, 0, values);
+        self.check_whole(Began(self.flushed), values);
+    }
+
+    /// A read of the whole disk that began at `start` has ended with `values`.
+    pub fn check_whole(&self, start: Began, values: &[u64]) {
+        self.check_size(values.len() as u64);
+        self.check(start.0, 0, values);
+    }
+
+    fn check_size(&self, size: u64) {
+        assert!(self.sizes.contains(&size), "{size} sectors, of {:?}", self.sizes);
     }
 
     fn check(&self, time: Time, first: u64, values: &[u64]) {

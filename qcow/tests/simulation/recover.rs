@@ -16,6 +16,11 @@ use crate::drive::{SimGate, open, read};
 use crate::history::History;
 use crate::start::{Files, initial, sectors};
 
+/// Sectors that a disk grows by once it has been found.
+const GROWTH: u64 = 64;
+/// One state in so many is.
+const GROW_ONE_IN: u64 = 8;
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -43,33 +48,36 @@ pub fn recover(
     let world = World::new(seed);
     let backing = files.backing.map(|content| world.add_content(content));
     let gate = SimGate { image: world.add_content(files.image), backing, world: world.clone() };
-    let found = world.block_on(look(shape, &gate));
+    let found = world.block_on(look(&gate));
     allowed(&found.values);
     let values = found.values.clone();
-    let history = RefCell::new(History::new(shape.size, |sector| values[sector as usize]));
-    let used = world.run(use_again(shape, &gate, &history), || observe(&gate, &history.borrow()));
+    let size = values.len() as u64;
+    let history = RefCell::new(History::new(size, |sector| values[sector as usize]));
+    let used =
+        world.run(use_again(shape, &gate, seed, &history), || observe(&gate, &history.borrow()));
     used.expect("nothing hangs without a fault");
     found
 }
 
 /// What the image holds, as it is found.
-async fn look(shape: &Shape, gate: &SimGate) -> Found {
+async fn look(gate: &SimGate) -> Found {
     let (summary, findings) = check_tables(&gate.image).await;
     assert!(
         summary.corruptions == 0 && summary.check_errors == 0,
         "the image is corrupt: {findings:#?}"
     );
     let image = read_only(gate, gate.image.clone()).await;
-    let values = read(&image, 0, shape.size).await.expect("read");
+    let values = read(&image, 0, image.virtual_size() / SECTOR).await.expect("read");
     Found { leaks: summary.leaks, allocated_clusters: summary.allocated_clusters, values }
 }
 
 /// Goes on with the image as if nothing had happened.
-async fn use_again(shape: &Shape, gate: &SimGate, history: &RefCell<History>) {
+async fn use_again(shape: &Shape, gate: &SimGate, seed: u64, history: &RefCell<History>) {
     let image = open(gate, 1 << 20).await.expect("open");
+    let size = image.virtual_size() / SECTOR;
     let write_all = async |stamp: u64, step: u64| {
-        for at in (0..shape.size).step_by(step as usize) {
-            let range = at..(at + step).min(shape.size);
+        for at in (0..size).step_by(step as usize) {
+            let range = at..(at + step).min(size);
             let write = history.borrow_mut().begin_write(range.clone(), |s| stamp | s);
             let bytes = sectors(range.map(|s| stamp | s));
             image.write(at * SECTOR, &Buffer::from_bytes(&bytes).payload()).await.expect("write");
@@ -77,22 +85,35 @@ async fn use_again(shape: &Shape, gate: &SimGate, history: &RefCell<History>) {
         }
         let flush = history.borrow_mut().begin_now();
         image.flush().await.expect("flush");
-        history.borrow_mut().end_flush(flush);
+        history.borrow_mut().end_flush(flush, size);
     };
     // Leaks are given back while the disk is in use, and what was in doubt then is looked at again.
     let stop = AtomicBool::new(false);
     let recovery = async {
         image.recover_leaks(&stop).await.expect("recover");
     };
-    let writing = write_all(0xaaaa << 48, shape.size.div_ceil(2));
+    let writing = write_all(0xaaaa << 48, size.div_ceil(2));
     let both: [Pin<Box<dyn Future<Output = ()> + '_>>; 2] = [Box::pin(recovery), Box::pin(writing)];
     join_all(both).await;
     let recovery = image.recover_leaks(&stop).await.expect("recover");
     assert_eq!(recovery.end, RecoveryEnd::Complete, "nothing disturbs the recovery now");
-    let values = read(&image, 0, shape.size).await.expect("read");
+    let values = read(&image, 0, size).await.expect("read");
     assert!((0..).zip(values).all(|(s, value)| value == 0xaaaa << 48 | s), "a write is lost");
+    if seed.is_multiple_of(GROW_ONE_IN) && !shape.keeps_size() {
+        grow(&image, size + GROWTH, history).await;
+    }
     image.close().await.expect("close");
     expect_clean(shape, gate).await;
+}
+
+/// Makes the disk larger: whatever a resize that was cut off has left behind its end, the new sectors read as zeros.
+async fn grow(image: &Image<SimDisk>, size: u64, history: &RefCell<History>) {
+    let resize = history.borrow_mut().begin_resize(size, |_| None);
+    image.resize(size * SECTOR, false).await.expect("grow");
+    history.borrow_mut().end_resize(&resize, true);
+    let start = history.borrow_mut().begin_now();
+    let values = read(image, 0, size).await.expect("read");
+    history.borrow().check_whole(start, &values);
 }
 
 /// After a clean close nothing is wrong, not even a leak, and a snapshot holds what it held.
@@ -103,7 +124,7 @@ pub async fn expect_clean(shape: &Shape, gate: &SimGate) {
         "after a clean close: {findings:#?}"
     );
     if shape.start == Start::Snapshot {
-        let snapshot = read_only(gate, snapshot_of(gate)).await;
+        let snapshot = read_only(gate, snapshot_of(shape, gate)).await;
         let values = read(&snapshot, 0, shape.size).await.expect("read the snapshot");
         let differs = (0..).zip(values).find(|&(s, value)| value != initial(shape, s));
         assert_eq!(differs, None, "the snapshot has changed");
@@ -123,12 +144,13 @@ async fn read_only(gate: &SimGate, image: SimDisk) -> Image<SimDisk> {
     Image::open(&gate, Path::new("image"), &options).await.expect("open to read")
 }
 
-/// The image as its first snapshot sees it: with the snapshot's L1 table instead of the active one.
-fn snapshot_of(gate: &SimGate) -> SimDisk {
+/// The image as its first snapshot sees it: with the snapshot's L1 table instead of the active one, and of its size.
+fn snapshot_of(shape: &Shape, gate: &SimGate) -> SimDisk {
     let mut bytes = gate.image.to_vec();
     let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
     let table = word(64) as usize;
     let (offset, len) = (word(table), bytes[table + 8..table + 12].to_vec());
+    bytes[24..32].copy_from_slice(&(shape.size * SECTOR).to_be_bytes());
     bytes[36..40].copy_from_slice(&len);
     bytes[40..48].copy_from_slice(&offset.to_be_bytes());
     gate.world.add_file(&bytes)

@@ -16,6 +16,7 @@ fn requests() -> Vec<Op> {
     let write = |at, count| Op::Write { at, count };
     let zero = |at, count, unmap| Op::Zero { at, count, unmap };
     let discard = |at, count| Op::Discard { at, count };
+    let resize = |size| Op::Resize { size };
     vec![
         write(0, 1),
         write(0, 2),
@@ -28,6 +29,11 @@ fn requests() -> Vec<Op> {
         discard(0, 2),
         discard(0, 4),
         discard(0, 16),
+        // Inside of a cluster, to a cluster's end, as far as the L1 table reaches, and past that.
+        resize(3),
+        resize(4),
+        resize(256),
+        resize(257),
         Op::Flush,
         Op::Reopen,
         Op::Kill,

@@ -1,0 +1,199 @@
+//! Changing the size of the disk: everything that the new size shows, or hides, is made right and durable first, and the
+//! header says the new size last, in one sector.
+//!
+//! ```text
+//! grow      a longer L1 table            written beside the old one, durable, then named by the header
+//!           zeros behind the old end     where tables or a backing file had something there; durable
+//!           the size in the header       durable
+//! shrink    clusters behind the new end  unlinked, and the rest of the last one zeroed; durable
+//!           the size in the header       durable
+//!           the unlinked clusters        become free
+//! ```
+//!
+//! So a crash leaves the old size or the new one. A longer L1 table, and zeros behind the end, harm nobody.
+
+use std::sync::atomic::Ordering;
+
+use super::Image;
+use super::layer::{Layer, Qcow2};
+use super::load::read_snapshots;
+use super::zero::Change;
+use crate::addr::{GuestOffset, sector_ceil};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::feature::Autoclear;
+use crate::format::header::{Header, Version};
+use crate::limits::L1_BYTES_MAX;
+use crate::sync::lock;
+
+impl<D: Disk> Image<D> {
+    /// Makes the disk `new_size` bytes large, rounded up to whole sectors of 512 bytes. New bytes read as zeros, whatever
+    /// a backing file has there. With `shrink` it may become smaller, and what lay behind its new end is lost for good.
+    ///
+    /// Once it succeeds, it is durable, and so is all that completed before it. A crash before that leaves the old size or
+    /// the new one; at the old size, what lies behind the new end may be lost already.
+    ///
+    /// Meanwhile no discard and no zeroing may be in flight, and of a disk that shrinks nothing behind its new end.
+    /// The L1 table of a disk that shrinks keeps its length.
+    ///
+    /// # Errors
+    /// The image is read-only; it would become smaller without `shrink` (`Invalid`); it has persistent bitmaps, a
+    /// snapshot that does not say its own size, or a backing file that was not opened (`Unsupported`); its tables would
+    /// become too large (`Limit`); or the host failed. Where that leaves open which size the file has, the image takes
+    /// no more writes.
+    pub async fn resize(&self, new_size: u64, shrink: bool) -> Result<()> {
+        self.check_change(0, 0)?;
+        let named = |e: Error| e.in_file(self.top().path());
+        let size = sector_ceil(new_size).ok_or_else(|| named(too_large()))?;
+        let _resizing = self.inner.resizing.acquire().await;
+        let old = self.virtual_size();
+        if size < old && !shrink {
+            return Err(named(Error::invalid(format!(
+                "shrinking from {old} to {size} bytes deletes what lies behind, and was not asked for (--shrink)"
+            ))));
+        }
+        if size == old {
+            return self.flush().await;
+        }
+        match self.top() {
+            Layer::Raw(raw) => raw.resize(size).await,
+            Layer::Qcow2(qcow2) => {
+                qcow2.check_resizable(size).await.map_err(named)?;
+                qcow2.prepare_for_change().await?;
+                if size > old {
+                    self.make_ready_to_grow(qcow2, old, size).await?;
+                } else {
+                    self.make_ready_to_shrink(qcow2, old, size).await?;
+                }
+                qcow2.write_back().await?;
+                qcow2.guarded(qcow2.set_size(size)).await?;
+                // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
+                qcow2.write_back().await
+            }
+        }
+    }
+
+    /// Makes the tables reach up to `new`, and all from `old` to there read as zeros.
+    async fn make_ready_to_grow(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
+        if qcow2.names_backing && self.layer_count() == 1 {
+            let what = "a disk whose backing file is not open cannot grow: it may show through";
+            return Err(qcow2.named(Error::unsupported(what)));
+        }
+        let geometry = qcow2.geometry;
+        let entries = lock(&qcow2.meta).map.l1().words().len() as u64;
+        if geometry.l1_entries_for(new) > entries {
+            qcow2.guarded(qcow2.grow_l1(geometry.l1_entries_for(new))).await?;
+        }
+        let cut = self.zero_rest_of_cluster(qcow2, old).await?;
+        // What the old tables do not reach and no backing file has is nowhere.
+        let reached = geometry.bytes(entries * geometry.l2_entries());
+        let backing = self.layers_from(1).first().map_or(0, Layer::virtual_size);
+        self.zero_what_shows(qcow2, cut, new.min(reached.max(backing))).await
+    }
+
+    /// Unlinks the clusters from `new` to `old`, and makes what is left of the cluster that `new` cuts read as zeros: a
+    /// disk that grows again, here or elsewhere, shows it.
+    async fn make_ready_to_shrink(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
+        let cut = self.zero_rest_of_cluster(qcow2, new).await?;
+        let first = qcow2.geometry.guest_cluster(GuestOffset::new(cut));
+        let count = qcow2.geometry.clusters_for(old.saturating_sub(cut));
+        self.change_clusters(qcow2, first, count, Change::Discard).await
+    }
+
+    /// Makes everything from `end` to the end of its cluster read as zeros; where that is.
+    async fn zero_rest_of_cluster(&self, qcow2: &Qcow2<D>, end: u64) -> Result<u64> {
+        let cut = end.next_multiple_of(qcow2.geometry.cluster_size());
+        self.zero_range(qcow2, end, cut - end, false).await?;
+        Ok(cut)
+    }
+
+    /// Makes the clusters from `start` to `end`, all of them behind the end of the disk, read as zeros where they do not.
+    async fn zero_what_shows(&self, qcow2: &Qcow2<D>, start: u64, end: u64) -> Result<()> {
+        let cluster = qcow2.geometry.cluster_size();
+        let mut at = start;
+        while at < end {
+            let source = {
+                let _inside = self.enter();
+                self.resolve(0, at, end - at).await?
+            };
+            let mut next = at + source.len;
+            if !source.content.reads_as_zeros() {
+                let first = at / cluster * cluster;
+                next = next.next_multiple_of(cluster);
+                self.zero_range(qcow2, first, next - first, true).await?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Fails where `size` is beyond a limit, or somebody else relies on the size being what it is.
+    async fn check_resizable(&self, size: u64) -> Result<()> {
+        if self.geometry.l1_entries_for(size) * 8 > L1_BYTES_MAX {
+            return Err(too_large());
+        }
+        let header = lock(&self.header).clone();
+        if header.autoclear.contains(Autoclear::BITMAPS) {
+            let what = "an image with persistent bitmaps cannot be resized: remove them first";
+            return Err(Error::unsupported(what));
+        }
+        if header.version == Version::V2 && header.snapshot_count > 0 {
+            return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
+        }
+        let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
+        let (now, _) = read_snapshots(&self.disk, &header, file_len).await?;
+        let (then, _) = read_snapshots(&self.disk, &Header { size, ..header }, file_len).await?;
+        if now != then {
+            return Err(Error::unsupported("a snapshot does not say its own size"));
+        }
+        Ok(())
+    }
+
+    /// Goes on with an L1 table of `entries`, more than now, which is written beside the old one.
+    async fn grow_l1(&self, entries: u64) -> Result<()> {
+        let clusters = self.geometry.clusters_for(entries * 8);
+        let claimed = self.claim_row(clusters).await?;
+        let (first, offset) = (claimed.run().first, self.geometry.host_start(claimed.run().first));
+        let _structure = self.structure.acquire().await;
+        // What is flushed while the new table is being written would be missing there.
+        let mut words = Vec::new();
+        let _alone = self.flush_alone(|meta| words = meta.map.l1().words().to_vec()).await?;
+        words.resize(entries as usize, 0);
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        bytes.resize(self.geometry.bytes(clusters) as usize, 0);
+        self.write_new(first, &bytes).await?;
+        self.barrier().await?;
+        // From here on the header may name them.
+        claimed.keep();
+        let (l1_size, l1_table_offset) = (entries as u32, offset);
+        let header = Header { l1_size, l1_table_offset, ..lock(&self.header).clone() };
+        self.commit(header).await?;
+        lock(&self.meta).switch_l1(self.geometry, offset, words)
+    }
+
+    async fn set_size(&self, size: u64) -> Result<()> {
+        let _structure = self.structure.acquire().await;
+        lock(&self.meta).check_writable()?;
+        let header = Header { size, ..lock(&self.header).clone() };
+        self.commit(header).await?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    /// As [`Self::write_header`]; where it fails, which header the file has is not known, and nothing may be written any
+    /// more that only one of both shows.
+    async fn commit(&self, header: Header) -> Result<()> {
+        let written = self.write_header(header).await;
+        written.map_err(|e| {
+            let lost = self.named(e.context("a resize was cut short, the image is read-only now"));
+            lock(&self.meta).fail(lost.clone());
+            lost
+        })
+    }
+}
+
+fn too_large() -> Error {
+    Error::limit("The image size is too large (try using a larger cluster size)")
+}
