@@ -60,6 +60,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub prepared: AtomicBool,
     /// Whether it was opened as a crash had left it and its leaks have not been given back since.
     pub may_leak: AtomicBool,
+    /// Whether a flush of the file has failed: see [`Meta::check_survived`].
+    pub flush_lost: AtomicBool,
     pub meta: Mutex<Meta>,
     /// Woken on every change in `meta` that somebody may wait for.
     pub changed: WaitQueue,
@@ -173,6 +175,7 @@ impl<D: Disk> Qcow2<D> {
                 return lost;
             }
             lock(&self.meta).lose_flush(lost.clone());
+            self.flush_lost.store(true, Ordering::Release);
             lost
         })
     }

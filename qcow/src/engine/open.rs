@@ -170,6 +170,7 @@ async fn open_qcow2<D: Disk>(
         header: Mutex::new(header),
         prepared: AtomicBool::new(false),
         may_leak: AtomicBool::new(may_leak),
+        flush_lost: AtomicBool::new(false),
         meta: Mutex::new(meta),
         changed: WaitQueue::default(),
         drain: Drain::default(),

@@ -1,6 +1,7 @@
 //! Reading: each byte from the topmost image of the chain that has it.
 
 use std::cell::RefCell;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 
@@ -92,13 +93,27 @@ impl<D: Disk> Image<D> {
             }
         }
         match &pieces[..] {
-            [] => Ok(()),
-            [(source, part)] => self.fetch(*source, part).await,
+            [] => return Ok(()),
+            [(source, part)] => self.fetch(*source, part).await?,
             many => {
                 let reads = many.iter().map(|(source, part)| self.fetch(*source, part));
-                try_join_all(IN_FLIGHT_MAX, reads).await
+                try_join_all(IN_FLIGHT_MAX, reads).await?;
             }
         }
+        self.check_survived(depth, at, into.len()).await
+    }
+
+    /// Fails where what has just been read may have been lost meanwhile, with a flush that failed.
+    async fn check_survived(&self, depth: usize, at: u64, len: u64) -> Result<()> {
+        let Layer::Qcow2(qcow2) = self.top() else { return Ok(()) };
+        if depth > 0 || !qcow2.flush_lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < len {
+            done += self.resolve(depth, at + done, len - done).await?.len;
+        }
+        Ok(())
     }
 
     /// Says where the bytes from `at` on come from, for at most `len` and at least one byte; the top image's tables reach

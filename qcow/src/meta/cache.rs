@@ -217,7 +217,7 @@ impl SliceCache {
         let Some(Entry::Ready(slice)) = self.entries.get(&key) else { return false };
         let sectors =
             bytes.start / SECTOR_BYTES as usize..bytes.end.div_ceil(SECTOR_BYTES as usize);
-        sectors.into_iter().any(|sector| slice.dirty >> sector & 1 == 1)
+        slice.writing || sectors.into_iter().any(|sector| slice.dirty >> sector & 1 == 1)
     }
 
     /// Whether unwritten slices fill half of the cache.

@@ -14,6 +14,8 @@ pub struct WordTable {
     offset: HostOffset,
     words: Vec<u64>,
     dirty: BTreeSet<usize>,
+    /// Sectors that a flush is writing.
+    writing: BTreeSet<usize>,
 }
 
 /// A changed sector of a table, copied for a flush.
@@ -29,7 +31,7 @@ pub struct TableSector {
 impl WordTable {
     /// The table at `offset`, with the words it holds on disk.
     pub fn new(offset: HostOffset, words: Vec<u64>) -> Self {
-        Self { offset, words, dirty: BTreeSet::new() }
+        Self { offset, words, dirty: BTreeSet::new(), writing: BTreeSet::new() }
     }
 
     /// All words.
@@ -55,17 +57,20 @@ impl WordTable {
 
     /// Whether the word at `index` may differ from the disk.
     pub fn is_word_dirty(&self, index: usize) -> bool {
-        self.dirty.contains(&(index / WORDS_PER_SECTOR))
+        let sector = index / WORDS_PER_SECTOR;
+        self.dirty.contains(&sector) || self.writing.contains(&sector)
     }
 
     /// The changed sectors, for a flush; each must be reported with [`Self::written`].
     pub fn take_dirty(&mut self) -> Vec<TableSector> {
         let dirty = std::mem::take(&mut self.dirty);
+        self.writing.extend(&dirty);
         dirty.into_iter().map(|index| self.sector(index)).collect()
     }
 
     /// Ends the write of a sector; after a failure it is as changed as before.
     pub fn written(&mut self, sector: &TableSector, success: bool) {
+        self.writing.remove(&sector.index);
         if !success {
             self.dirty.insert(sector.index);
         }

@@ -12,7 +12,7 @@ use crate::recover::{expect_clean, recover};
 use crate::start::Files;
 
 /// Faults that are tried for each change, and pairs of faults in a long run.
-const FAULTS: u64 = 100_000;
+const FAULTS: u64 = 40_000;
 const PAIRS_SOAK: u64 = 50_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;

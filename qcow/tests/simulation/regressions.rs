@@ -22,6 +22,9 @@ const FAULTS: &[&str] = &[
     "seed=1975875479 start=empty cluster=9 version=2 cache=0 w0+1 z0+1 flush reopen w0+1",
     // A flush failed, and the mapping of a cluster whose content it had lost could be read.
     "seed=2156348296 start=backing:5 cluster=9 depth=2 cache=0 reopen w0+1 z0+1 flush w1+1",
+    // A flush failed while a read was under way whose mapping had been sound when the read began.
+    "seed=1792813215 start=compressed size=57 cluster=9 version=2 depth=5 \
+     w6+3 w55+2 s105 w73+8 w31+7 r21+9 r79+4 z23+4 w22+6",
     // A flush failed after it had made the file longer.
     "seed=5671859 start=empty cluster=9 version=2 cache=0 w0+1 flush kill w0+1",
 ];
