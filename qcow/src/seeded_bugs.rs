@@ -14,6 +14,12 @@ pub enum Bug {
     NoBarrierBeforeAcknowledgement,
     /// The header may name a larger refcount table before it is durable.
     NoBarrierBeforeLargerTable,
+    /// The header may name a longer L1 table before it is durable.
+    NoBarrierBeforeLongerL1,
+    /// A disk has its new size before what was behind its end reads as zeros.
+    SizeBeforeZeros,
+    /// What a backing file has behind the old end of a disk shows when it grows.
+    GrowthShowsBacking,
     /// A change may reach the disk before the mark that the image is being changed.
     NoBarrierAfterMark,
     /// The mark says that the image was closed before everything else is durable.

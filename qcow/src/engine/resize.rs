@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::format::feature::Autoclear;
 use crate::format::header::{Header, Version};
 use crate::limits::L1_BYTES_MAX;
+use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 impl<D: Disk> Image<D> {
@@ -65,7 +66,9 @@ impl<D: Disk> Image<D> {
                 } else {
                     self.make_ready_to_shrink(qcow2, old, size).await?;
                 }
-                qcow2.write_back().await?;
+                if !Bug::SizeBeforeZeros.is_seeded() {
+                    qcow2.write_back().await?;
+                }
                 qcow2.guarded(qcow2.set_size(size)).await?;
                 // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
                 qcow2.write_back().await
@@ -117,7 +120,7 @@ impl<D: Disk> Image<D> {
                 self.resolve(0, at, end - at).await?
             };
             let mut next = at + source.len;
-            if !source.content.reads_as_zeros() {
+            if !source.content.reads_as_zeros() && !Bug::GrowthShowsBacking.is_seeded() {
                 let first = at / cluster * cluster;
                 next = next.next_multiple_of(cluster);
                 self.zero_range(qcow2, first, next - first, true).await?;
@@ -164,7 +167,9 @@ impl<D: Disk> Qcow2<D> {
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
         bytes.resize(self.geometry.bytes(clusters) as usize, 0);
         self.write_new(first, &bytes).await?;
-        self.barrier().await?;
+        if !Bug::NoBarrierBeforeLongerL1.is_seeded() {
+            self.barrier().await?;
+        }
         // From here on the header may name them.
         claimed.keep();
         let (l1_size, l1_table_offset) = (entries as u32, offset);

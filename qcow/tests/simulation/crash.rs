@@ -18,7 +18,7 @@ use crate::start::Files;
 const STATES: u64 = 1_400_000;
 const STATES_SOAK: u64 = 200_000_000;
 /// Seeds that are tried where a failing case is made smaller.
-pub const SEEDS: u64 = 4;
+pub const SEEDS: u64 = 12;
 /// Moments with up to so many states are enumerated.
 const EFFORT: Effort = Effort { states_per_moment: 64 };
 /// Orders in which a disk grows beside writes, for each change and in a long run.

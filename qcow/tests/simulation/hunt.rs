@@ -32,7 +32,18 @@ pub fn find<S: Strategy<Value = Case>>(
     enough: impl Fn() -> bool + Sync,
     test: impl Fn(&Case) + Sync,
 ) -> Option<Failure> {
-    let (next, start) = (AtomicU64::new(first_seed()), Instant::now());
+    find_from(first_seed(), cases, seeds, enough, test)
+}
+
+/// As [`find`], from another number on.
+pub fn find_from<S: Strategy<Value = Case>>(
+    first: u64,
+    cases: impl Fn() -> S + Sync,
+    seeds: u64,
+    enough: impl Fn() -> bool + Sync,
+    test: impl Fn(&Case) + Sync,
+) -> Option<Failure> {
+    let (next, start) = (AtomicU64::new(first), Instant::now());
     let stop = AtomicBool::new(false);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {

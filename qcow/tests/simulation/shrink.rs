@@ -35,6 +35,7 @@ impl Shrinking<'_> {
     fn leave_requests_out(&mut self) {
         let mut chunk = self.best.0.ops.len() / 2;
         while chunk > 0 && self.best.0.ops.len() > ENOUGH {
+            let before = self.best.0.ops.len();
             let mut at = 0;
             while at < self.best.0.ops.len() {
                 let mut smaller = self.best.0.clone();
@@ -43,7 +44,10 @@ impl Shrinking<'_> {
                     at += chunk;
                 }
             }
-            chunk /= 2;
+            // What could not be left out before may be left out now.
+            if chunk > 1 || self.best.0.ops.len() == before {
+                chunk /= 2;
+            }
         }
     }
 
