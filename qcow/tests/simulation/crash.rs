@@ -15,7 +15,7 @@ use crate::recover::{Found, expect_clean, recover};
 use crate::start::Files;
 
 /// States that are looked at for each change, and in a long run; besides those of `sequences`.
-const STATES: u64 = 1_400_000;
+const STATES: u64 = 1_380_000;
 const STATES_SOAK: u64 = 200_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 12;
@@ -171,7 +171,7 @@ impl Tally {
 #[test]
 fn no_power_cut_loses_flushed_data() {
     let wanted = wanted(STATES, STATES_SOAK);
-    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(20_000), Instant::now());
     let enough = || tally.states() >= wanted;
     let failure = find(small_case, SEEDS, enough, |case| crash(case, EFFORT, &tally, &sampler));
     expect_none("CRASH", failure);
@@ -203,7 +203,7 @@ pub fn table_grows() -> Case {
 fn no_power_cut_loses_what_is_written_while_the_disk_grows() {
     // Each resize replaces the L1 table, and each write needs an L2 table, whose entry the new L1 table must have in time.
     let ops = "s142 w0+1 w64+1 flush s270 w128+1 flush";
-    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(20_000), Instant::now());
     for seed in 0..wanted(GROWTHS, GROWTHS_SOAK) {
         let case = format!("seed={seed} size=100 cluster=9 depth=4 cache=0 {ops}");
         let case: Case = case.parse().expect("a case");

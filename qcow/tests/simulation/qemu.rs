@@ -36,7 +36,9 @@ impl Sampler {
             return;
         }
         let nth = self.seen.fetch_add(1, Ordering::Relaxed);
-        let kind = (*shape, found.leaks.min(3), found.allocated_clusters.min(6));
+        // Images that differ in their size alone are of one kind.
+        let alike = Shape { size: 0, start: shape.start.kind(), ..*shape };
+        let kind = (alike, found.leaks.min(2), found.allocated_clusters.min(4));
         let new = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
         if new || nth.is_multiple_of(self.one_in) {
             self.shown.fetch_add(1, Ordering::Relaxed);

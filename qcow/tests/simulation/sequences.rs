@@ -65,7 +65,7 @@ fn sequences(len: usize) -> impl Iterator<Item = Case> {
 fn every_sequence_of_two_survives_a_power_cut_anywhere() {
     // Three requests are for `make soak`.
     let len = if is_soak() { 3 } else { 2 };
-    let (tally, sampler, start) = (Tally::default(), Sampler::new(5000), Instant::now());
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(20_000), Instant::now());
     let cases: Vec<Case> = sequences(len).collect();
     let next = AtomicU64::new(0);
     let work = || {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::case::Case;
 
 /// How long that may take.
-const TIME_MAX: Duration = Duration::from_secs(20);
+const TIME_MAX: Duration = Duration::from_secs(12);
 /// Few enough requests.
-const ENOUGH: usize = 6;
+const ENOUGH: usize = 8;
 
 /// The smallest case found that still fails, and its message. `seeds` are tried for each step.
 pub fn shrink(
