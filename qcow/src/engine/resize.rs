@@ -60,6 +60,11 @@ impl<D: Disk> Image<D> {
             Layer::Raw(raw) => raw.resize(size).await,
             Layer::Qcow2(qcow2) => {
                 qcow2.check_resizable(size).await.map_err(named)?;
+                if size > old && qcow2.names_backing && self.layer_count() == 1 {
+                    let what =
+                        "a disk whose backing file is not open cannot grow: it may show through";
+                    return Err(named(Error::unsupported(what)));
+                }
                 qcow2.prepare_for_change().await?;
                 if size > old {
                     self.make_ready_to_grow(qcow2, old, size).await?;
@@ -78,10 +83,6 @@ impl<D: Disk> Image<D> {
 
     /// Makes the tables reach up to `new`, and all from `old` to there read as zeros.
     async fn make_ready_to_grow(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
-        if qcow2.names_backing && self.layer_count() == 1 {
-            let what = "a disk whose backing file is not open cannot grow: it may show through";
-            return Err(qcow2.named(Error::unsupported(what)));
-        }
         let geometry = qcow2.geometry;
         let entries = lock(&qcow2.meta).map.l1().words().len() as u64;
         if geometry.l1_entries_for(new) > entries {

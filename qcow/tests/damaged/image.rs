@@ -45,6 +45,15 @@ impl Bytes {
         Self(file.to_vec())
     }
 
+    /// Nothing differs from `expected` but the mark of an unclean shutdown, behind the fields of the header.
+    pub fn assert_only_marked(&self, expected: &Self) {
+        let fields = if self.0[7] == 2 { 72 } else { 104 };
+        let (header, rest) = self.0.split_at(CLUSTER as usize);
+        let (expected_header, expected_rest) = expected.0.split_at(CLUSTER as usize);
+        assert!(header[..fields] == expected_header[..fields], "a field of the header differs");
+        assert!(rest == expected_rest, "something has been written");
+    }
+
     pub fn word(&self, at: u64) -> u64 {
         let at = at as usize;
         u64::from_be_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
