@@ -112,14 +112,18 @@ impl<D: Disk> Qcow2<D> {
         Ok(())
     }
 
-    /// Cuts off what the file was made longer by and nobody has used. No request may be in flight.
+    /// Cuts off what the file was made longer by and nobody has used.
     pub(super) async fn cut_unused_end(&self) -> Result<()> {
         let _growing = self.growing.acquire().await;
-        let Some(end) = lock(&self.meta).alloc.unused_end() else { return Ok(()) };
+        let end = {
+            let mut meta = lock(&self.meta);
+            let Some(end) = meta.alloc.unused_end() else { return Ok(()) };
+            // From here on a claim behind it has to make the file longer again, after this has ended.
+            meta.alloc.cut(end);
+            end
+        };
         let len = self.geometry.host_start(end).get();
         let cut = self.disk.set_len(len).await;
-        cut.map_err(|e| self.named(Error::io(format!("cut the file to {len} bytes"), &e)))?;
-        lock(&self.meta).alloc.cut(end);
-        Ok(())
+        cut.map_err(|e| self.named(Error::io(format!("cut the file to {len} bytes"), &e)))
     }
 }

@@ -36,14 +36,21 @@ impl<D: Disk> Image<D> {
 impl<D: Disk> Qcow2<D> {
     /// Writes everything back; whether nothing is left on its way.
     async fn settle(&self) -> Result<bool> {
-        self.cut_unused_end().await?;
         for _ in 0..ROUNDS_MAX {
             self.write_back().await?;
-            let meta = lock(&self.meta);
-            if meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty() {
-                return Ok(true);
+            if !self.is_settled() {
+                continue;
             }
+            if let Err(e) = self.cut_unused_end().await {
+                tracing::warn!("the file stays longer than it has to be: {e}");
+            }
+            return Ok(true);
         }
         Ok(false)
+    }
+
+    fn is_settled(&self) -> bool {
+        let meta = lock(&self.meta);
+        meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty()
     }
 }

@@ -51,6 +51,7 @@ impl<D: Disk> Qcow2<D> {
             return Ok(());
         }
         header.incompatible = header.incompatible.with(Incompatible::CORRUPT);
-        self.write_header(header).await
+        self.write_header(header).await?;
+        self.barrier().await
     }
 }

@@ -79,7 +79,10 @@ impl<D: Disk> Qcow2<D> {
                 meta.switch_refcount_table(self.geometry, table, blocks)
             }
             Err(e) => {
-                meta.alloc.freed(run.first);
+                // Unless the header may name them.
+                if meta.check_writable().is_ok() {
+                    meta.alloc.freed(run.first);
+                }
                 Err(e)
             }
         }
@@ -100,7 +103,14 @@ impl<D: Disk> Qcow2<D> {
         let offset = geometry.host_start(growth.table_first());
         let mut fields = offset.get().to_be_bytes().to_vec();
         fields.extend((growth.table_clusters as u32).to_be_bytes());
-        self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await?;
+        let written = self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await;
+        written.map_err(|e| {
+            // Which table the header on disk names is not known any more.
+            let lost =
+                e.context("the refcount table could not be replaced, the image is read-only now");
+            lock(&self.meta).fail(lost.clone());
+            lost
+        })?;
         // The next flush makes this durable before mappings that rest on it, and before the old table is freed.
         let mut header = lock(&self.header);
         header.refcount_table_offset = offset;

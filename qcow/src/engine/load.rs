@@ -73,3 +73,15 @@ pub(super) async fn read_bytes<D: Disk>(
     read.map_err(|e| Error::io(format!("Could not read {what}"), &e))?;
     Ok(buffer.to_vec())
 }
+
+/// Makes sure that what is read from now on is what a power cut would leave. Whoever wrote to the file before - we or
+/// others - may have been killed before a flush, or have met one that failed: after that the cache shows what the medium
+/// never got.
+pub(super) async fn see_medium<D: Disk>(disk: &D) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io("Could not read the file anew", &e);
+    let synced = disk.sync().await;
+    // Also where that failed, for whoever tries it next: to him the host reports no error any more.
+    let len = disk.len().map_err(failed)?;
+    disk.drop_cache(0..len).map_err(failed)?;
+    synced.map_err(failed)
+}

@@ -22,10 +22,10 @@ impl<D: Disk> Qcow2<D> {
     pub(super) async fn mark_unclean(&self) -> Result<bool> {
         let mark = lock(&self.header).extensions.mark.clone();
         let Some(mut mark) = mark else { return self.append_mark().await };
-        if mark.set(MarkState::Unclean) {
-            self.write_mark(mark).await?;
-        }
-        // Also where it says so already: those who wrote it may have been killed before it was durable.
+        // Also where it says so already: those who wrote it may have been killed before it was durable, or a write of
+        // the opposite may have failed after it had reached the disk.
+        mark.set(MarkState::Unclean);
+        self.write_mark(mark).await?;
         Ok(true)
     }
 
@@ -33,7 +33,8 @@ impl<D: Disk> Qcow2<D> {
     /// durable by now.
     pub(super) async fn mark_clean(&self) -> Result<()> {
         let _structure = self.structure.acquire().await;
-        if self.may_leak.load(Ordering::Acquire) {
+        // Without flushes nothing is known to be durable.
+        if self.may_leak.load(Ordering::Acquire) || !self.flushes {
             return Ok(());
         }
         let Some(mut mark) = lock(&self.header).extensions.mark.clone() else { return Ok(()) };

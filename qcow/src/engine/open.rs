@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
-use super::load::{probe, read_bytes, read_header, read_snapshots, read_words};
+use super::load::{probe, read_bytes, read_header, read_snapshots, read_words, see_medium};
 use super::regions::map_regions;
 use super::{Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
@@ -19,9 +19,7 @@ use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{Header, Version};
 use crate::format::mark::MarkState;
 use crate::gate::Gate;
-use crate::limits::{
-    CHAIN_DEPTH_MAX, CLUSTER_BITS_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES,
-};
+use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
 use crate::meta::Meta;
 use crate::meta::alloc::Allocator;
 use crate::meta::drain::Drain;
@@ -129,7 +127,7 @@ async fn open_qcow2<D: Disk>(
     options: &OpenOptions,
 ) -> Result<Qcow2<D>> {
     if writable && options.flushes && !Bug::CacheIsTrusted.is_seeded() {
-        see_medium(&disk, path).await?;
+        see_medium(&disk).await?;
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
@@ -177,21 +175,6 @@ async fn open_qcow2<D: Disk>(
         structure: Exclusive::default(),
         growing: Exclusive::default(),
     })
-}
-
-/// Makes sure that what is read from now on is what a power cut would leave. Whoever wrote to the file before may have been
-/// killed before a flush, or died of one that failed: after that the cache shows what the medium never got. Of an image
-/// whose mark says on the medium that it was closed, the cache can be trusted.
-async fn see_medium<D: Disk>(disk: &D, path: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io("Could not read the file anew", &e).in_file(path);
-    disk.sync().await.map_err(failed)?;
-    disk.drop_cache(0..1 << CLUSTER_BITS_MAX).map_err(failed)?;
-    let mark = read_header(disk).await?.extensions.mark;
-    if mark.is_some_and(|mark| mark.state() == MarkState::Clean) {
-        return Ok(());
-    }
-    let len = disk.len().map_err(failed)?;
-    disk.drop_cache(0..len).map_err(failed)
 }
 
 fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {

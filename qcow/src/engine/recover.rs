@@ -197,8 +197,8 @@ impl<D: Disk> Search<'_, D> {
             );
             return Ok(Some(RecoveryEnd::Doubtful(left)));
         }
-        let settled = doubtful.is_empty();
-        self.doubtful = Some(doubtful);
+        let settled = doubtful.is_empty() && !verdict.truncated;
+        self.doubtful = (!verdict.truncated).then_some(doubtful);
         Ok(settled.then_some(RecoveryEnd::Complete))
     }
 

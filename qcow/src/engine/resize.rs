@@ -157,6 +157,8 @@ impl<D: Disk> Qcow2<D> {
 
     /// Goes on with an L1 table of `entries`, more than now, which is written beside the old one.
     async fn grow_l1(&self, entries: u64) -> Result<()> {
+        // So that a recovery of leaks waits until these claims are linked.
+        let _inside = self.drain.enter();
         let clusters = self.geometry.clusters_for(entries * 8);
         let claimed = self.claim_row(clusters).await?;
         let (first, offset) = (claimed.run().first, self.geometry.host_start(claimed.run().first));
@@ -191,7 +193,10 @@ impl<D: Disk> Qcow2<D> {
     /// As [`Self::write_header`]; where it fails, which header the file has is not known, and nothing may be written any
     /// more that only one of both shows.
     async fn commit(&self, header: Header) -> Result<()> {
-        let written = self.write_header(header).await;
+        let written = match self.write_header(header).await {
+            Ok(()) => self.barrier().await,
+            failed => failed,
+        };
         written.map_err(|e| {
             let lost = self.named(e.context("a resize was cut short, the image is read-only now"));
             lock(&self.meta).fail(lost.clone());

@@ -185,6 +185,9 @@ impl Meta {
         for (first, count) in [(blocks.first, blocks.count), new] {
             self.check_unused(first, count)?;
         }
+        for (first, count) in [(blocks.first, blocks.count), new] {
+            self.note_claimed(&Run { first, count, fresh: false });
+        }
         let (first, count) = self.refs.table().span(geometry);
         self.leave_table(first, count);
         for block in blocks.clusters() {
@@ -203,6 +206,7 @@ impl Meta {
     ) -> Result<()> {
         let new = geometry.host_span(offset, on_disk.len() as u64 * 8);
         self.check_target(geometry, new.0, new.1)?;
+        self.note_changed(new.0, new.1);
         let (first, count) = self.map.l1().span(geometry);
         self.leave_table(first, count);
         self.map.switch_l1(offset, on_disk);

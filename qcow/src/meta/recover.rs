@@ -73,6 +73,9 @@ pub struct Leak {
     pub reference: u64,
 }
 
+/// Leaks and doubtful clusters that are kept at a time: a hostile image can have them by the billion.
+const KEPT_MAX: usize = 1 << 20;
+
 /// What came of comparing counts and references.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -80,6 +83,8 @@ pub struct Verdict {
     pub leaks: Vec<Leak>,
     /// Changed meanwhile, so that nothing can be said of them.
     pub doubtful: Vec<HostCluster>,
+    /// There were more leaks, or more in doubt, than are kept at a time.
+    pub truncated: bool,
     /// The first one that is named more often than it is counted, with its count and references.
     pub undercounted: Option<(HostCluster, u64, u64)>,
 }
@@ -94,8 +99,12 @@ impl Leak {
 impl Verdict {
     /// Takes in what was found elsewhere.
     pub fn add(&mut self, other: Self) {
-        self.leaks.extend(other.leaks);
-        self.doubtful.extend(other.doubtful);
+        if self.leaks.len() + self.doubtful.len() > KEPT_MAX {
+            self.truncated |= !other.leaks.is_empty() || !other.doubtful.is_empty();
+        } else {
+            self.leaks.extend(other.leaks);
+            self.doubtful.extend(other.doubtful);
+        }
         self.undercounted = self.undercounted.or(other.undercounted);
     }
 

@@ -191,6 +191,11 @@ impl UringDisk {
         self.write_plain(wide.start, &bounce).await
     }
 
+    fn is_block_device(&self) -> io::Result<bool> {
+        let mode = nix::sys::stat::fstat(&self.file)?.st_mode;
+        Ok(mode & libc::S_IFMT == libc::S_IFBLK)
+    }
+
     async fn fallocate(&self, mode: FallocateFlags, at: HostOffset, len: u64) -> io::Result<()> {
         loop {
             let operation = Operation::Fallocate { mode: mode.bits(), at: at.get(), len };
@@ -269,6 +274,11 @@ impl Disk for UringDisk {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.is_block_device()? {
+            // It has the length it has.
+            let fits = len <= self.len()?;
+            return if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) };
+        }
         match ring::submit(&self.file, Operation::SetLen { len }).await {
             Ok(_) => Ok(()),
             // Kernels before 6.9 have no asynchronous ftruncate.
@@ -300,12 +310,11 @@ impl Disk for UringDisk {
     }
 
     fn len(&self) -> io::Result<u64> {
-        let stat = nix::sys::stat::fstat(&self.file)?;
-        if stat.st_mode & libc::S_IFMT == libc::S_IFBLK {
+        if self.is_block_device()? {
             // A block device has no length of its own; its end is where seeking ends.
             return Ok(nix::unistd::lseek64(&self.file, 0, Whence::SeekEnd)? as u64);
         }
-        Ok(stat.st_size as u64)
+        Ok(nix::sys::stat::fstat(&self.file)?.st_size as u64)
     }
 
     fn allocated_len(&self) -> io::Result<u64> {

@@ -38,11 +38,13 @@ impl<'d, D: Disk> LiveReferences<'d, D> {
     ) -> Result<Self> {
         let geometry = header.geometry();
         let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let target = Target { disk, header, geometry, file_len };
+        let mut target = Target { disk, header, geometry, file_len, skip_holes: false };
         if target.clusters() > CLUSTERS_MAX {
             return Err(Error::limit("the file has too many clusters to look for leaks"));
         }
         let stored = StoredCounts::read(&target).await?;
+        // The table may name blocks by now that lie behind what was the end before it was read.
+        target.file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
         let mut tally = Tally::new(report);
         let found = collect(&target, &stored, &mut tally).await?;
         Ok(Self { counts: found.counts, tables: found.tables, target })

@@ -13,7 +13,7 @@
 
 use std::path::Path;
 
-use super::load::read_header;
+use super::load::{read_header, see_medium};
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -88,8 +88,13 @@ async fn check_unnamed<D: Disk>(
     if repair != Repair::None && !disk.is_writable() {
         return Err(Error::read_only("cannot be repaired: it is open read-only"));
     }
+    if repair != Repair::None {
+        // Clusters become free on the strength of what is read: it has to be what a power cut would leave.
+        see_medium(disk).await?;
+    }
     let mut tally = Tally::new(report);
-    let mut survey = Survey::make(disk, &mut tally).await?;
+    let skip_holes = repair == Repair::None;
+    let mut survey = Survey::make(disk, skip_holes, &mut tally).await?;
     let is_hopeless = tally.rebuild_needed || repair == Repair::Leaks && tally.uncounted;
     if repair != Repair::None && is_hopeless {
         // Writing to blocks that are not trustworthy themselves would do harm.
@@ -101,7 +106,7 @@ async fn check_unnamed<D: Disk>(
     if repair == Repair::All && survey.add_missing_blocks().await? {
         let mut silent = |_: &Finding| ();
         let mut again = Tally::new(&mut silent);
-        survey = Survey::make(disk, &mut again).await?;
+        survey = Survey::make(disk, skip_holes, &mut again).await?;
         tally.restart_from(&again);
     }
     let Survey { target, references, mut stored } = survey;
@@ -130,8 +135,8 @@ struct Survey<'d, D> {
 
 impl<'d, D: Disk> Survey<'d, D> {
     /// Counts the references and holds them against the stored counts.
-    async fn make(disk: &'d D, tally: &mut Tally<'_>) -> Result<Self> {
-        let target = Target::open(disk).await?;
+    async fn make(disk: &'d D, skip_holes: bool, tally: &mut Tally<'_>) -> Result<Self> {
+        let target = Target::open(disk, skip_holes).await?;
         tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
         let mut stored = StoredCounts::read(&target).await?;
         let references = references::collect(&target, &stored, tally).await?;
@@ -152,10 +157,13 @@ struct Target<'d, D> {
     geometry: Geometry,
     /// Bytes.
     file_len: u64,
+    /// Whether a table that the host calls a hole is taken for zeros without a look. Not where clusters become free on the
+    /// strength of that: hosts have been known to call data a hole that was just being written.
+    skip_holes: bool,
 }
 
 impl<'d, D: Disk> Target<'d, D> {
-    async fn open(disk: &'d D) -> Result<Self> {
+    async fn open(disk: &'d D, skip_holes: bool) -> Result<Self> {
         let header = read_header(disk).await?;
         let unsupported = if header.incompatible.contains(Incompatible::EXTERNAL_DATA) {
             Some("an external data file")
@@ -177,7 +185,7 @@ impl<'d, D: Disk> Target<'d, D> {
                 "the file has {clusters} clusters, and check handles at most {CLUSTERS_MAX}"
             )));
         }
-        Ok(Self { disk, header, geometry, file_len })
+        Ok(Self { disk, header, geometry, file_len, skip_holes })
     }
 
     /// Clusters of the file, the last one perhaps in part.

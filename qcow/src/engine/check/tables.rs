@@ -66,6 +66,9 @@ impl<'t, 'd, D: Disk> TableReader<'t, 'd, D> {
     /// Whether any of the `len` bytes at `at` is stored.
     fn has_data(&mut self, at: u64, len: u64) -> Result<bool> {
         let end = at.saturating_add(len).min(self.target.file_len);
+        if !self.target.skip_holes {
+            return Ok(at < end);
+        }
         let mut at = at;
         while at < end {
             if !self.known.0.contains(&at) {
