@@ -37,6 +37,8 @@ pub enum Op {
     Reopen,
     /// The process dies with requests in flight, and the image is opened again.
     Kill,
+    /// Give back what earlier kills have leaked, beside everything else.
+    Recover,
 }
 
 /// What the image holds at first.
@@ -153,7 +155,7 @@ impl Op {
                 *count = len.min(*count);
                 longer
             }
-            Self::Resize { .. } | Self::Flush | Self::Reopen | Self::Kill => false,
+            _ => false,
         }
     }
 
@@ -177,7 +179,7 @@ impl Op {
                 let (at, count) = place(at, count);
                 Self::Read { at, count }
             }
-            Self::Flush | Self::Resize { .. } | Self::Reopen | Self::Kill => self,
+            _ => self,
         }
     }
 }
@@ -261,7 +263,8 @@ fn any_op(lengths: BoxedStrategy<u64>, sizes: BoxedStrategy<u64>) -> impl Strate
         3 => Just(Op::Flush),
         2 => sizes.prop_map(|size| Op::Resize { size }),
         1 => Just(Op::Reopen),
-        1 => Just(Op::Kill),
+        2 => Just(Op::Kill),
+        2 => Just(Op::Recover),
     ]
 }
 
@@ -277,6 +280,7 @@ impl fmt::Display for Op {
             Self::Resize { size } => write!(f, "s{size}"),
             Self::Reopen => write!(f, "reopen"),
             Self::Kill => write!(f, "kill"),
+            Self::Recover => write!(f, "recover"),
         }
     }
 }
@@ -289,6 +293,7 @@ impl FromStr for Op {
             "flush" => return Ok(Self::Flush),
             "reopen" => return Ok(Self::Reopen),
             "kill" => return Ok(Self::Kill),
+            "recover" => return Ok(Self::Recover),
             _ => {}
         }
         let wrong = || format!("no request is written '{text}'");
@@ -398,8 +403,8 @@ fn number(text: &str) -> Result<u64, String> {
 #[test]
 fn a_case_is_written_and_read_back() {
     let text = "seed=9 start=backing:5 size=33 cluster=9 refcount=1 version=3 depth=4 cache=0 \
-                w1+2 z0+4 u4+4 d8+8 r0+16 flush s40 reopen kill";
+                w1+2 z0+4 u4+4 d8+8 r0+16 flush s40 reopen kill recover";
     let case: Case = text.parse().expect("a case");
     assert_eq!(case.to_string(), text);
-    assert_eq!(case.ops.len(), 9);
+    assert_eq!(case.ops.len(), 10);
 }

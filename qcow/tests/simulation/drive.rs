@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use qcow::ErrorKind;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Fault, Random, SimDisk, World};
 use qcow::engine::{Discard, Format, Image, OpenOptions, RecoveryEnd};
@@ -266,6 +267,13 @@ impl<'c> Drive<'c> {
                 self.end_flush(&image, start, &flushed);
             }
             Op::Resize { size } => self.resize(&image, size).await,
+            Op::Recover => {
+                let recovered = image.recover_leaks(&AtomicBool::new(false)).await;
+                // One at a time; and what is in doubt now is looked at again in the end.
+                if !recovered.as_ref().is_err_and(|e| e.kind() == ErrorKind::Invalid) {
+                    let _ = self.allow(recovered, "recover");
+                }
+            }
             Op::Reopen | Op::Kill => unreachable!("these end a session"),
         }
         let mut in_flight = self.in_flight.borrow_mut();
