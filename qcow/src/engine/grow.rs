@@ -4,23 +4,20 @@
 //! names it goes to disk only after the block (see `meta::order`).
 //!
 //! A larger table is written beside its new blocks at the first clusters that nothing counts yet: those blocks count
-//! themselves and the table. Everything is durable before the header is pointed at it in one sector; and that is durable,
-//! by the next flush, before anything rests on it or the old table is freed.
+//! themselves and the table. Everything is durable before the header is pointed at it in one sector, and that before
+//! anything rests on it or the old table is freed.
 
 use super::layer::Qcow2;
-use crate::addr::{Geometry, HostCluster, HostOffset};
+use crate::addr::{Geometry, HostCluster};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::format::header::Header;
 use crate::limits::REFCOUNT_TABLE_BYTES_MAX;
 use crate::meta::refs::set_count;
-use crate::meta::regions::Kind;
 use crate::meta::table::WordTable;
 use crate::meta::{Meta, Run};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
-
-/// Where the header names the refcount table: eight bytes of offset, four bytes of clusters.
-const HEADER_TABLE_FIELDS: HostOffset = HostOffset::new(48);
 
 impl<D: Disk> Qcow2<D> {
     /// Makes the refcount block at `index` of the table, unless somebody has by now.
@@ -101,20 +98,12 @@ impl<D: Disk> Qcow2<D> {
             self.barrier().await?;
         }
         let offset = geometry.host_start(growth.table_first());
-        let mut fields = offset.get().to_be_bytes().to_vec();
-        fields.extend((growth.table_clusters as u32).to_be_bytes());
-        let written = self.write_metadata(Kind::Header, HEADER_TABLE_FIELDS, &fields).await;
-        written.map_err(|e| {
-            // Which table the header on disk names is not known any more.
-            let lost =
-                e.context("the refcount table could not be replaced, the image is read-only now");
-            lock(&self.meta).fail(lost.clone());
-            lost
-        })?;
-        // The next flush makes this durable before mappings that rest on it, and before the old table is freed.
-        let mut header = lock(&self.header);
-        header.refcount_table_offset = offset;
-        header.refcount_table_clusters = growth.table_clusters as u32;
+        let header = Header {
+            refcount_table_offset: offset,
+            refcount_table_clusters: growth.table_clusters as u32,
+            ..lock(&self.header).clone()
+        };
+        self.commit_header(header).await?;
         Ok(table)
     }
 }

@@ -231,4 +231,19 @@ impl<D: Disk> Qcow2<D> {
         *lock(&self.header) = header;
         Ok(())
     }
+
+    /// As [`Self::write_header`], and durable. Where it fails, which header the file has is not known, and nothing may be
+    /// written any more that only one of both shows.
+    pub(super) async fn commit_header(&self, header: Header) -> Result<()> {
+        let written = match self.write_header(header).await {
+            Ok(()) => self.barrier().await,
+            failed => failed,
+        };
+        written.map_err(|e| {
+            let lost = e.context("the header could not be replaced, the image is read-only now");
+            let lost = self.named(lost);
+            lock(&self.meta).fail(lost.clone());
+            lost
+        })
+    }
 }

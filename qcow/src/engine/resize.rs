@@ -177,7 +177,7 @@ impl<D: Disk> Qcow2<D> {
         claimed.keep();
         let (l1_size, l1_table_offset) = (entries as u32, offset);
         let header = Header { l1_size, l1_table_offset, ..lock(&self.header).clone() };
-        self.commit(header).await?;
+        self.commit_header(header).await?;
         lock(&self.meta).switch_l1(self.geometry, offset, words)
     }
 
@@ -185,23 +185,9 @@ impl<D: Disk> Qcow2<D> {
         let _structure = self.structure.acquire().await;
         lock(&self.meta).check_writable()?;
         let header = Header { size, ..lock(&self.header).clone() };
-        self.commit(header).await?;
+        self.commit_header(header).await?;
         self.size.store(size, Ordering::Release);
         Ok(())
-    }
-
-    /// As [`Self::write_header`]; where it fails, which header the file has is not known, and nothing may be written any
-    /// more that only one of both shows.
-    async fn commit(&self, header: Header) -> Result<()> {
-        let written = match self.write_header(header).await {
-            Ok(()) => self.barrier().await,
-            failed => failed,
-        };
-        written.map_err(|e| {
-            let lost = self.named(e.context("a resize was cut short, the image is read-only now"));
-            lock(&self.meta).fail(lost.clone());
-            lost
-        })
     }
 }
 
