@@ -6,8 +6,9 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
+use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
-use crate::{check, compare, convert, create, info, io, map, output, unbuilt};
+use crate::{check, compare, convert, create, info, io, manual, map, output, unbuilt};
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
 #[derive(Debug, Parser)]
@@ -35,11 +36,17 @@ struct IoCli {
 pub enum Command {
     Check(check::Args),
     Compare(compare::Args),
+    Completions(manual::CompletionsArgs),
     Convert(convert::Args),
     Create(create::Args),
     Info(info::Args),
     Io(io::Args),
+    /// List the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
+    Ls(layers::Args),
+    Man(manual::ManArgs),
     Map(map::Args),
+    /// Draw the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
+    Tree(layers::Args),
     /// The command line asked for help or the version, and got it.
     #[command(skip)]
     Answered,
@@ -51,11 +58,18 @@ impl Command {
         match self {
             Self::Check(args) => check::run(args),
             Self::Compare(args) => compare::run(args),
+            Self::Completions(args) => {
+                manual::print_completions(args);
+                Ok(0)
+            }
             Self::Convert(args) => convert::run(args).map(|()| 0),
             Self::Create(args) => create::run(args).map(|()| 0),
             Self::Info(args) => info::run(args).map(|()| 0),
             Self::Io(args) => io::run(args),
+            Self::Ls(args) => layers::run(args, Shape::List).map(|()| 0),
+            Self::Man(args) => manual::write_pages(args).map(|()| 0),
             Self::Map(args) => map::run(args).map(|()| 0),
+            Self::Tree(args) => layers::run(args, Shape::Tree).map(|()| 0),
             Self::Answered => Ok(0),
         }
     }
@@ -70,8 +84,13 @@ pub fn parse(arguments: &[OsString]) -> Outcome<Command> {
     }
     let command = arguments.get(1).map(|first| first.to_string_lossy()).unwrap_or_default();
     unbuilt::refuse_command(&command)?;
-    let parsed = parse_with::<Cli>(define(Cli::command()), arguments);
+    let parsed = parse_with::<Cli>(definition(), arguments);
     answer(parsed.map(|cli| cli.command), arguments, &command)
+}
+
+/// The whole command line of `qcow`.
+pub fn definition() -> clap::Command {
+    define(Cli::command())
 }
 
 fn define(definition: clap::Command) -> clap::Command {

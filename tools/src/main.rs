@@ -27,6 +27,8 @@ mod convert;
 mod create;
 mod info;
 mod io;
+mod layers;
+mod manual;
 mod map;
 
 fn main() -> ExitCode {

@@ -3,9 +3,9 @@
 use crate::failure::{Failure, Outcome};
 
 /// Subcommands that are not built yet.
-const COMMANDS: [&str; 13] = [
-    "amend", "bench", "bitmap", "commit", "compact", "ctl", "dd", "ls", "measure", "rebase",
-    "resize", "snapshot", "tree",
+const COMMANDS: &[&str] = &[
+    "amend", "bench", "bitmap", "commit", "compact", "ctl", "dd", "measure", "rebase", "resize",
+    "snapshot",
 ];
 
 /// Refuses `command` if it is one of them.

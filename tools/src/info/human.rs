@@ -77,7 +77,7 @@ fn print_snapshots(snapshots: &[SnapshotEntry]) {
 }
 
 /// A point in time, given in seconds since 1970, where this computer is.
-fn local_time(seconds: u32) -> String {
+pub fn local_time(seconds: u32) -> String {
     let time = Timestamp::from_second(seconds.into()).unwrap_or_default();
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

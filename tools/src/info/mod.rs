@@ -4,7 +4,7 @@
 //! images with features that are not served yet are described too.
 
 pub mod describe;
-mod human;
+pub mod human;
 mod json;
 
 use std::path::PathBuf;

@@ -7,6 +7,8 @@ mod convert;
 mod create;
 mod info;
 mod io;
+mod layers;
+mod manual;
 mod map;
 mod messages;
 mod tool;

@@ -50,6 +50,16 @@ impl<'d, D: Disk> LiveReferences<'d, D> {
         Ok(Self { counts: found.counts, tables: found.tables, target })
     }
 
+    /// The image.
+    pub(super) fn target(&self) -> &Target<'d, D> {
+        &self.target
+    }
+
+    /// How often each cluster is named.
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// How many clusters can have references.
     pub(in crate::engine) fn clusters(&self) -> ClusterCount {
         self.counts.len()

@@ -34,12 +34,15 @@ mod repair;
 mod stored;
 mod tables;
 mod tally;
+mod usage;
 mod uses;
 
 pub use fault::Fault;
 pub use finding::{Finding, Severity};
 pub use tally::CheckSummary;
+pub use usage::{ImageUsage, Usage};
 
+use loose::{Claim, LooseL2};
 use references::References;
 use stored::StoredCounts;
 use tally::Tally;
@@ -191,6 +194,12 @@ impl<'d, D: Disk> Target<'d, D> {
     /// Clusters of the file, the last one perhaps in part.
     fn clusters(&self) -> ClusterCount {
         self.geometry.clusters_for(self.file_len)
+    }
+
+    /// What the entries of an L2 table claim.
+    fn claims<'b>(&self, table: &'b [u8]) -> impl Iterator<Item = Claim> + use<'b, D> {
+        let geometry = self.geometry;
+        words(table).map(move |entry| LooseL2(entry).claim(geometry))
     }
 
     /// The cluster that holds byte `offset`, aligned or not.
