@@ -16,6 +16,8 @@ pub enum Bug {
     NoBarrierBeforeLargerTable,
     /// The header may name a longer L1 table before it is durable.
     NoBarrierBeforeLongerL1,
+    /// A header that is replaced may be switched to before all of it is durable.
+    NoBarrierBetweenHeaderSteps,
     /// A disk has its new size before what was behind its end reads as zeros.
     SizeBeforeZeros,
     /// What a backing file has behind the old end of a disk shows when it grows.

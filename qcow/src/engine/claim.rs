@@ -72,14 +72,11 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// Claims `count` clusters in a row.
-    ///
-    /// # Errors
-    /// More than a refcount block counts besides itself: a new block lies at the start of the stretch that it counts.
     pub(super) async fn claim_row(&self, count: u64) -> Result<Claimed<'_, D>> {
-        let count_max = self.geometry.refcounts_per_block() - 1;
-        if count > count_max {
-            let what = format!("{count} clusters in a row, of at most {count_max}, are needed");
-            return Err(self.named(Error::limit(what)));
+        // A new refcount block lies at the start of the stretch that it counts, and so in the way of a longer row.
+        if count >= self.geometry.refcounts_per_block() {
+            let run = self.claim_beside_blocks(count).await?;
+            return Ok(Claimed { image: self, run: Some(run) });
         }
         // What is too short stays claimed until a row is found, or it would be found again.
         let mut too_short = Vec::new();

@@ -3,6 +3,8 @@
 //! A new block lies in the first free cluster of the stretch that it counts, and so counts itself. The table entry that
 //! names it goes to disk only after the block (see `meta::order`).
 //!
+//! A row of clusters that is longer than such a stretch gets its blocks in front of it, all together.
+//!
 //! A larger table is written beside its new blocks at the first clusters that nothing counts yet: those blocks count
 //! themselves and the table. Everything is durable before the header is pointed at it in one sector, and that before
 //! anything rests on it or the old table is freed.
@@ -56,6 +58,40 @@ impl<D: Disk> Qcow2<D> {
         Ok(meta.alloc.take_uncounted(lowest, count))
     }
 
+    /// Claims `count` clusters in a row where no block counts anything yet, behind the blocks that count them from now on.
+    pub(super) async fn claim_beside_blocks(&self, count: u64) -> Result<Run> {
+        let geometry = self.geometry;
+        let _structure = self.structure.acquire().await;
+        let (blocks, row) = loop {
+            let (index, blocks, table_len) = {
+                let meta = lock(&self.meta);
+                let index = meta.refs.blocks_end();
+                let first = meta.alloc.first_uncounted(geometry.refcount_block_first(index));
+                let blocks = blocks_before(geometry, first, count);
+                (index, blocks, meta.refs.table().words().len() as u64)
+            };
+            let last = blocks.first.plus(blocks.count + count - 1);
+            if geometry.refcount_block_index(last) >= table_len {
+                self.grow_table(index).await?;
+                continue;
+            }
+            let all = self.take_uncounted(blocks.first, blocks.count + count)?;
+            break (blocks, Run { first: blocks.first.plus(blocks.count), count, ..all });
+        };
+        let made = async {
+            self.make_room(Run { count: blocks.count + count, ..blocks }).await?;
+            for block in blocks.clusters() {
+                self.zero_new(block).await?;
+            }
+            lock(&self.meta).add_blocks(geometry, blocks, row)
+        };
+        if let Err(e) = made.await {
+            lock(&self.meta).alloc.freed(blocks.first);
+            return Err(e);
+        }
+        Ok(row)
+    }
+
     async fn grow_table(&self, index: u64) -> Result<()> {
         // Entries that wait for a flush must not be lost with the old table; nobody adds any while `structure` is held.
         self.flush_metadata().await?;
@@ -105,6 +141,19 @@ impl<D: Disk> Qcow2<D> {
         };
         self.commit_header(header).await?;
         Ok(table)
+    }
+}
+
+/// The blocks from `first` on that count themselves and `count` clusters behind them, none of which is counted yet.
+fn blocks_before(geometry: Geometry, first: HostCluster, count: u64) -> Run {
+    let mut blocks = 1;
+    loop {
+        let last = first.plus(blocks + count - 1);
+        let needed = geometry.refcount_block_index(last) - geometry.refcount_block_index(first) + 1;
+        if needed == blocks {
+            return Run { first, count: blocks, fresh: false };
+        }
+        blocks = needed;
     }
 }
 

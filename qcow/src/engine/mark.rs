@@ -5,14 +5,10 @@
 use std::sync::atomic::Ordering;
 
 use super::layer::Qcow2;
-use super::load::read_bytes;
-use crate::addr::HostOffset;
 use crate::disk::Disk;
-use crate::error::Result;
-use crate::exec::try_join_all;
+use crate::error::{ErrorKind, Result};
 use crate::format::header::Header;
 use crate::format::mark::{MARK_TYPE, Mark, MarkState};
-use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::regions::Kind;
 use crate::sync::lock;
 
@@ -51,7 +47,7 @@ impl<D: Disk> Qcow2<D> {
         let mark = Mark::new(MarkState::Unclean);
         if self.append_extension(MARK_TYPE, mark.as_bytes()).await? {
             lock(&self.header).extensions.mark = Some(mark);
-        } else {
+        } else if !self.insert_mark(mark).await? {
             tracing::warn!(
                 "{}: its header has no room for the mark of an unclean shutdown: after a crash, give leaked clusters \
                  back with 'qcow check -r leaks'",
@@ -59,6 +55,16 @@ impl<D: Disk> Qcow2<D> {
             );
         }
         Ok(false)
+    }
+
+    /// Makes room for the mark by writing all of the header anew; false where there is none.
+    async fn insert_mark(&self, mark: Mark) -> Result<bool> {
+        let mut header = lock(&self.header).clone();
+        header.extensions.mark = Some(mark);
+        match self.replace_header(header).await {
+            Err(e) if e.kind() == ErrorKind::Limit => Ok(false),
+            replaced => replaced.map(|()| lock(&self.header).extensions.mark.is_some()),
+        }
     }
 
     async fn write_mark(&self, mark: Mark) -> Result<()> {
@@ -76,20 +82,7 @@ impl<D: Disk> Qcow2<D> {
         let cluster0 = self.read_header_cluster().await?;
         let steps = Header::plan_append(&cluster0, kind, data).map_err(|e| self.named(e))?;
         let Some(steps) = steps else { return Ok(false) };
-        for step in steps {
-            let writes = step
-                .writes
-                .iter()
-                .map(|(at, sector)| self.write_metadata(Kind::Header, *at, sector));
-            try_join_all(IN_FLIGHT_MAX, writes).await?;
-            self.barrier().await?;
-        }
+        self.write_header_steps(&steps).await?;
         Ok(true)
-    }
-
-    async fn read_header_cluster(&self) -> Result<Vec<u8>> {
-        let len = self.geometry.cluster_size();
-        let read = read_bytes(&self.disk, HostOffset::new(0), len, "header").await;
-        read.map_err(|e| self.named(e))
     }
 }

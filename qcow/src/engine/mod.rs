@@ -19,6 +19,7 @@ pub mod create;
 mod dirty;
 mod flush;
 mod grow;
+mod header;
 pub mod info;
 mod layer;
 mod layout;

@@ -23,6 +23,8 @@ const DATA_FILE: u32 = 0x4441_5441;
 const ENCRYPTION_HEADER: u32 = 0x0537_be77;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const BITMAPS: u32 = 0x2385_2875;
+/// A record of our own that only takes up room: see `header/replace.rs`. It is not kept.
+const FILLER: u32 = 0x7a1c_95e4;
 /// Bytes of a record in front of its data: type and length.
 const RECORD_HEADER_BYTES: usize = 8;
 
@@ -158,6 +160,7 @@ impl Extensions {
                 self.mark = Some(Mark::from_bytes(data));
                 Ok(())
             }
+            FILLER => Ok(()),
             _ => {
                 self.unknown.push((kind, data.to_vec()));
                 Ok(())
@@ -290,6 +293,13 @@ pub(super) fn encode_last(kind: u32, data: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     put(&mut out, kind, data)?;
     put(&mut out, END, &[])?;
+    Ok(out)
+}
+
+/// A record that means nothing, of `len` bytes in all: a multiple of 8, and at least 8.
+pub(super) fn encode_filler(len: usize) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    put(&mut out, FILLER, &vec![0; len - RECORD_HEADER_BYTES])?;
     Ok(out)
 }
 

@@ -8,12 +8,14 @@ mod append;
 mod encode;
 mod fixed;
 mod parse;
+mod replace;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsString;
 
 pub use append::HeaderStep;
+pub use replace::Replacement;
 
 use super::compression::CompressionType;
 pub use super::crypt::CryptMethod;
@@ -125,6 +127,17 @@ impl Header {
     /// `cluster0` is not the start of a sound image.
     pub fn plan_append(cluster0: &[u8], kind: u32, data: &[u8]) -> Result<Option<Vec<HeaderStep>>> {
         append::plan(cluster0, kind, data)
+    }
+
+    /// How to make `self` the header of the image whose whole first cluster is `cluster0`, as on disk, and whose file has
+    /// `file_len` bytes: after a cut off write it has the old header or this one. Names of features and the close mark are
+    /// left out where there is no room for them.
+    ///
+    /// # Errors
+    /// `cluster0` is not the start of a sound image (`Corrupt`), this header contradicts itself (`Invalid`), or it does
+    /// not fit the cluster, or not beside the old one (`Limit`).
+    pub fn plan_replacement(&self, cluster0: &[u8], file_len: u64) -> Result<Replacement> {
+        replace::plan(cluster0, self, file_len)
     }
 
     /// Where the data of the close mark lies in the image whose whole first cluster is `cluster0`.

@@ -174,6 +174,21 @@ impl Meta {
         Ok(())
     }
 
+    /// Hooks in refcount blocks, whose zeros are on disk already and which count themselves and the `row` behind them, and
+    /// claims that row.
+    pub fn add_blocks(&mut self, geometry: Geometry, blocks: Run, row: Run) -> Result<()> {
+        let index = geometry.refcount_block_index(blocks.first);
+        for (i, block) in blocks.clusters().enumerate() {
+            self.regions.add(Kind::RefcountBlock, block, 1)?;
+            self.refs.hook_in(index + i as u64, block);
+        }
+        for run in [blocks, row] {
+            run.clusters().for_each(|cluster| self.refs.set_in_new_block(cluster, 1));
+            self.note_claimed(&run);
+        }
+        Ok(())
+    }
+
     /// Goes on with another refcount table and its new blocks, to which the header points already.
     pub fn switch_refcount_table(
         &mut self,

@@ -129,14 +129,34 @@ impl Refcounts {
 
     /// Hooks a new block in, whose zeros are on disk already, and counts the block itself.
     pub fn add_block(&mut self, index: u64, block: HostCluster) {
-        let index = index as usize;
-        assert!(self.block_at(index).is_none(), "a refcount block is made once");
-        self.table.set(index, RefcountTableEntry::to_block(self.geometry, block).0);
+        self.hook_in(index, block);
         let (key, _) = self.geometry.refcount_slice(block, block);
         self.slices.insert_zeroed(key);
         if !Bug::BlockDoesNotCountItself.is_seeded() {
             self.set(block, 1).expect("the slice was just inserted");
         }
+    }
+
+    /// Hooks a new block in, whose zeros are on disk already. Whoever counts it is to do so at once.
+    pub fn hook_in(&mut self, index: u64, block: HostCluster) {
+        let index = index as usize;
+        assert!(self.block_at(index).is_none(), "a refcount block is made once");
+        self.table.set(index, RefcountTableEntry::to_block(self.geometry, block).0);
+    }
+
+    /// Sets the count of `cluster` in a block that has just been hooked in, and of which nothing has been loaded yet.
+    pub fn set_in_new_block(&mut self, cluster: HostCluster, count: u64) {
+        if let Err(need) = self.set(cluster, count) {
+            let Need::Refcounts(key) = need else { unreachable!("a count lies in a block") };
+            self.slices.insert_zeroed(key);
+            self.set(cluster, count).expect("the slice was just inserted");
+        }
+    }
+
+    /// Behind the last index of the table that has a block.
+    pub fn blocks_end(&self) -> u64 {
+        let words = self.table.words();
+        words.iter().rposition(|&word| word != 0).map_or(0, |last| last as u64 + 1)
     }
 
     /// Goes on with another table, which is on disk and in use.

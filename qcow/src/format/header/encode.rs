@@ -10,17 +10,34 @@ use super::{
 use crate::error::{Error, Result};
 use crate::format::bytes::pad_to;
 use crate::format::compression::CompressionType;
+use crate::format::extension::encode_filler;
 use crate::limits::{BACKING_NAME_BYTES_MAX, SECTOR_BYTES};
 
 pub(super) fn encode(header: &Header) -> Result<Vec<u8>> {
+    encode_at(header, None, None)
+}
+
+/// As [`encode`], with a filler up to the records, which start at `records_at`, and the backing file name at `name_at`.
+/// Both lie behind what comes before them.
+pub(super) fn encode_at(
+    header: &Header,
+    records_at: Option<usize>,
+    name_at: Option<usize>,
+) -> Result<Vec<u8>> {
     check_expressible(header)?;
-    let extensions = header.extensions.encode()?;
+    let mut extensions = match records_at {
+        Some(at) => encode_filler(at - header.header_length as usize)?,
+        None => Vec::new(),
+    };
+    extensions.extend(header.extensions.encode()?);
     let name = header.backing_name.as_ref().map(|name| name.as_bytes());
     let fields_len = header.header_length as usize;
 
     let mut fixed = fixed_fields(header);
     if let Some(name) = name {
-        fixed.backing_file_offset = (fields_len + extensions.len()) as u64;
+        let name_at = name_at.unwrap_or(fields_len + extensions.len());
+        extensions.resize(name_at - fields_len, 0);
+        fixed.backing_file_offset = name_at as u64;
         fixed.backing_file_size = backing_name_size(name)?;
     }
     let mut out = fixed.write();

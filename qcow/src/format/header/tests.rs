@@ -1,5 +1,7 @@
 //! Headers of real images, of broken ones, and of none at all.
 
+mod replace;
+
 use proptest::prelude::*;
 
 use super::*;
