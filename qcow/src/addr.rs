@@ -6,7 +6,10 @@
 
 use std::fmt;
 
-use crate::limits::{HOST_OFFSET_BITS, SECTOR_BYTES, SLICE_BYTES_MAX};
+use crate::limits::{
+    CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, EXTENDED_L2_CLUSTER_BITS_MIN, HOST_OFFSET_BITS,
+    REFCOUNT_ORDER_MAX, SECTOR_BYTES, SLICE_BYTES_MAX,
+};
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -72,6 +75,10 @@ address!(
     /// A cluster of the image file, counted from its start.
     HostCluster
 );
+address!(
+    /// A subcluster of the virtual disk, counted from its start; without extended L2 entries the same as a cluster.
+    GuestSubcluster
+);
 
 /// A number of clusters of either space.
 pub type ClusterCount = u64;
@@ -93,20 +100,72 @@ pub struct SliceKey {
     pub index: u32,
 }
 
-/// Cluster size and refcount width of one image, and all the arithmetic that follows from them.
+/// Cluster size, refcount width and kind of L2 entries of one image, and all the arithmetic that follows from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
+    extended_l2: bool,
 }
 
 impl Geometry {
-    /// The geometry of a validated header: `cluster_bits` in 9..=21, `refcount_order` in 0..=6.
+    /// The geometry of a validated header with standard L2 entries: `cluster_bits` in 9..=21, `refcount_order` in 0..=6.
     pub fn new(cluster_bits: u32, refcount_order: u32) -> Self {
-        use crate::limits::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, REFCOUNT_ORDER_MAX};
         assert!((CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits));
         assert!(refcount_order <= REFCOUNT_ORDER_MAX);
-        Self { cluster_bits, refcount_order }
+        Self { cluster_bits, refcount_order, extended_l2: false }
+    }
+
+    /// The same with extended L2 entries, if `extended_l2`; then clusters have at least 16 KiB.
+    #[must_use]
+    pub fn with_extended_l2(self, extended_l2: bool) -> Self {
+        assert!(!extended_l2 || self.cluster_bits >= EXTENDED_L2_CLUSTER_BITS_MIN);
+        Self { extended_l2, ..self }
+    }
+
+    /// Whether L2 entries are 16 bytes wide and describe 32 subclusters each.
+    pub const fn has_extended_l2(self) -> bool {
+        self.extended_l2
+    }
+
+    /// log2 of the subclusters of a cluster.
+    const fn subclusters_order(self) -> u32 {
+        if self.extended_l2 { 5 } else { 0 }
+    }
+
+    /// Subclusters of a cluster: 32 with extended L2 entries, else one.
+    pub const fn subclusters_per_cluster(self) -> u32 {
+        1 << self.subclusters_order()
+    }
+
+    /// Bytes of a subcluster, at least 512; without extended L2 entries those of a cluster.
+    pub const fn subcluster_size(self) -> u64 {
+        self.cluster_size() >> self.subclusters_order()
+    }
+
+    /// The subcluster that holds `offset`.
+    pub const fn guest_subcluster(self, offset: GuestOffset) -> GuestSubcluster {
+        GuestSubcluster(offset.0 >> (self.cluster_bits - self.subclusters_order()))
+    }
+
+    /// First byte of `subcluster`.
+    pub const fn subcluster_start(self, subcluster: GuestSubcluster) -> GuestOffset {
+        GuestOffset(subcluster.0 << (self.cluster_bits - self.subclusters_order()))
+    }
+
+    /// The first subcluster of `cluster`.
+    pub const fn first_subcluster(self, cluster: GuestCluster) -> GuestSubcluster {
+        GuestSubcluster(cluster.0 << self.subclusters_order())
+    }
+
+    /// The cluster that `subcluster` is a part of.
+    pub const fn cluster_of(self, subcluster: GuestSubcluster) -> GuestCluster {
+        GuestCluster(subcluster.0 >> self.subclusters_order())
+    }
+
+    /// The index of `subcluster` in its cluster.
+    pub const fn subcluster_index(self, subcluster: GuestSubcluster) -> u32 {
+        subcluster.0 as u32 & (self.subclusters_per_cluster() - 1)
     }
 
     /// log2 of the cluster size in bytes.
@@ -170,9 +229,14 @@ impl Geometry {
         (first, self.clusters_for(self.in_host_cluster(offset) + len))
     }
 
-    /// Entries of an L2 table with standard (8-byte) entries.
+    /// Bytes of an L2 entry: 8, or 16 for extended ones.
+    pub const fn l2_entry_bytes(self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// Entries of an L2 table.
     pub const fn l2_entries(self) -> u64 {
-        self.cluster_size() / 8
+        self.cluster_size() / self.l2_entry_bytes()
     }
 
     /// L1 entries that a disk of `size` bytes needs.
@@ -242,7 +306,7 @@ impl Geometry {
 
     /// L2 entries in one slice.
     pub const fn l2_entries_per_slice(self) -> u64 {
-        self.slice_bytes() / 8
+        self.slice_bytes() / self.l2_entry_bytes()
     }
 
     /// The slice that holds entry `index` of the L2 table at `table`, and the entry's place in it.

@@ -154,7 +154,8 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
     let cluster_bits = power_of_two(values.number("cluster_size"), 16, 9..=21)
         .ok_or_else(|| Failure::new("Cluster size must be a power of two between 512 and 2048k"))?;
     let backing = values.text("backing_file").filter(|name| !name.is_empty());
-    if backing.is_some() && preallocation != Preallocation::Off {
+    let extended_l2 = values.is_on("extended_l2");
+    if backing.is_some() && preallocation != Preallocation::Off && !extended_l2 {
         return Err(Failure::new(
             "Backing file and preallocation can only be used at the same time if extended_l2 is on",
         ));
@@ -169,6 +170,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         version,
         cluster_bits,
         refcount_order,
+        extended_l2,
         lazy_refcounts: values.is_on("lazy_refcounts"),
         compression,
         preallocation,
@@ -201,7 +203,7 @@ fn power_of_two(
 /// Refuses features that are not served yet, by name.
 fn refuse_unserved(values: &OptionValues) -> Outcome {
     let asked = |name: &str| match name {
-        "extended_l2" | "encryption" | "data_file_raw" | "nocow" => values.is_on(name),
+        "encryption" | "data_file_raw" | "nocow" => values.is_on(name),
         "extent_size_hint" => values.number(name).is_some_and(|hint| hint > 0),
         name => name.starts_with("encrypt.") || name == "data_file",
     };

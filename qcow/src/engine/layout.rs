@@ -4,7 +4,7 @@ use super::options::{CreateOptions, Preallocation};
 use crate::addr::{Geometry, GuestCluster, HostCluster, HostOffset, L1Index, L2Index, sector_ceil};
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
-use crate::format::entry::{L1Entry, L2Entry, Mapping, Owned, RefcountTableEntry};
+use crate::format::entry::{L1Entry, Mapping, Owned, RefcountTableEntry};
 use crate::format::extension::Extensions;
 use crate::format::feature::{Autoclear, Compatible, FeatureNames, Incompatible};
 use crate::format::header::{CryptMethod, HEADER_LENGTH_V2, HEADER_LENGTH_V3, Header, Version};
@@ -27,7 +27,8 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn plan(options: &CreateOptions) -> Result<Self> {
-        let geometry = Geometry::new(options.cluster_bits, options.refcount_order);
+        let geometry = Geometry::new(options.cluster_bits, options.refcount_order)
+            .with_extended_l2(options.extended_l2);
         let too_large =
             || Error::limit("The image size is too large (try using a larger cluster size)");
         let size = sector_ceil(options.size).ok_or_else(too_large)?;
@@ -122,11 +123,12 @@ impl Layout {
             let l1 = L1Index(index as usize);
             let guest: GuestCluster = self.geometry.guest_cluster_at(l1, L2Index(i as usize));
             let mapping = if guest.get() < self.data_count {
-                Mapping::Data(Owned { cluster: self.data(guest.get()), copied: true })
+                let place = Owned { cluster: self.data(guest.get()), copied: true };
+                Mapping::preallocated(self.geometry, place)
             } else {
                 Mapping::Unallocated
             };
-            L2Entry::from_mapping(self.geometry, mapping).0.to_be_bytes()
+            mapping.encode(self.geometry)
         };
         (0..self.geometry.l2_entries()).flat_map(entry).collect()
     }
@@ -144,7 +146,6 @@ impl Layout {
     fn unmarked_header(&self, options: &CreateOptions) -> Header {
         let v3 = options.version == Version::V3;
         let (name, format) = options.backing.clone().unzip();
-        let zstd = options.compression != CompressionType::Deflate;
         Header {
             version: options.version,
             backing_name: name,
@@ -157,7 +158,7 @@ impl Layout {
             refcount_table_clusters: self.refcount_table_clusters as u32,
             snapshot_count: 0,
             snapshots_offset: HostOffset::new(0),
-            incompatible: if zstd { Incompatible::COMPRESSION_TYPE } else { Incompatible(0) },
+            incompatible: incompatible(options),
             compatible: match options.lazy_refcounts {
                 true => Compatible::LAZY_REFCOUNTS,
                 false => Compatible(0),
@@ -174,4 +175,13 @@ impl Layout {
             },
         }
     }
+}
+
+fn incompatible(options: &CreateOptions) -> Incompatible {
+    let features = [
+        (options.compression != CompressionType::Deflate, Incompatible::COMPRESSION_TYPE),
+        (options.extended_l2, Incompatible::EXTENDED_L2),
+    ];
+    let used = features.into_iter().filter(|(used, _)| *used);
+    used.fold(Incompatible(0), |all, (_, feature)| all.with(feature))
 }

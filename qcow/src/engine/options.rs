@@ -116,6 +116,8 @@ pub struct CreateOptions {
     pub cluster_bits: u32,
     /// log2 of the refcount width in bits, 0 to 6.
     pub refcount_order: u32,
+    /// Let each cluster have 32 subclusters, which are allocated one by one.
+    pub extended_l2: bool,
     /// Let QEMU postpone refcount updates.
     pub lazy_refcounts: bool,
     /// How compressed clusters are compressed.
@@ -134,6 +136,7 @@ impl Default for CreateOptions {
             version: Version::V3,
             cluster_bits: 16,
             refcount_order: 4,
+            extended_l2: false,
             lazy_refcounts: false,
             compression: CompressionType::Deflate,
             preallocation: Preallocation::Off,
@@ -145,10 +148,26 @@ impl Default for CreateOptions {
 impl CreateOptions {
     /// Fails where the options contradict each other or the format.
     pub(super) fn check(&self) -> Result<()> {
+        if self.extended_l2 && self.version < Version::V3 {
+            return Err(Error::invalid(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
         let bits = limits::CLUSTER_BITS_MIN..=limits::CLUSTER_BITS_MAX;
         if !bits.contains(&self.cluster_bits) {
             return Err(Error::invalid(
                 "Cluster size must be a power of two between 512 and 2048k",
+            ));
+        }
+        if self.extended_l2 && self.cluster_bits < limits::EXTENDED_L2_CLUSTER_BITS_MIN {
+            return Err(Error::invalid(format!(
+                "Extended L2 entries are only supported with cluster sizes of at least {} bytes",
+                1 << limits::EXTENDED_L2_CLUSTER_BITS_MIN
+            )));
+        }
+        if self.backing.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            return Err(Error::invalid(
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
             ));
         }
         if self.refcount_order > limits::REFCOUNT_ORDER_MAX {

@@ -1,7 +1,11 @@
 //! Entries of the L1, L2 and refcount tables: the raw words, and what they mean.
 //!
-//! Clauses "The L1 table", "Standard Cluster Descriptor" and "Compressed Clusters Descriptor" of the specification.
+//! Clauses "The L1 table", "Standard Cluster Descriptor", "Compressed Clusters Descriptor" and "Extended L2 Entries" of
+//! the specification.
 
+use smallvec::SmallVec;
+
+use super::subcluster::Subclusters;
 use crate::addr::{Geometry, HostCluster, HostOffset};
 use crate::error::{Error, Result};
 
@@ -63,6 +67,15 @@ impl L1Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct L2Entry(pub u64);
 
+/// A raw entry of an L2 table with extended (16-byte) entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtendedL2Entry {
+    /// The first word, which is as a standard entry but for bit 0.
+    pub descriptor: u64,
+    /// The second word: see [`Subclusters`].
+    pub bitmap: u64,
+}
+
 /// Where compressed data lies in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompressedExtent {
@@ -86,13 +99,124 @@ pub enum Mapping {
     Data(Owned),
     /// The cluster's data is compressed.
     Compressed(CompressedExtent),
+    /// The cluster's subclusters are not all alike, or none has anything and yet a host cluster is kept for them. Only with
+    /// extended entries.
+    Divided(Divided),
+}
+
+/// A cluster whose subclusters differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Divided {
+    host: Option<Owned>,
+    subclusters: Subclusters,
+}
+
+impl Divided {
+    /// The host cluster, where each subcluster has its place; if there is none, no subcluster is allocated.
+    pub fn host(self) -> Option<Owned> {
+        self.host
+    }
+
+    /// What each subcluster is.
+    pub fn subclusters(self) -> Subclusters {
+        self.subclusters
+    }
+}
+
+impl Mapping {
+    /// The mapping of a cluster with these subclusters, in an image with extended L2 entries; whatever can be said of
+    /// the cluster as a whole is. Without a host cluster no subcluster may be allocated.
+    pub fn of_subclusters(host: Option<Owned>, subclusters: Subclusters) -> Self {
+        assert!(host.is_some() || subclusters.allocated_span().is_none(), "allocated nowhere");
+        match (host, subclusters) {
+            (host, Subclusters::ZERO) => Self::Zero { preallocated: host },
+            (Some(host), Subclusters::ALLOCATED) => Self::Data(host),
+            (None, Subclusters::UNALLOCATED) => Self::Unallocated,
+            (host, subclusters) => Self::Divided(Divided { host, subclusters }),
+        }
+    }
+
+    /// A cluster that was given its place before anything was written to it. Extended entries can say that it holds
+    /// nothing yet; of others the place has to read as what the cluster is to hold.
+    pub fn preallocated(geometry: Geometry, place: Owned) -> Self {
+        if geometry.has_extended_l2() {
+            return Self::of_subclusters(Some(place), Subclusters::UNALLOCATED);
+        }
+        Self::Data(place)
+    }
+
+    /// What the cluster's subclusters are. A compressed cluster counts as allocated as a whole.
+    pub fn subclusters(self) -> Subclusters {
+        match self {
+            Self::Unallocated => Subclusters::UNALLOCATED,
+            Self::Zero { .. } => Subclusters::ZERO,
+            Self::Data(_) | Self::Compressed(_) => Subclusters::ALLOCATED,
+            Self::Divided(divided) => divided.subclusters,
+        }
+    }
+
+    /// The host cluster that is named as a whole, for data or for a write to come.
+    pub fn host(self) -> Option<Owned> {
+        match self {
+            Self::Unallocated | Self::Compressed(_) => None,
+            Self::Zero { preallocated } => preallocated,
+            Self::Data(owned) => Some(owned),
+            Self::Divided(divided) => divided.host,
+        }
+    }
+
+    /// The bytes of the entry that says this: 8, or 16 in an image with extended entries.
+    pub fn encode(self, geometry: Geometry) -> SmallVec<[u8; 16]> {
+        if !geometry.has_extended_l2() {
+            return SmallVec::from_slice(&L2Entry::from_mapping(geometry, self).0.to_be_bytes());
+        }
+        let entry = ExtendedL2Entry::from_mapping(geometry, self);
+        let words = [entry.descriptor.to_be_bytes(), entry.bitmap.to_be_bytes()];
+        SmallVec::from_slice(words.as_flattened())
+    }
+}
+
+impl ExtendedL2Entry {
+    /// The raw words for `mapping`.
+    pub fn from_mapping(geometry: Geometry, mapping: Mapping) -> Self {
+        if let Mapping::Compressed(_) = mapping {
+            return Self { descriptor: L2Entry::from_mapping(geometry, mapping).0, bitmap: 0 };
+        }
+        let descriptor = mapping.host().map_or(0, |host| standard_descriptor(geometry, host));
+        Self { descriptor, bitmap: mapping.subclusters().bitmap() }
+    }
+
+    /// What this entry means; an error names what is wrong with it.
+    pub fn parse(self, geometry: Geometry) -> Result<Mapping> {
+        let invalid = |why| {
+            let Self { descriptor, bitmap } = self;
+            let what =
+                format!("extended L2 entry {descriptor:#x} with subcluster bitmap {bitmap:#x}");
+            Err(Error::corrupt(format!("{what} {why}")))
+        };
+        let whole = L2Entry(self.descriptor).parse(geometry, false)?;
+        if let Mapping::Compressed(_) = whole {
+            let sound = self.bitmap == 0;
+            return if sound { Ok(whole) } else { invalid("divides a compressed cluster") };
+        }
+        let subclusters = Subclusters::parse(self.bitmap)?;
+        let host = whole.host();
+        if host.is_none() && subclusters.allocated_span().is_some() {
+            return invalid("has allocated subclusters and no cluster");
+        }
+        Ok(Mapping::of_subclusters(host, subclusters))
+    }
+}
+
+/// The word of an entry that names `host` as a whole.
+fn standard_descriptor(geometry: Geometry, host: Owned) -> u64 {
+    geometry.host_start(host.cluster).get() | if host.copied { COPIED } else { 0 }
 }
 
 impl L2Entry {
-    /// The raw word for `mapping`.
+    /// The raw word for `mapping`, which is not [`Mapping::Divided`].
     pub fn from_mapping(geometry: Geometry, mapping: Mapping) -> Self {
-        let owned =
-            |o: Owned| geometry.host_start(o.cluster).get() | if o.copied { COPIED } else { 0 };
+        let owned = |o| standard_descriptor(geometry, o);
         match mapping {
             Mapping::Unallocated => Self(0),
             Mapping::Zero { preallocated: None } => Self(ZERO),
@@ -104,6 +228,7 @@ impl L2Entry {
                 let last = (extent.offset.get() + extent.len - 1) / 512;
                 Self(COMPRESSED | (last - first) << shift | extent.offset.get())
             }
+            Mapping::Divided(_) => unreachable!("only an extended entry divides a cluster"),
         }
     }
 
@@ -186,5 +311,77 @@ impl RefcountTableEntry {
             return Err(Error::corrupt(format!("refcount block offset {:#x} unaligned", self.0)));
         }
         Ok(Some(geometry.host_cluster(HostOffset::new(offset))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: u64 = 0x50000;
+
+    fn geometry() -> Geometry {
+        Geometry::new(16, 4).with_extended_l2(true)
+    }
+
+    fn parse(descriptor: u64, bitmap: u64) -> Result<Mapping> {
+        ExtendedL2Entry { descriptor, bitmap }.parse(geometry())
+    }
+
+    fn place() -> Owned {
+        Owned { cluster: geometry().host_cluster(HostOffset::new(HOST)), copied: true }
+    }
+
+    #[test]
+    fn extended_entries_are_read_and_written_back() {
+        let all = u64::from(u32::MAX);
+        for (descriptor, bitmap) in [
+            (0, 0),
+            (0, all << 32),
+            (0, 5 << 32),
+            (HOST | COPIED, 0),
+            (HOST | COPIED, all),
+            (HOST, all << 32),
+            (HOST, 0x8000_0001_0000_0102),
+            (COMPRESSED | 1 << 54 | 0x5_1234, 0),
+        ] {
+            let mapping = parse(descriptor, bitmap).expect("a sound entry");
+            let entry = ExtendedL2Entry { descriptor, bitmap };
+            assert_eq!(ExtendedL2Entry::from_mapping(geometry(), mapping), entry, "{mapping:?}");
+            let bytes = [descriptor.to_be_bytes(), bitmap.to_be_bytes()].concat();
+            assert_eq!(mapping.encode(geometry())[..], bytes);
+        }
+    }
+
+    #[test]
+    fn subclusters_that_are_all_alike_are_told_as_a_cluster() {
+        let all = u64::from(u32::MAX);
+        let whole = [
+            (parse(HOST | COPIED, all), Mapping::Data(place())),
+            (parse(HOST | COPIED, all << 32), Mapping::Zero { preallocated: Some(place()) }),
+            (parse(0, all << 32), Mapping::Zero { preallocated: None }),
+            (parse(0, 0), Mapping::Unallocated),
+        ];
+        for (parsed, expected) in whole {
+            assert_eq!(parsed.expect("sound"), expected);
+        }
+        let kept = parse(HOST | COPIED, 0).expect("sound");
+        assert_eq!(kept, Mapping::preallocated(geometry(), place()));
+        assert!(matches!(kept, Mapping::Divided(_)));
+    }
+
+    #[test]
+    fn extended_entries_that_contradict_themselves_are_corrupt() {
+        for (descriptor, bitmap, why) in [
+            (HOST | COPIED, 1 | 1 << 32, "a subcluster is both"),
+            (0, 1, "allocated nowhere"),
+            (COPIED, 1, "allocated in the header"),
+            (COMPRESSED | 0x5_1234, 1, "a compressed cluster has no subclusters"),
+            (HOST | ZERO, 0, "bit 0 is reserved"),
+            (HOST | 1 << 60, 0, "reserved"),
+            (HOST + 512, 0, "unaligned"),
+        ] {
+            parse(descriptor, bitmap).expect_err(why);
+        }
     }
 }

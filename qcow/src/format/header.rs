@@ -151,9 +151,10 @@ impl Header {
         Ok(places.mark.map(|at| HostOffset::new(start + at as u64)))
     }
 
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width and kind of L2 entries.
     pub fn geometry(&self) -> Geometry {
         Geometry::new(self.cluster_bits, self.refcount_order)
+            .with_extended_l2(self.incompatible.contains(Incompatible::EXTENDED_L2))
     }
 
     /// The disk's size in bytes as the guest sees it: whole sectors of 512 bytes.

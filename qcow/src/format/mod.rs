@@ -10,6 +10,7 @@ pub mod feature;
 pub mod header;
 pub mod mark;
 pub mod snapshot;
+pub mod subcluster;
 mod table;
 #[cfg(test)]
 pub(crate) mod test_images;

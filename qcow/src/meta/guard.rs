@@ -41,13 +41,12 @@ impl Meta {
 
     /// Fails unless what an L2 entry names can be what a change replaces: data inside the file and clear of metadata.
     pub fn check_mapping(&self, geometry: Geometry, mapping: Mapping) -> Result<()> {
-        match mapping {
-            Mapping::Unallocated | Mapping::Zero { preallocated: None } => Ok(()),
-            Mapping::Data(owned) | Mapping::Zero { preallocated: Some(owned) } => {
-                self.check_data(geometry, geometry.host_start(owned.cluster), 1)
-            }
-            Mapping::Compressed(extent) => self.check_data(geometry, extent.offset, extent.len),
+        if let Mapping::Compressed(extent) = mapping {
+            return self.check_data(geometry, extent.offset, extent.len);
         }
+        mapping
+            .host()
+            .map_or(Ok(()), |host| self.check_data(geometry, geometry.host_start(host.cluster), 1))
     }
 
     /// Fails unless the L2 table of `slot`, whose L1 entry has COPIED set, is this image's alone.

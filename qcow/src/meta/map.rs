@@ -1,6 +1,7 @@
 //! Guest clusters to host clusters: the L1 table in memory, the L2 tables in a slice cache.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::cache::{Lookup, SliceCache};
 use super::table::WordTable;
@@ -9,7 +10,8 @@ use crate::addr::{
     Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index, SliceKey,
 };
 use crate::error::{Error, Result};
-use crate::format::entry::{CompressedExtent, L1Entry, L2Entry, Mapping, Owned};
+use crate::format::entry::{CompressedExtent, ExtendedL2Entry, L1Entry, L2Entry, Mapping, Owned};
+use crate::format::subcluster::Subcluster;
 use crate::seeded_bugs::Bug;
 
 /// What a stretch of the virtual disk reads as, in one image of a chain.
@@ -94,6 +96,12 @@ impl Map {
             Ok(mapping) => mapping,
             Err(e) => return Ok(Err(e)),
         };
+        if let Mapping::Divided(divided) = first {
+            let index = self.geometry.subcluster_index(self.geometry.guest_subcluster(at));
+            let count = divided.subclusters().count_alike(index);
+            let end = u64::from(index + count) * self.geometry.subcluster_size();
+            return Ok(Ok((self.extent(first, inside), (end - inside).min(len))));
+        }
         let wanted = self.geometry.clusters_for(inside + len);
         let count = self.count_alike(slot, first, wanted)?;
         let reach = (self.geometry.bytes(count) - inside).min(len);
@@ -103,6 +111,10 @@ impl Map {
     /// What the entry at `slot` means.
     pub fn mapping(&mut self, slot: Slot) -> Asked<Result<Mapping>> {
         match self.slices.lookup(slot.key) {
+            Lookup::Hit(slice) if self.geometry.has_extended_l2() => {
+                let [descriptor, bitmap] = [0, 1].map(|word| slice.word(slot.index * 2 + word));
+                Ok(ExtendedL2Entry { descriptor, bitmap }.parse(self.geometry))
+            }
             Lookup::Hit(slice) => {
                 Ok(L2Entry(slice.word(slot.index)).parse(self.geometry, self.zero_flag))
             }
@@ -132,6 +144,14 @@ impl Map {
             Mapping::Zero { preallocated } => Extent::Zero { host: preallocated.map(host) },
             Mapping::Data(owned) => Extent::Data(host(owned)),
             Mapping::Compressed(extent) => Extent::Compressed { extent, skip: inside },
+            Mapping::Divided(divided) => {
+                let index = (inside / self.geometry.subcluster_size()) as u32;
+                match (divided.subclusters().get(index), divided.host().map(host)) {
+                    (Subcluster::Allocated, Some(host)) => Extent::Data(host),
+                    (Subcluster::Zero, host) => Extent::Zero { host },
+                    _ => Extent::Unallocated,
+                }
+            }
         }
     }
 
@@ -156,8 +176,8 @@ impl Map {
             Ok(Ok(mapping)) => mapping,
             other => panic!("an entry was looked at before it is changed, but now: {other:?}"),
         };
-        let word = L2Entry::from_mapping(self.geometry, new).0;
-        self.slices.change(slot.key, slot.index * 8, &word.to_be_bytes());
+        let at = self.entry_bytes(slot, 1).start;
+        self.slices.change(slot.key, at, &new.encode(self.geometry));
         old
     }
 
@@ -170,11 +190,16 @@ impl Map {
         }
         match self.place(cluster) {
             Ok(Place::OwnTable(slot)) => {
-                let entries = slot.index * 8..(slot.index + count as usize) * 8;
-                !self.slices.is_range_dirty(slot.key, entries)
+                !self.slices.is_range_dirty(slot.key, self.entry_bytes(slot, count))
             }
             _ => true,
         }
+    }
+
+    /// Where in their slice `count` entries from `slot` on lie.
+    fn entry_bytes(&self, slot: Slot, count: u64) -> Range<usize> {
+        let bytes = self.geometry.l2_entry_bytes() as usize;
+        slot.index * bytes..(slot.index + count as usize) * bytes
     }
 
     /// Bytes from `at` to the end of what its L2 table covers.

@@ -313,10 +313,5 @@ impl Target {
 }
 
 fn cluster_of(mapping: Mapping) -> Option<HostCluster> {
-    match mapping {
-        Mapping::Data(owned) | Mapping::Zero { preallocated: Some(owned) } => Some(owned.cluster),
-        Mapping::Zero { preallocated: None } | Mapping::Unallocated | Mapping::Compressed(_) => {
-            None
-        }
-    }
+    mapping.host().map(|host| host.cluster)
 }

@@ -35,9 +35,10 @@ pub(super) fn parse(cluster0: &[u8], file_len: u64) -> Result<Header> {
         ));
     }
     let crypt_method = parse_crypt_method(fixed.crypt_method)?;
-    let geometry = Geometry::new(fixed.cluster_bits, fixed.v3.refcount_order);
+    let geometry = Geometry::new(fixed.cluster_bits, fixed.v3.refcount_order)
+        .with_extended_l2(incompatible.contains(Incompatible::EXTENDED_L2));
     check_tables(&fixed, geometry, file_len)?;
-    check_size(&fixed, geometry, incompatible)?;
+    check_size(&fixed, geometry)?;
     let compression = parse_compression(&fixed, cluster0, incompatible)?;
     let autoclear = Autoclear(fixed.v3.autoclear);
     let context = Context { geometry, crypt_method, autoclear, file_len };
@@ -204,11 +205,8 @@ fn check_tables(fixed: &Fixed, geometry: Geometry, file_len: u64) -> Result<()> 
 }
 
 /// Checks that the L1 table covers the disk.
-fn check_size(fixed: &Fixed, geometry: Geometry, incompatible: Incompatible) -> Result<()> {
-    let extended = incompatible.contains(Incompatible::EXTENDED_L2);
-    // An extended entry is twice as wide, so a table has half as many.
-    let l2_entries = if extended { geometry.l2_entries() / 2 } else { geometry.l2_entries() };
-    let needed = geometry.clusters_for(fixed.size).div_ceil(l2_entries);
+fn check_size(fixed: &Fixed, geometry: Geometry) -> Result<()> {
+    let needed = geometry.l1_entries_for(fixed.size);
     if needed > i32::MAX as u64 {
         return Err(Error::limit(format!("Image is too big (size is {})", fixed.size)));
     }
