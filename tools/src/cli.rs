@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::failure::{Failure, Outcome};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
-use crate::{check, compare, convert, create, info, io, manual, map, output, unbuilt};
+use crate::{check, compare, convert, create, info, io, manual, map, output, snapshot, unbuilt};
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
 #[derive(Debug, Parser)]
@@ -45,6 +45,7 @@ pub enum Command {
     Ls(layers::Args),
     Man(manual::ManArgs),
     Map(map::Args),
+    Snapshot(snapshot::Args),
     /// Draw the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
     Tree(layers::Args),
     /// The command line asked for help or the version, and got it.
@@ -69,6 +70,7 @@ impl Command {
             Self::Ls(args) => layers::run(args, Shape::List).map(|()| 0),
             Self::Man(args) => manual::write_pages(args).map(|()| 0),
             Self::Map(args) => map::run(args).map(|()| 0),
+            Self::Snapshot(args) => snapshot::run(args).map(|()| 0),
             Self::Tree(args) => layers::run(args, Shape::Tree).map(|()| 0),
             Self::Answered => Ok(0),
         }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use qcow::disk::uring::{UringDisk, block_on};
-use qcow::engine::{DetectZeroes, Discard, Format, OpenOptions};
+use qcow::engine::snapshot::NOT_LOADED;
+use qcow::engine::{DetectZeroes, Discard, Format, OpenOptions, SnapshotChoice};
 use qcow::gate::{BackingPolicy, HostGate};
 use qcow::{Error, ErrorKind, Image};
 
@@ -45,6 +46,8 @@ pub struct Opening<'a> {
     pub backing: bool,
     /// What discards do.
     pub discard: Discard,
+    /// The internal snapshot to show instead of the disk as it is now; for reading only.
+    pub snapshot: Option<&'a SnapshotChoice>,
 }
 
 impl Default for Opening<'_> {
@@ -57,6 +60,7 @@ impl Default for Opening<'_> {
             shared: false,
             backing: true,
             discard: Discard::Unmap,
+            snapshot: None,
         }
     }
 }
@@ -65,9 +69,12 @@ impl Opening<'_> {
     /// Opens the image at `path`.
     ///
     /// # Errors
-    /// `Could not open 'path': ` and the reason.
+    /// `Could not open 'path': ` and the reason; of a snapshot, `Failed to load snapshot: ` and the reason.
     pub fn open(&self, path: &Path) -> Outcome<HostImage> {
-        self.open_plainly(path).map_err(|reason| could_not_open(path, &reason))
+        self.open_plainly(path).map_err(|reason| match reason.starts_with(NOT_LOADED) {
+            true => Failure::new(reason),
+            false => could_not_open(path, &reason),
+        })
     }
 
     /// Opens the image at `path`; the error is the reason alone.
@@ -81,6 +88,7 @@ impl Opening<'_> {
             backing: self.backing,
             discard: self.discard,
             detect_zeroes: DetectZeroes::Off,
+            snapshot: self.snapshot.cloned(),
             flushes: self.cache.flushes,
             ..OpenOptions::default()
         };

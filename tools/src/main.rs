@@ -19,6 +19,7 @@ mod partial;
 mod program;
 mod progress;
 mod size;
+mod snapshot_choice;
 mod unbuilt;
 
 mod check;
@@ -30,6 +31,7 @@ mod io;
 mod layers;
 mod manual;
 mod map;
+mod snapshot;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();

@@ -33,10 +33,12 @@ mod reclaim;
 mod recover;
 mod regions;
 mod resize;
+pub mod snapshot;
 mod table;
 mod write;
 mod zero;
 
+pub use crate::meta::snapshot::SnapshotChoice;
 pub use create::create;
 pub use map::MapExtent;
 pub use options::{CreateOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation};

@@ -10,6 +10,7 @@ use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words, see_medium};
 use super::regions::map_regions;
+use super::snapshot::{DiskThen, NOT_LOADED};
 use super::{Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
 use crate::disk::{Disk, Identity};
@@ -26,6 +27,7 @@ use crate::meta::drain::Drain;
 use crate::meta::map::Map;
 use crate::meta::refs::Refcounts;
 use crate::meta::regions::Kind;
+use crate::meta::snapshot::SnapshotChoice;
 use crate::meta::table::WordTable;
 use crate::seeded_bugs::Bug;
 use crate::sync::{Exclusive, WaitQueue, lock};
@@ -41,6 +43,10 @@ impl<D: Disk> Image<D> {
         path: &Path,
         options: &OpenOptions,
     ) -> Result<Self> {
+        if options.writable && options.snapshot.is_some() {
+            let what = "an internal snapshot cannot be opened for writing";
+            return Err(Error::invalid(what).in_file(path));
+        }
         let mut layers = Vec::new();
         let mut seen: Vec<Identity> = Vec::new();
         let disk = gate.open_image(path, options.writable)?;
@@ -111,11 +117,16 @@ async fn open_layer<D: Disk>(
         Some(format) => format,
         None => probe(&disk).await?,
     };
+    let snapshot = options.snapshot.as_ref().filter(|_| top);
     match format {
+        Format::Raw if snapshot.is_some() => {
+            let what = "Block format 'raw' used by device '' does not support temporarily loading internal snapshots";
+            Err(Error::unsupported(what).context(NOT_LOADED))
+        }
         Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
         Format::Qcow2 => {
             let writable = top && options.writable;
-            Ok(Layer::Qcow2(Box::new(open_qcow2(disk, path, writable, options).await?)))
+            Ok(Layer::Qcow2(Box::new(open_qcow2(disk, path, writable, snapshot, options).await?)))
         }
     }
 }
@@ -124,6 +135,7 @@ async fn open_qcow2<D: Disk>(
     disk: D,
     path: &Path,
     writable: bool,
+    snapshot: Option<&SnapshotChoice>,
     options: &OpenOptions,
 ) -> Result<Qcow2<D>> {
     if writable && options.flushes && !Bug::CacheIsTrusted.is_seeded() {
@@ -136,7 +148,12 @@ async fn open_qcow2<D: Disk>(
     }
     let geometry = header.geometry();
     let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-    let l1 = read_words(&disk, header.l1_table_offset, header.l1_size.into(), "L1 table").await?;
+    let snapshots = read_snapshots(&disk, &header, file_len).await?;
+    let disk_then = match snapshot {
+        Some(choice) => DiskThen::of(choice, &snapshots.0, geometry, file_len)?,
+        None => DiskThen::now(&header),
+    };
+    let l1 = disk_then.read_l1(&disk, geometry).await?;
     let refcount_table = if writable {
         let entries = geometry.bytes(header.refcount_table_clusters.into()) / 8;
         read_words(&disk, header.refcount_table_offset, entries, "refcount table").await?
@@ -146,14 +163,13 @@ async fn open_qcow2<D: Disk>(
     let mark = header.extensions.mark.as_ref();
     let may_leak = writable && mark.is_some_and(|mark| mark.state() == MarkState::Unclean);
     let zero_flag = header.version == Version::V3;
-    let l1 = WordTable::new(header.l1_table_offset, l1);
+    let l1 = WordTable::new(disk_then.l1_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
     let mut meta = Meta::new(
         Map::new(geometry, zero_flag, l1, options.l2_cache_bytes),
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
-    let snapshots = read_snapshots(&disk, &header, file_len).await?;
     if writable {
         map_regions(&disk, path, &header, &snapshots, &mut meta).await?;
     }
@@ -161,7 +177,7 @@ async fn open_qcow2<D: Disk>(
         disk,
         path: path.to_owned(),
         geometry,
-        size: AtomicU64::new(header.virtual_size()),
+        size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
         flushes: options.flushes,
         names_backing: header.backing_name.is_some(),

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::header::Version;
 use crate::limits;
+use crate::meta::snapshot::SnapshotChoice;
 
 /// An image format that the engine reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub struct OpenOptions {
     pub discard: Discard,
     /// What a write of zeros does.
     pub detect_zeroes: DetectZeroes,
+    /// Show the disk as it was at this internal snapshot of the top image, with the size it had then. For reading only.
+    pub snapshot: Option<SnapshotChoice>,
     /// Whether flushes reach the disk. Without, a power cut loses everything (`cache=unsafe`).
     pub flushes: bool,
 }
@@ -87,6 +90,7 @@ impl Default for OpenOptions {
             l2_cache_bytes: limits::L2_CACHE_BYTES_DEFAULT,
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,
+            snapshot: None,
             flushes: true,
         }
     }

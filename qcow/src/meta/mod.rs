@@ -21,6 +21,7 @@ pub mod reclaim;
 pub mod recover;
 pub mod refs;
 pub mod regions;
+pub mod snapshot;
 pub mod table;
 
 use alloc::Allocator;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use qcow::engine::Format;
+use qcow::engine::{Format, SnapshotChoice};
 
 use crate::cache::Cache;
 use crate::creation_options;
@@ -10,6 +10,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::keyval;
 use crate::size;
+use crate::snapshot_choice;
 use crate::unbuilt;
 
 /// Zero detection: default and largest granularity, in bytes.
@@ -34,7 +35,7 @@ pub struct Args {
     /// The sources are option strings (not supported yet)
     #[arg(long, alias = "image-opts")]
     source_image_opts: bool,
-    /// Copy an internal snapshot instead of the current disk (not supported yet)
+    /// Copy an internal snapshot instead of the current disk: its id or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     source_snapshot: Option<String>,
     /// Cache mode of the sources: writeback (default), none, directsync, writethrough or unsafe
@@ -116,6 +117,7 @@ pub(super) struct Job {
     pub(super) target: PathBuf,
     pub(super) source_format: Option<String>,
     pub(super) source_cache: Cache,
+    pub(super) snapshot: Option<SnapshotChoice>,
     pub(super) format: Format,
     pub(super) options: Vec<String>,
     pub(super) backing: Option<String>,
@@ -146,6 +148,7 @@ impl Args {
             );
             return Ok(None);
         }
+        let snapshot = self.source_snapshot.as_deref().map(snapshot_choice::parse).transpose()?;
         let granularity = self.granularity()?;
         let parallel = self.parallel()?;
         self.check_combinations()?;
@@ -153,6 +156,9 @@ impl Args {
         let Some((target, sources)) = self.files.split_last().filter(|(_, s)| !s.is_empty()) else {
             return Err(Failure::new("Must specify image file name"));
         };
+        if snapshot.is_some() && sources.len() > 1 {
+            return Err(Failure::new("No support for concatenating multiple snapshot"));
+        }
         let source_cache =
             Cache::parse_option(self.source_cache.as_deref(), "source cache", Cache::WRITEBACK)?;
         let target_cache =
@@ -166,6 +172,7 @@ impl Args {
             target: target.clone(),
             source_format: self.source_format.clone(),
             source_cache,
+            snapshot,
             format,
             options: self.target_options.clone(),
             backing: self.backing.clone(),
@@ -238,7 +245,6 @@ impl Args {
     fn refuse_unbuilt(&self) -> Outcome {
         let given = [
             (self.source_image_opts, "--image-opts"),
-            (self.source_snapshot.is_some(), "-l"),
             (self.target_image_opts, "--target-image-opts"),
             (self.compress, "-c"),
             (self.bitmaps, "--bitmaps"),

@@ -49,6 +49,7 @@ fn convert(args: &Args, job: &Job, last_name: &Path) -> Outcome {
             format: job.source_format.as_deref(),
             cache: job.source_cache,
             shared: args.force_share,
+            snapshot: job.snapshot.as_ref(),
             ..Opening::default()
         };
         let image = opening.open(path)?;

@@ -38,7 +38,6 @@ fn print_qcow2(image: &Description, header: &Header) {
     }
     print_backing(image);
     if !image.info.snapshots.is_empty() {
-        say!("Snapshot list:");
         print_snapshots(&image.info.snapshots);
     }
     for line in format_specific(header, &image.bitmaps) {
@@ -58,11 +57,13 @@ fn print_backing(image: &Description) {
     }
 }
 
-fn print_snapshots(snapshots: &[SnapshotEntry]) {
+/// Prints a table of internal snapshots.
+pub fn print_snapshots(snapshots: &[SnapshotEntry]) {
     let row = |cells: [&str; 6]| {
         let [id, tag, size, date, clock, icount] = cells;
         say!("{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}");
     };
+    say!("Snapshot list:");
     row(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]);
     for snapshot in snapshots {
         row([
@@ -71,7 +72,7 @@ fn print_snapshots(snapshots: &[SnapshotEntry]) {
             &human(snapshot.vm_state_size),
             &local_time(snapshot.date_seconds),
             &clock(snapshot.vm_clock_nanoseconds),
-            &snapshot.icount.map(|icount| icount.to_string()).unwrap_or_default(),
+            &snapshot.icount.map(|icount| icount.to_string()).unwrap_or("--".to_owned()),
         ]);
     }
 }

@@ -66,7 +66,8 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
     put("format-specific", json!({ "type": "qcow2", "data": data }));
 }
 
-fn snapshot(entry: &SnapshotEntry) -> Value {
+/// An internal snapshot, with the keys that `info` uses.
+pub fn snapshot(entry: &SnapshotEntry) -> Value {
     let mut object = object(json!({
         "id": entry.id.to_string_lossy(),
         "name": entry.name.to_string_lossy(),

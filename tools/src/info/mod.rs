@@ -13,7 +13,8 @@ use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
 use crate::failure::Outcome;
 use crate::output::{self, say};
 
-pub use human::format_specific;
+pub use human::{format_specific, print_snapshots};
+pub use json::snapshot as snapshot_json;
 
 const COMMAND: &str = "info";
 
