@@ -86,9 +86,12 @@ pub fn message_of(test: impl FnOnce()) -> Option<String> {
 /// The factor that `make soak` uses.
 const SOAK_FACTOR: u64 = 20;
 
-/// How much is to be done: so much for each change, and so much in `make soak`, in proportion to its factor.
+/// How much is to be done: so much for each change, and so much in `make soak`, in proportion to its factor. While
+/// developing, `SIMULATION_SHARE=N` does the N-th part.
 pub fn wanted(per_change: u64, soak: u64) -> u64 {
-    soak_factor().map_or(per_change, |factor| (soak / SOAK_FACTOR * factor).max(per_change))
+    let share = std::env::var("SIMULATION_SHARE").ok().and_then(|share| share.parse().ok());
+    let part = per_change / share.unwrap_or(1).max(1);
+    soak_factor().map_or(part, |factor| (soak / SOAK_FACTOR * factor).max(per_change))
 }
 
 /// Whether this is a long run.
