@@ -21,6 +21,14 @@ pub trait Gate {
 
     /// Opens the file that `image` names as its backing file, read-only, and says where it is.
     fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, Self::Disk)>;
+
+    /// Opens the file that `image` names as its external data file, and says where it is.
+    fn open_data(
+        &self,
+        image: &Path,
+        name: &OsStr,
+        writable: bool,
+    ) -> Result<(PathBuf, Self::Disk)>;
 }
 
 /// A file that is open already, and nothing else: whatever an image names is refused.
@@ -37,9 +45,13 @@ impl<D: Disk + Clone> Gate for OneFile<D> {
     fn open_backing(&self, image: &Path, _: &OsStr) -> Result<(PathBuf, D)> {
         Err(denied(image, "backing files are not allowed here"))
     }
+
+    fn open_data(&self, image: &Path, _: &OsStr, _: bool) -> Result<(PathBuf, D)> {
+        Err(denied(image, "external data files are not allowed here"))
+    }
 }
 
-/// Which files an image may name as its backing file.
+/// Which files an image may name as its backing file or as its external data file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackingPolicy {
     /// None.
@@ -75,18 +87,32 @@ impl Gate for HostGate {
 
     fn open_backing(&self, image: &Path, name: &OsStr) -> Result<(PathBuf, UringDisk)> {
         let path = resolve_name(image, name)?;
-        let real = self.admit(image, &path)?;
+        let real = self.admit(image, &path, "backing file")?;
         let disk = self.open_image(&real, false)?;
+        Ok((path, disk))
+    }
+
+    fn open_data(
+        &self,
+        image: &Path,
+        name: &OsStr,
+        writable: bool,
+    ) -> Result<(PathBuf, UringDisk)> {
+        let path = resolve_data_name(image, name)?;
+        let real = self.admit(image, &path, "external data file")?;
+        let disk = self.open_image(&real, writable)?;
         Ok((path, disk))
     }
 }
 
 impl HostGate {
     /// The file that `path` leads to, if it may be opened. Links are followed here and not once more at the opening.
-    fn admit(&self, image: &Path, path: &Path) -> Result<PathBuf> {
+    fn admit(&self, image: &Path, path: &Path, what: &str) -> Result<PathBuf> {
         let extra = match &self.backing {
             BackingPolicy::Anywhere => return Ok(path.to_owned()),
-            BackingPolicy::Deny => return Err(denied(path, "backing files are not allowed here")),
+            BackingPolicy::Deny => {
+                return Err(denied(path, &format!("{what}s are not allowed here")));
+            }
             BackingPolicy::Beside(extra) => extra,
         };
         let real = canonical(path)?;
@@ -99,25 +125,37 @@ impl HostGate {
         if allowed.iter().any(|directory| real.starts_with(directory)) {
             return Ok(real);
         }
-        Err(denied(path, "the backing file lies outside the directories that are allowed"))
+        Err(denied(path, &format!("the {what} lies outside the directories that are allowed")))
     }
 }
 
-/// The path that `name`, found inside `image`, stands for: relative names start from the image's directory.
+/// The path that `name`, found inside `image` as its backing file, stands for: relative names start from the image's
+/// directory.
 pub fn resolve_name(image: &Path, name: &OsStr) -> Result<PathBuf> {
+    let path = plain_path(image, name, "backing file")?;
+    Ok(match image.parent() {
+        Some(directory) if path.is_relative() => directory.join(path),
+        _ => path.to_owned(),
+    })
+}
+
+/// The path that `name`, found inside `image` as its external data file, stands for: as in QEMU, relative names start
+/// from the working directory.
+pub fn resolve_data_name(image: &Path, name: &OsStr) -> Result<PathBuf> {
+    plain_path(image, name, "external data file").map(Path::to_owned)
+}
+
+/// `name` as the path of a local file; `what` the image `image` names with it.
+fn plain_path<'n>(image: &Path, name: &'n OsStr, what: &str) -> Result<&'n Path> {
     let text = name.as_bytes();
     let plain = text.strip_prefix(b"file:").unwrap_or(text);
     let before_slash = plain.split(|&b| b == b'/').next().unwrap_or_default();
     if before_slash.contains(&b':') || plain.contains(&0) || plain.is_empty() {
         let shown = String::from_utf8_lossy(text);
-        let message = format!("backing file '{shown}': only plain local paths are opened");
+        let message = format!("{what} '{shown}': only plain local paths are opened");
         return Err(Error::new(ErrorKind::Denied, message).in_file(image));
     }
-    let path = Path::new(OsStr::from_bytes(plain));
-    Ok(match image.parent() {
-        Some(directory) if path.is_relative() => directory.join(path),
-        _ => path.to_owned(),
-    })
+    Ok(Path::new(OsStr::from_bytes(plain)))
 }
 
 fn canonical(path: &Path) -> Result<PathBuf> {

@@ -8,6 +8,14 @@
 pub enum Bug {
     /// Mappings may reach the disk before the counts and data that they rest on.
     NoBarrierBeforeMappings,
+    /// Mappings may reach the disk before the data in an external file that they name.
+    DataFileNotSynced,
+    /// The hole of a discarded cluster of an external data file is punched although it is in use again.
+    DataPunchedWhileInUse,
+    /// Zeros of a raw data file are in the mapping alone.
+    RawDataKeepsZeroed,
+    /// A write goes to a raw data file before its mapping is durable.
+    RawDataBeforeMapping,
     /// A refcount table entry may reach the disk before the block that it names.
     NoBarrierBeforeRefcountTable,
     /// A flush is acknowledged before its mappings are durable.

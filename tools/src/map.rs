@@ -111,7 +111,11 @@ impl Map<'_> {
     }
 
     fn file_of(&self, extent: &MapExtent) -> &Path {
-        if extent.depth == 0 { self.top } else { self.image.layer_path(extent.depth) }
+        let (depth, image) = (extent.depth, self.image);
+        if depth == 0 && image.layer_data_path(0) == image.layer_path(0) {
+            return self.top;
+        }
+        image.layer_data_path(depth)
     }
 
     /// Calls `visit` for each longest stretch that is all alike.

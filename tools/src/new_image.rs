@@ -7,7 +7,7 @@ use std::path::Path;
 use qcow::addr::{HostOffset, sector_ceil};
 use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 use qcow::disk::{Disk, Payload};
-use qcow::engine::{self, CreateOptions, Format, Preallocation};
+use qcow::engine::{self, CreateOptions, DataFileOptions, Format, Preallocation};
 use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
 use qcow::limits::SECTOR_BYTES;
@@ -67,8 +67,15 @@ impl NewImage {
     /// In QEMU's words, without the file's name; then no file is left behind.
     pub fn write(&self, path: &Path) -> Outcome<PartialFile> {
         let disk = create_file(path)?;
-        let partial = PartialFile::watch(path)?;
+        let mut partial = PartialFile::watch(path)?;
         match self {
+            Self::Qcow2(options @ CreateOptions { data_file: Some(data), .. }) => {
+                let data_path = data_path(path, &data.name)?;
+                let data = create_file(&data_path)?;
+                partial = partial.with(PartialFile::watch(&data_path)?);
+                let created = block_on(engine::create_with_data(&disk, &data, options));
+                created.map_err(|e| told(Format::Qcow2, &e))?;
+            }
             Self::Qcow2(options) => {
                 block_on(engine::create(&disk, options)).map_err(|e| told(Format::Qcow2, &e))?;
             }
@@ -165,6 +172,11 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
             Failure::new("Refcount width must be a power of two and may not exceed 64 bits")
         })?;
     let format = values.text("backing_fmt").map(str::to_owned);
+    let data_file = values.text("data_file");
+    let raw = values.is_on("data_file_raw");
+    if raw && data_file.is_none() {
+        return Err(Failure::new("data-file-raw requires data-file"));
+    }
     let options = CreateOptions {
         size,
         version,
@@ -175,6 +187,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         compression,
         preallocation,
         backing: backing.map(|name| (OsString::from(name), format)),
+        data_file: data_file.map(|name| DataFileOptions { name: OsString::from(name), raw }),
     };
     Ok(options)
 }
@@ -203,9 +216,9 @@ fn power_of_two(
 /// Refuses features that are not served yet, by name.
 fn refuse_unserved(values: &OptionValues) -> Outcome {
     let asked = |name: &str| match name {
-        "encryption" | "data_file_raw" | "nocow" => values.is_on(name),
+        "encryption" | "nocow" => values.is_on(name),
         "extent_size_hint" => values.number(name).is_some_and(|hint| hint > 0),
-        name => name.starts_with("encrypt.") || name == "data_file",
+        name => name.starts_with("encrypt."),
     };
     match values.names().find(|name| asked(name)) {
         Some(name) => Err(Failure::new(format!("option '{name}' is not supported yet"))),
@@ -237,6 +250,11 @@ pub fn starts_zeroed(path: &Path) -> bool {
 
 fn is_device(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.file_type().is_block_device())
+}
+
+/// The path of the external data file that a new image at `path` is to name `name`.
+fn data_path(path: &Path, name: &OsStr) -> Outcome<std::path::PathBuf> {
+    qcow::gate::resolve_data_name(path, name).map_err(|e| Failure::new(e.message()))
 }
 
 /// The path of a backing file that a new image at `path` is to name `name`.

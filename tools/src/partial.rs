@@ -11,10 +11,10 @@ use crate::failure::{Failure, Outcome};
 
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// A file that is removed unless it is [kept](Self::keep).
+/// A file, with others that are nothing without it, that is removed unless it is [kept](Self::keep).
 #[derive(Debug)]
 pub struct PartialFile {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
 }
 
 impl PartialFile {
@@ -25,20 +25,29 @@ impl PartialFile {
         if !is_device {
             qcow::sync::lock(&UNFINISHED).push(path.to_owned());
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { paths: vec![path.to_owned()] })
+    }
+
+    /// Both files, to be kept or removed as one.
+    #[must_use]
+    pub fn with(mut self, mut other: Self) -> Self {
+        self.paths.append(&mut other.paths);
+        self
     }
 
     /// The file is whole, or somebody wants it all the same.
     pub fn keep(self) {
-        qcow::sync::lock(&UNFINISHED).retain(|path| *path != self.path);
+        qcow::sync::lock(&UNFINISHED).retain(|path| !self.paths.contains(path));
     }
 }
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
         let mut unfinished = qcow::sync::lock(&UNFINISHED);
-        if let Some(index) = unfinished.iter().position(|path| *path == self.path) {
-            remove(&unfinished.swap_remove(index));
+        for own in &self.paths {
+            if let Some(index) = unfinished.iter().position(|path| path == own) {
+                remove(&unfinished.swap_remove(index));
+            }
         }
     }
 }

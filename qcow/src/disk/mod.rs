@@ -53,6 +53,12 @@ pub trait Disk: Debug + Send + Sync + Sized + 'static {
     /// otherwise what they read as is undefined.
     fn punch_hole(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<bool>>;
 
+    /// Makes `len` bytes at `at`, which lie inside the file, read as zeros, and gives their space back to the host where it
+    /// can do both at once: at no moment do they read as anything but what they held or zeros.
+    fn unmap_zeroes(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<()>> {
+        self.write_zeroes(at, len)
+    }
+
     /// Reserves the space of `len` bytes at `at`, which keep their content or read as zeros; the file grows as needed.
     fn allocate(&self, at: HostOffset, len: u64) -> impl Future<Output = io::Result<()>>;
 

@@ -51,6 +51,7 @@ impl<D: Disk> Qcow2<D> {
 
     fn is_settled(&self) -> bool {
         let meta = lock(&self.meta);
-        meta.reclaim.is_idle() && !meta.map.is_dirty() && !meta.refs.is_dirty()
+        let idle = meta.reclaim.is_idle() && meta.punches.is_idle();
+        idle && !meta.map.is_dirty() && !meta.refs.is_dirty()
     }
 }

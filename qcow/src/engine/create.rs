@@ -5,6 +5,8 @@
 //! then           refcount table | refcount blocks | L1 table
 //! preallocated   L2 tables | data, in guest order
 //! ```
+//!
+//! With an external data file, the data lies there, each byte at its guest offset, and the file is as long as the disk.
 
 use super::layout::Layout;
 use super::options::{CreateOptions, Preallocation};
@@ -21,6 +23,31 @@ const ZERO_WRITE_LEN: u64 = 4 << 20;
 /// # Errors
 /// The options contradict each other or exceed a limit, or the host failed.
 pub async fn create<D: Disk>(disk: &D, options: &CreateOptions) -> Result<()> {
+    if options.data_file.is_some() {
+        return Err(Error::invalid("the external data file has to be opened first"));
+    }
+    create_in(disk, None, options).await
+}
+
+/// As [`create`], with `data`, which is empty, as the external data file that the options name.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_with_data<D: Disk>(
+    disk: &D,
+    data: &D,
+    options: &CreateOptions,
+) -> Result<()> {
+    if options.data_file.is_none() {
+        return Err(Error::invalid("no external data file is named"));
+    }
+    if disk.identity() == data.identity() {
+        return Err(Error::invalid("an image cannot be its own external data file"));
+    }
+    create_in(disk, Some(data), options).await
+}
+
+async fn create_in<D: Disk>(disk: &D, data: Option<&D>, options: &CreateOptions) -> Result<()> {
     options.check()?;
     let layout = Layout::plan(options)?;
     let geometry = layout.geometry;
@@ -31,7 +58,11 @@ pub async fn create<D: Disk>(disk: &D, options: &CreateOptions) -> Result<()> {
         write(disk, at, &layout.block_bytes(index)).await?;
     }
     write(disk, geometry.host_start(layout.l1()), &layout.l1_bytes()).await?;
-    preallocate(disk, &layout, options.preallocation).await?;
+    write_l2_tables(disk, &layout).await?;
+    match data {
+        Some(data) => lay_out_data_file(data, &layout, options.preallocation).await?,
+        None => preallocate(disk, &layout, options.preallocation).await?,
+    }
     // The header last: until then nobody can take it for a whole image.
     if !Bug::NoBarrierBeforeNewHeader.is_seeded() {
         disk.sync().await.map_err(|e| Error::io("flush the new image", &e))?;
@@ -40,10 +71,28 @@ pub async fn create<D: Disk>(disk: &D, options: &CreateOptions) -> Result<()> {
     disk.sync().await.map_err(|e| Error::io("flush the new image", &e))
 }
 
-async fn preallocate<D: Disk>(disk: &D, layout: &Layout, how: Preallocation) -> Result<()> {
+async fn write_l2_tables<D: Disk>(disk: &D, layout: &Layout) -> Result<()> {
     for index in 0..layout.l2_count {
         write(disk, layout.geometry.host_start(layout.l2(index)), &layout.l2_bytes(index)).await?;
     }
+    Ok(())
+}
+
+/// Makes the external data file as long as the disk, and durable.
+async fn lay_out_data_file<D: Disk>(data: &D, layout: &Layout, how: Preallocation) -> Result<()> {
+    let (start, len) = (HostOffset::new(0), layout.size());
+    data.set_len(len).await.map_err(|e| Error::io("Could not resize the data file", &e))?;
+    let done = match how {
+        _ if len == 0 => Ok(()),
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => data.allocate(start, len).await,
+        Preallocation::Full => write_zeros(data, start, len).await,
+    };
+    done.map_err(|e| Error::io("Could not preallocate data", &e))?;
+    data.sync().await.map_err(|e| Error::io("flush the new data file", &e))
+}
+
+async fn preallocate<D: Disk>(disk: &D, layout: &Layout, how: Preallocation) -> Result<()> {
     let start = layout.geometry.host_start(layout.data(0));
     let len = layout.geometry.bytes(layout.data_count);
     let done = match how {

@@ -34,7 +34,9 @@ impl<D: Disk> Qcow2<D> {
                 self.reclaim().await?;
             }
             self.flush_metadata().await?;
-            self.reclaim().await
+            self.reclaim().await?;
+            self.punch_data().await;
+            Ok(())
         })
         .await
     }
@@ -72,6 +74,9 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn carry_out(&self, plan: &FlushPlan) -> Result<()> {
+        if !Bug::DataFileNotSynced.is_seeded() {
+            self.sync_data().await?;
+        }
         let stages = plan.stages(self.geometry);
         if stages.is_empty() {
             return self.barrier().await;

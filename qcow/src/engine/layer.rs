@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::data_file::DataFile;
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
-use crate::disk::{Buffer, Disk};
+use crate::disk::{Buffer, Disk, Identity};
 use crate::error::{Error, Result};
 use crate::foreign::raw::Raw;
 use crate::format::compression::CompressionType;
@@ -32,6 +33,14 @@ impl<D: Disk> Layer<D> {
         }
     }
 
+    /// Which file its external data file is, if it has one.
+    pub fn data_identity(&self) -> Option<Identity> {
+        match self {
+            Self::Qcow2(qcow2) => qcow2.data.as_ref().map(|data| data.disk.identity()),
+            Self::Raw(_) => None,
+        }
+    }
+
     /// Bytes of virtual disk that this image describes.
     pub fn virtual_size(&self) -> u64 {
         match self {
@@ -46,6 +55,8 @@ impl<D: Disk> Layer<D> {
 pub(super) struct Qcow2<D: Disk> {
     pub disk: D,
     pub path: PathBuf,
+    /// The file that holds the guest's data, where that is not the image itself.
+    pub data: Option<DataFile<D>>,
     pub geometry: Geometry,
     /// Bytes of virtual disk; only a resize changes it.
     pub size: AtomicU64,
@@ -168,16 +179,19 @@ impl<D: Disk> Qcow2<D> {
             return Ok(());
         }
         let synced = self.disk.sync().await;
-        synced.map_err(|e| {
-            // The kernel has dropped what it could not write and will not say so again.
-            let lost = self.named(Error::io("a flush failed, the image is read-only now", &e));
-            if Bug::FailedFlushIsTriedAgain.is_seeded() {
-                return lost;
-            }
-            lock(&self.meta).lose_flush(lost.clone());
-            self.flush_lost.store(true, Ordering::Release);
-            lost
-        })
+        synced.map_err(|e| self.lose_flush(&self.path, &e))
+    }
+
+    /// Turns the image read-only because a flush of the file at `path` has failed; the error that says so.
+    pub fn lose_flush(&self, path: &Path, error: &std::io::Error) -> Error {
+        // The kernel has dropped what it could not write and will not say so again.
+        let lost = Error::io("a flush failed, the image is read-only now", error).in_file(path);
+        if Bug::FailedFlushIsTriedAgain.is_seeded() {
+            return lost;
+        }
+        lock(&self.meta).lose_flush(lost.clone());
+        self.flush_lost.store(true, Ordering::Release);
+        lost
     }
 }
 

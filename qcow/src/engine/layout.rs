@@ -23,6 +23,8 @@ pub(super) struct Layout {
     /// Tables and data that are laid out in advance.
     pub l2_count: u64,
     pub data_count: u64,
+    /// Data lies in a file of its own, each cluster where the guest has it.
+    external_data: bool,
 }
 
 impl Layout {
@@ -36,7 +38,7 @@ impl Layout {
         if l1_entries * 8 > L1_BYTES_MAX {
             return Err(too_large());
         }
-        let (l2_count, data_count) = match options.preallocation {
+        let (l2_count, data_count) = match options.effective_preallocation() {
             Preallocation::Off => (0, 0),
             _ => (l1_entries, geometry.clusters_for(size)),
         };
@@ -48,6 +50,7 @@ impl Layout {
             l1_entries,
             l2_count,
             data_count,
+            external_data: options.data_file.is_some(),
         };
         layout.settle_counts();
         if geometry.bytes(layout.refcount_table_clusters) > REFCOUNT_TABLE_BYTES_MAX {
@@ -68,6 +71,11 @@ impl Layout {
         }
     }
 
+    /// Bytes of virtual disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     pub fn refcount_table(&self) -> HostCluster {
         HostCluster::new(1)
     }
@@ -85,12 +93,16 @@ impl Layout {
     }
 
     pub fn data(&self, index: u64) -> HostCluster {
-        self.l2(self.l2_count).plus(index)
+        match self.external_data {
+            true => HostCluster::new(index),
+            false => self.l2(self.l2_count).plus(index),
+        }
     }
 
     /// The first cluster behind everything.
     fn end(&self) -> HostCluster {
-        self.data(self.data_count)
+        let data_count = if self.external_data { 0 } else { self.data_count };
+        self.l2(self.l2_count).plus(data_count)
     }
 
     pub fn refcount_table_bytes(&self) -> Vec<u8> {
@@ -163,13 +175,17 @@ impl Layout {
                 true => Compatible::LAZY_REFCOUNTS,
                 false => Compatible(0),
             },
-            autoclear: Autoclear(0),
+            autoclear: match options.data_is_raw() {
+                true => Autoclear::RAW_EXTERNAL_DATA,
+                false => Autoclear(0),
+            },
             refcount_order: options.refcount_order,
             header_length: if v3 { HEADER_LENGTH_V3 } else { HEADER_LENGTH_V2 },
             compression: options.compression,
             unknown_fields: Vec::new(),
             extensions: Extensions {
                 backing_format: format.flatten(),
+                data_file: options.data_file.as_ref().map(|file| file.name.clone()),
                 feature_names: FeatureNames::for_new_image(options.cluster_bits).filter(|_| v3),
                 ..Extensions::default()
             },
@@ -181,6 +197,7 @@ fn incompatible(options: &CreateOptions) -> Incompatible {
     let features = [
         (options.compression != CompressionType::Deflate, Incompatible::COMPRESSION_TYPE),
         (options.extended_l2, Incompatible::EXTENDED_L2),
+        (options.data_file.is_some(), Incompatible::EXTERNAL_DATA),
     ];
     let used = features.into_iter().filter(|(used, _)| *used);
     used.fold(Incompatible(0), |all, (_, feature)| all.with(feature))

@@ -16,6 +16,7 @@ mod claim;
 mod close;
 mod condemn;
 pub mod create;
+mod data_file;
 mod dirty;
 mod flush;
 mod grow;
@@ -39,9 +40,11 @@ mod write;
 mod zero;
 
 pub use crate::meta::snapshot::SnapshotChoice;
-pub use create::create;
+pub use create::{create, create_with_data};
 pub use map::MapExtent;
-pub use options::{CreateOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation};
+pub use options::{
+    CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation,
+};
 pub use recover::{Recovery, RecoveryEnd};
 
 use layer::{Layer, Qcow2};
@@ -105,6 +108,16 @@ impl<D: Disk> Image<D> {
     /// The file of the image `depth` places below the top.
     pub fn layer_path(&self, depth: usize) -> &Path {
         self.inner.layers[depth].path()
+    }
+
+    /// The file that holds the guest data of the image `depth` places below the top: that image's own, or its external
+    /// data file.
+    pub fn layer_data_path(&self, depth: usize) -> &Path {
+        let layer = &self.inner.layers[depth];
+        match layer {
+            Layer::Qcow2(qcow2) => qcow2.data_path(),
+            Layer::Raw(raw) => raw.path(),
+        }
     }
 
     /// Format of the image `depth` places below the top.

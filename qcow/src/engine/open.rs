@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words, see_medium};
@@ -62,8 +63,15 @@ impl<D: Disk> Image<D> {
             }
             seen.push(disk.identity());
             let top = layers.is_empty();
-            let layer = open_layer(disk, &path, format, top, options).await;
+            let layer = open_layer(gate, disk, &path, format, top, options).await;
             let layer = layer.map_err(|e| e.in_file(&path))?;
+            if let Some(data) = layer.data_identity() {
+                if seen.contains(&data) {
+                    let message = "the external data file is an image of the same chain";
+                    return Err(Error::new(ErrorKind::Denied, message).in_file(&path));
+                }
+                seen.push(data);
+            }
             if options.backing {
                 next = open_backing(gate, &path, &layer).await?;
             }
@@ -106,13 +114,14 @@ async fn open_backing<G: Gate>(
     Ok(Some((path, disk, format)))
 }
 
-async fn open_layer<D: Disk>(
-    disk: D,
+async fn open_layer<G: Gate>(
+    gate: &G,
+    disk: G::Disk,
     path: &Path,
     format: Option<Format>,
     top: bool,
     options: &OpenOptions,
-) -> Result<Layer<D>> {
+) -> Result<Layer<G::Disk>> {
     let format = match format {
         Some(format) => format,
         None => probe(&disk).await?,
@@ -125,24 +134,31 @@ async fn open_layer<D: Disk>(
         }
         Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
         Format::Qcow2 => {
-            let writable = top && options.writable;
-            Ok(Layer::Qcow2(Box::new(open_qcow2(disk, path, writable, snapshot, options).await?)))
+            let qcow2 = open_qcow2(gate, disk, path, top, snapshot, options).await?;
+            Ok(Layer::Qcow2(Box::new(qcow2)))
         }
     }
 }
 
-async fn open_qcow2<D: Disk>(
-    disk: D,
+async fn open_qcow2<G: Gate>(
+    gate: &G,
+    disk: G::Disk,
     path: &Path,
-    writable: bool,
+    top: bool,
     snapshot: Option<&SnapshotChoice>,
     options: &OpenOptions,
-) -> Result<Qcow2<D>> {
-    if writable && options.flushes && !Bug::CacheIsTrusted.is_seeded() {
+) -> Result<Qcow2<G::Disk>> {
+    let writable = top && options.writable;
+    let distrusted = writable && options.flushes && !Bug::CacheIsTrusted.is_seeded();
+    if distrusted {
         see_medium(&disk).await?;
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
+    let data = DataFile::open(gate, path, &header, chosen(options, top), writable).await?;
+    if let Some(data) = data.as_ref().filter(|_| distrusted) {
+        see_medium(&data.disk).await.map_err(|e| e.in_file(&data.path))?;
+    }
     if writable && header.incompatible.contains(Incompatible::DIRTY) {
         header = repair_dirty(&disk, path).await?;
     }
@@ -165,8 +181,9 @@ async fn open_qcow2<D: Disk>(
     let zero_flag = header.version == Version::V3;
     let l1 = WordTable::new(disk_then.l1_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
+    let map = Map::new(geometry, zero_flag, l1, options.l2_cache_bytes);
     let mut meta = Meta::new(
-        Map::new(geometry, zero_flag, l1, options.l2_cache_bytes),
+        map.with_data_at(DataFile::place_of(data.as_ref())),
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
@@ -176,6 +193,7 @@ async fn open_qcow2<D: Disk>(
     Ok(Qcow2 {
         disk,
         path: path.to_owned(),
+        data,
         geometry,
         size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
@@ -196,6 +214,11 @@ async fn open_qcow2<D: Disk>(
 fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
     if let Some(feature) = header.unserved_feature() {
         return Err(Error::unsupported(format!("{feature} is not supported yet")));
+    }
+    if writable && header.has_external_data() && header.snapshot_count > 0 {
+        let count = header.snapshot_count;
+        let what = format!("{count} snapshots in image with data file; cannot be opened read/write");
+        return Err(Error::corrupt(what));
     }
     if writable && header.incompatible.contains(Incompatible::CORRUPT) {
         return Err(Error::corrupt("Image is corrupt; cannot be opened read/write"));
@@ -218,7 +241,11 @@ impl<D: Disk> Qcow2<D> {
             return Ok(());
         }
         let mut header = lock(&self.header).clone();
-        let stale = header.autoclear != Autoclear(0);
+        let kept = match header.has_raw_external_data() {
+            true => Autoclear::RAW_EXTERNAL_DATA,
+            false => Autoclear(0),
+        };
+        let stale = header.autoclear != kept;
         if stale {
             // These bits vouch for data that this engine does not keep up to date.
             if header.autoclear.contains(Autoclear::BITMAPS) {
@@ -227,9 +254,10 @@ impl<D: Disk> Qcow2<D> {
                     "{path}: its persistent bitmaps are not kept up to date: invalid from now on"
                 );
             }
-            header.autoclear = Autoclear(0);
+            header.autoclear = kept;
             self.write_header(header).await?;
         }
+        self.fit_data_file(self.size.load(Ordering::Acquire)).await?;
         let marked = self.mark_unclean().await?;
         if (stale || marked) && !Bug::NoBarrierAfterMark.is_seeded() {
             self.barrier().await?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
@@ -77,6 +78,8 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// Show the disk as it was at this internal snapshot of the top image, with the size it had then. For reading only.
     pub snapshot: Option<SnapshotChoice>,
+    /// The external data file of the top image, in place of the one that the image names.
+    pub data_file: Option<PathBuf>,
     /// Whether flushes reach the disk. Without, a power cut loses everything (`cache=unsafe`).
     pub flushes: bool,
 }
@@ -91,6 +94,7 @@ impl Default for OpenOptions {
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,
             snapshot: None,
+            data_file: None,
             flushes: true,
         }
     }
@@ -130,6 +134,17 @@ pub struct CreateOptions {
     pub preallocation: Preallocation,
     /// The backing file's name as the image is to record it, and its format.
     pub backing: Option<(OsString, Option<String>)>,
+    /// The external data file, if guest data is to lie in a file of its own.
+    pub data_file: Option<DataFileOptions>,
+}
+
+/// The external data file of a new image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFileOptions {
+    /// Its name as the image is to record it.
+    pub name: OsString,
+    /// Whether it always equals the disk, so that it can be read as a raw image.
+    pub raw: bool,
 }
 
 impl Default for CreateOptions {
@@ -145,11 +160,26 @@ impl Default for CreateOptions {
             compression: CompressionType::Deflate,
             preallocation: Preallocation::Off,
             backing: None,
+            data_file: None,
         }
     }
 }
 
 impl CreateOptions {
+    /// Whether the data file is to equal the disk at all times.
+    pub(super) fn data_is_raw(&self) -> bool {
+        self.data_file.as_ref().is_some_and(|file| file.raw)
+    }
+
+    /// What is laid out in advance. Who reads a raw data file past the tables finds zeros where nothing was written, so
+    /// the tables have to name that from the start.
+    pub(super) fn effective_preallocation(&self) -> Preallocation {
+        match self.preallocation {
+            Preallocation::Off if self.data_is_raw() => Preallocation::Metadata,
+            other => other,
+        }
+    }
+
     /// Fails where the options contradict each other or the format.
     pub(super) fn check(&self) -> Result<()> {
         if self.extended_l2 && self.version < Version::V3 {
@@ -179,12 +209,22 @@ impl CreateOptions {
                 "Refcount width must be a power of two and may not exceed 64 bits",
             ));
         }
+        if self.version == Version::V2 && self.refcount_order != 4 {
+            return Err(Error::invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+            ));
+        }
+        if self.data_is_raw() && self.backing.is_some() {
+            return Err(Error::invalid(
+                "Backing file and data-file-raw cannot be used at the same time",
+            ));
+        }
         if self.version == Version::V3 {
             return Ok(());
         }
-        if self.refcount_order != 4 {
+        if self.data_file.is_some() {
             return Err(Error::invalid(
-                "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+                "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
             ));
         }
         if self.lazy_refcounts {

@@ -187,8 +187,8 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn read_data(&self, at: HostOffset, into: &Payload) -> Result<()> {
-        let read = self.disk.read(at, into).await;
-        read.map_err(|e| self.named(Error::io(format!("read at {at}"), &e)))
+        let read = self.data_disk().read(at, into).await;
+        read.map_err(|e| Error::io(format!("read at {at}"), &e).in_file(self.data_path()))
     }
 
     async fn read_compressed(

@@ -4,7 +4,8 @@ use super::layer::Qcow2;
 use crate::addr::HostCluster;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
-use crate::meta::reclaim::{Drained, Piece, Release};
+use crate::meta::Meta;
+use crate::meta::reclaim::{Drained, Piece, Reclaim, Release};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -18,7 +19,7 @@ impl<D: Disk> Qcow2<D> {
     /// A cluster must not be freed: the image is damaged.
     pub(super) async fn reclaim(&self) -> Result<()> {
         let Some(drained) = lock(&self.meta).reclaim.begin(&self.drain) else { return Ok(()) };
-        let mut freeing = Freeing { image: self, left: drained };
+        let mut freeing = Freeing { image: self, left: drained, of: |meta| &mut meta.reclaim };
         while let Some(next) = freeing.left.next() {
             match self.free_some(&mut freeing.left, next).await {
                 Ok(()) => {}
@@ -76,14 +77,16 @@ impl<D: Disk> Qcow2<D> {
 }
 
 /// Clusters being freed. What is left when it is dropped waits for the next time.
-struct Freeing<'a, D: Disk> {
-    image: &'a Qcow2<D>,
-    left: Drained,
+pub(super) struct Freeing<'a, D: Disk> {
+    pub image: &'a Qcow2<D>,
+    pub left: Drained,
+    /// Whose they are.
+    pub of: fn(&mut Meta) -> &mut Reclaim,
 }
 
 impl<D: Disk> Drop for Freeing<'_, D> {
     fn drop(&mut self) {
-        lock(&self.image.meta).reclaim.end(std::mem::take(&mut self.left));
+        (self.of)(&mut lock(&self.image.meta)).end(std::mem::take(&mut self.left));
         self.image.changed.wake_all();
     }
 }

@@ -5,7 +5,9 @@
 //! grow      a longer L1 table            written beside the old one, durable, then named by the header
 //!           zeros behind the old end     where tables or a backing file had something there; durable
 //!           the size in the header       durable
+//!           a longer data file           where there is an external one; durable
 //! shrink    clusters behind the new end  unlinked, and the rest of the last one zeroed; durable
+//!           a shorter data file          where there is an external one; durable
 //!           the size in the header       durable
 //!           the unlinked clusters        become free
 //! ```
@@ -74,6 +76,9 @@ impl<D: Disk> Image<D> {
                 if !Bug::SizeBeforeZeros.is_seeded() {
                     qcow2.write_back().await?;
                 }
+                if size < old {
+                    qcow2.set_data_len(size).await?;
+                }
                 qcow2.guarded(qcow2.set_size(size)).await?;
                 // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
                 qcow2.write_back().await
@@ -88,7 +93,15 @@ impl<D: Disk> Image<D> {
         if geometry.l1_entries_for(new) > entries {
             qcow2.guarded(qcow2.grow_l1(geometry.l1_entries_for(new))).await?;
         }
-        let cut = self.zero_rest_of_cluster(qcow2, old).await?;
+        qcow2.set_data_len(new).await?;
+        if qcow2.has_raw_data() {
+            // What its data file has there is what the disk has.
+            let first = geometry.guest_cluster(GuestOffset::new(old));
+            let end = geometry.clusters_for(new);
+            return qcow2.guarded(qcow2.map_in_place(first, end - first.get())).await;
+        }
+        let limit = if qcow2.data.is_some() { new } else { u64::MAX };
+        let cut = self.zero_rest_of_cluster(qcow2, old, limit).await?;
         // What the old tables do not reach and no backing file has is nowhere.
         let reached = geometry.bytes(entries * geometry.l2_entries());
         let backing = self.layers_from(1).first().map_or(0, Layer::virtual_size);
@@ -98,16 +111,16 @@ impl<D: Disk> Image<D> {
     /// Unlinks the clusters from `new` to `old`, and makes what is left of the cluster that `new` cuts read as zeros: a
     /// disk that grows again, here or elsewhere, shows it.
     async fn make_ready_to_shrink(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
-        let cut = self.zero_rest_of_cluster(qcow2, new).await?;
+        let cut = self.zero_rest_of_cluster(qcow2, new, u64::MAX).await?;
         let first = qcow2.geometry.guest_cluster(GuestOffset::new(cut));
         let count = qcow2.geometry.clusters_for(old.saturating_sub(cut));
         self.change_clusters(qcow2, first, count, Change::Discard).await
     }
 
-    /// Makes everything from `end` to the end of its cluster read as zeros; where that is.
-    async fn zero_rest_of_cluster(&self, qcow2: &Qcow2<D>, end: u64) -> Result<u64> {
+    /// Makes everything from `end` to the end of its cluster read as zeros, as far as `limit`; where the cluster ends.
+    async fn zero_rest_of_cluster(&self, qcow2: &Qcow2<D>, end: u64, limit: u64) -> Result<u64> {
         let cut = end.next_multiple_of(qcow2.geometry.cluster_size());
-        self.zero_range(qcow2, end, cut - end, false).await?;
+        self.zero_range(qcow2, end, cut.min(limit) - end, false).await?;
         Ok(cut)
     }
 

@@ -1,9 +1,12 @@
 //! Writing: in place where the cluster is this image's own, else to new clusters that are linked once they are filled.
 
+use std::sync::atomic::Ordering;
+
 use smallvec::SmallVec;
 
 use super::Image;
 use super::claim::Claimed;
+use super::data_file::WrittenHold;
 use super::layer::{Layer, Qcow2};
 use super::options::DetectZeroes;
 use crate::addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
@@ -75,11 +78,11 @@ impl<D: Disk> Image<D> {
         from: &Payload,
     ) -> Result<()> {
         match part {
-            Part::InPlace { host, offset, len } if len == from.len() => {
+            Part::InPlace { host, offset, len, hold: _hold } if len == from.len() => {
                 debug_assert_eq!(offset, 0);
                 qcow2.write_data(host, from).await
             }
-            Part::InPlace { host, offset, len } => {
+            Part::InPlace { host, offset, len, hold: _hold } => {
                 qcow2.write_data(host, &from.slice(offset, len)).await
             }
             Part::Allocate { allocation, offset, len } => {
@@ -99,7 +102,11 @@ impl<D: Disk> Image<D> {
     ) -> Result<()> {
         let geometry = qcow2.geometry;
         let start = geometry.guest_start(allocation.hold.held.first).get();
-        let end = start + geometry.bytes(allocation.hold.held.count);
+        let mut end = start + geometry.bytes(allocation.hold.held.count);
+        if qcow2.data.is_some() {
+            // An external data file does not become longer than the disk.
+            end = end.min(self.virtual_size().max(at + data.len()));
+        }
         let head = self.old_bytes(start, at).await?;
         let tail = self.old_bytes(at + data.len(), end).await?;
         let fresh = allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded();
@@ -163,7 +170,7 @@ impl Old {
 
 /// A part of a write that goes to consecutive places of the file.
 enum Part<'a, D: Disk> {
-    InPlace { host: HostOffset, offset: u64, len: u64 },
+    InPlace { host: HostOffset, offset: u64, len: u64, hold: Option<WrittenHold<'a, D>> },
     Allocate { allocation: Allocation<'a, D>, offset: u64, len: u64 },
 }
 
@@ -226,7 +233,10 @@ impl<D: Disk> Qcow2<D> {
         loop {
             let step = self.ask(|meta| meta.plan_write(self.geometry, GuestOffset::new(at), len));
             match step.await? {
-                WriteStep::InPlace { host, len } => return Ok(Part::InPlace { host, offset, len }),
+                WriteStep::InPlace { host, len, written } => {
+                    let hold = written.map(|written| WrittenHold { image: self, written });
+                    return Ok(Part::InPlace { host, offset, len, hold });
+                }
                 WriteStep::Table(l1) => self.make_table(l1).await?,
                 WriteStep::Busy => {
                     let first = self.geometry.guest_cluster(GuestOffset::new(at));
@@ -234,6 +244,10 @@ impl<D: Disk> Qcow2<D> {
                 }
                 WriteStep::Allocate(held) => {
                     let hold = Hold { image: self, held };
+                    if self.has_raw_data() && !Bug::RawDataBeforeMapping.is_seeded() {
+                        self.map_zeros(hold, self.size.load(Ordering::Acquire)).await?;
+                        continue;
+                    }
                     return self.allocate(hold, at, offset, len).await;
                 }
             }
@@ -276,7 +290,7 @@ impl<D: Disk> Qcow2<D> {
         if let Err(e) = checked {
             return self.guarded(async { Err(self.named(e)) }).await;
         }
-        let written = self.disk.write(at, from).await;
-        written.map_err(|e| self.named(Error::io(format!("write at {at}"), &e)))
+        let written = self.data_disk().write(at, from).await;
+        written.map_err(|e| Error::io(format!("write at {at}"), &e).in_file(self.data_path()))
     }
 }

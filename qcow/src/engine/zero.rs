@@ -142,6 +142,10 @@ impl<D: Disk> Image<D> {
             }
             ChangeStep::Held(held) => {
                 let hold = Hold { image: qcow2, held };
+                let discard = self.inner.options.discard;
+                if !Bug::RawDataKeepsZeroed.is_seeded() {
+                    qcow2.zero_held(&hold.held, self.virtual_size(), change, discard).await?;
+                }
                 qcow2.change_held(&hold, change, self.inner.options.discard);
                 Ok(held.count)
             }

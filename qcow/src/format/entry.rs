@@ -188,13 +188,22 @@ impl ExtendedL2Entry {
 
     /// What this entry means; an error names what is wrong with it.
     pub fn parse(self, geometry: Geometry) -> Result<Mapping> {
+        self.divide(L2Entry(self.descriptor).parse(geometry, false)?)
+    }
+
+    /// As [`Self::parse`], of an image whose data lies in an external file: see [`L2Entry::parse_external`].
+    pub fn parse_external(self, geometry: Geometry) -> Result<Mapping> {
+        self.divide(L2Entry(self.descriptor).parse_external(geometry, false)?)
+    }
+
+    /// What becomes of `whole`, which the first word says of the cluster, by what the second says of its parts.
+    fn divide(self, whole: Mapping) -> Result<Mapping> {
         let invalid = |why| {
             let Self { descriptor, bitmap } = self;
             let what =
                 format!("extended L2 entry {descriptor:#x} with subcluster bitmap {bitmap:#x}");
             Err(Error::corrupt(format!("{what} {why}")))
         };
-        let whole = L2Entry(self.descriptor).parse(geometry, false)?;
         if let Mapping::Compressed(_) = whole {
             let sound = self.bitmap == 0;
             return if sound { Ok(whole) } else { invalid("divides a compressed cluster") };
@@ -259,6 +268,20 @@ impl L2Entry {
             (false, 0) => Mapping::Unallocated,
             (false, _) => Mapping::Data(owned),
         })
+    }
+
+    /// As [`Self::parse`], of an image whose data lies in an external file: there cluster 0 is data like any other, told
+    /// from nothing by its COPIED flag, and nothing is compressed.
+    pub fn parse_external(self, geometry: Geometry, zero_flag: bool) -> Result<Mapping> {
+        if self.0 & COMPRESSED != 0 {
+            return Err(Error::corrupt(
+                "Compressed cluster entry found in image with external data file",
+            ));
+        }
+        if self.0 == COPIED {
+            return Ok(Mapping::Data(Owned { cluster: HostCluster::new(0), copied: true }));
+        }
+        self.parse(geometry, zero_flag)
     }
 
     fn parse_compressed(self, geometry: Geometry) -> Result<Mapping> {

@@ -162,14 +162,21 @@ impl Header {
         sector_floor(self.size)
     }
 
+    /// Whether guest data lies in a file of its own.
+    pub fn has_external_data(&self) -> bool {
+        self.incompatible.contains(Incompatible::EXTERNAL_DATA)
+    }
+
+    /// Whether the external data file always equals the disk.
+    pub fn has_raw_external_data(&self) -> bool {
+        self.has_external_data() && self.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA)
+    }
+
     /// The first feature of this image that the engine does not serve yet, if any.
     pub fn unserved_feature(&self) -> Option<&'static str> {
-        let external = self.incompatible.contains(Incompatible::EXTERNAL_DATA)
-            || self.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA);
         match self.crypt_method {
             CryptMethod::Aes => Some("encryption (AES)"),
             CryptMethod::Luks => Some("encryption (LUKS)"),
-            CryptMethod::None if external => Some("external data file"),
             CryptMethod::None if self.incompatible.contains(Incompatible::EXTENDED_L2) => {
                 Some("extended L2 entries")
             }

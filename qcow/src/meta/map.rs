@@ -35,12 +35,31 @@ pub enum Extent {
     },
 }
 
+/// Where guest data lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPlace {
+    /// In the image's own file, wherever there is room, and counted.
+    Image,
+    /// In a file of its own, each byte at its guest offset, and not counted.
+    External,
+    /// As `External`, and that file equals the disk at all times.
+    RawExternal,
+}
+
+impl DataPlace {
+    /// Whether data lies in a file of its own.
+    pub fn is_external(self) -> bool {
+        self != Self::Image
+    }
+}
+
 /// The tables that map the virtual disk.
 #[derive(Debug)]
 pub struct Map {
     geometry: Geometry,
     /// Whether bit 0 of an L2 entry means zeros (version 3).
     zero_flag: bool,
+    data_place: DataPlace,
     l1: WordTable,
     slices: SliceCache,
     /// L1 entries whose L2 table somebody is making.
@@ -73,7 +92,20 @@ impl Map {
     /// The map behind the L1 table `l1`.
     pub fn new(geometry: Geometry, zero_flag: bool, l1: WordTable, cache_bytes: u64) -> Self {
         let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
-        Self { geometry, zero_flag, l1, slices, making: HashSet::new(), retired: HashSet::new() }
+        let (making, retired) = (HashSet::new(), HashSet::new());
+        let data_place = DataPlace::Image;
+        Self { geometry, zero_flag, data_place, l1, slices, making, retired }
+    }
+
+    /// The same map of an image whose data lies at `place`.
+    #[must_use]
+    pub fn with_data_at(self, place: DataPlace) -> Self {
+        Self { data_place: place, ..self }
+    }
+
+    /// Where guest data lies.
+    pub fn data_place(&self) -> DataPlace {
+        self.data_place
     }
 
     /// Whether version 3's zero flag may be used.
@@ -96,6 +128,9 @@ impl Map {
             Ok(mapping) => mapping,
             Err(e) => return Ok(Err(e)),
         };
+        if let Err(e) = self.check_place(cluster, first) {
+            return Ok(Err(e));
+        }
         if let Mapping::Divided(divided) = first {
             let index = self.geometry.subcluster_index(self.geometry.guest_subcluster(at));
             let count = divided.subclusters().count_alike(index);
@@ -113,13 +148,37 @@ impl Map {
         match self.slices.lookup(slot.key) {
             Lookup::Hit(slice) if self.geometry.has_extended_l2() => {
                 let [descriptor, bitmap] = [0, 1].map(|word| slice.word(slot.index * 2 + word));
-                Ok(ExtendedL2Entry { descriptor, bitmap }.parse(self.geometry))
+                let entry = ExtendedL2Entry { descriptor, bitmap };
+                Ok(match self.data_place {
+                    DataPlace::Image => entry.parse(self.geometry),
+                    _ => entry.parse_external(self.geometry),
+                })
             }
             Lookup::Hit(slice) => {
-                Ok(L2Entry(slice.word(slot.index)).parse(self.geometry, self.zero_flag))
+                let entry = L2Entry(slice.word(slot.index));
+                Ok(match self.data_place {
+                    DataPlace::Image => entry.parse(self.geometry, self.zero_flag),
+                    _ => entry.parse_external(self.geometry, self.zero_flag),
+                })
             }
             Lookup::Loading | Lookup::Miss => Err(Need::L2(slot.key)),
         }
+    }
+
+    /// Fails where data that lies in a file of its own is not where the guest has it.
+    pub fn check_place(&self, cluster: GuestCluster, mapping: Mapping) -> Result<()> {
+        let host = mapping.host().filter(|_| self.data_place.is_external());
+        let Some(host) = host.map(|host| host.cluster) else {
+            return Ok(());
+        };
+        if host.get() == cluster.get() {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!(
+            "External data file host cluster offset {} does not match guest cluster offset: {}",
+            self.geometry.host_start(host),
+            self.geometry.guest_start(cluster)
+        )))
     }
 
     /// How many entries from `slot` on continue `first`: same kind, and consecutive host clusters. At most `count_max`,

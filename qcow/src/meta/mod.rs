@@ -61,6 +61,8 @@ pub struct Meta {
     pub regions: Regions,
     /// Clusters on their way from mapped to free.
     pub reclaim: Reclaim,
+    /// Clusters of an external data file, by their guest clusters, whose space is on its way back to the host.
+    pub punches: Reclaim,
     /// Who flushes, and who waits for it.
     pub flush: Sequencer,
     /// What has changed since a scan for leaks began, while there is one.
@@ -81,6 +83,7 @@ impl Meta {
             busy: BusyClusters::default(),
             regions: Regions::default(),
             reclaim: Reclaim::default(),
+            punches: Reclaim::default(),
             flush: Sequencer::default(),
             changes: None,
             failure: None,

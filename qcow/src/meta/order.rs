@@ -61,6 +61,7 @@ pub struct FlushPlan {
     l2: Vec<DirtySectors>,
     l1: Vec<TableSector>,
     unlinked: Unlinked,
+    punches: Unlinked,
 }
 
 impl FlushPlan {
@@ -107,6 +108,7 @@ impl Meta {
             l2: self.map.slices_mut().take_dirty(),
             l1: self.map.l1_mut().take_dirty(),
             unlinked: self.reclaim.take_unlinked(),
+            punches: self.punches.take_unlinked(),
         }
     }
 
@@ -119,9 +121,11 @@ impl Meta {
         plan.l1.iter().for_each(|s| self.map.l1_mut().written(s, written));
         if success {
             self.reclaim.add_durable(plan.unlinked.made_durable());
+            self.punches.add_durable(plan.punches.made_durable());
             return;
         }
         self.reclaim.put_back(plan.unlinked);
+        self.punches.put_back(plan.punches);
     }
 }
 

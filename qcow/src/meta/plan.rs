@@ -1,6 +1,6 @@
 //! Deciding what a change of guest clusters takes: nothing, a wait, a table, or new clusters.
 
-use super::map::{Place, Slot};
+use super::map::{DataPlace, Place, Slot};
 use super::{Asked, Meta};
 use crate::addr::{Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index};
 use crate::error::Result;
@@ -16,6 +16,8 @@ pub enum WriteStep {
         host: HostOffset,
         /// How many bytes.
         len: u64,
+        /// The clusters whose mapping must not change meanwhile, where that matters; they have to be released.
+        written: Option<Written>,
     },
     /// The L2 table behind this entry is missing or shared: make one, then ask again.
     Table(L1Index),
@@ -23,6 +25,27 @@ pub enum WriteStep {
     Busy,
     /// These clusters need new places. They are held now, and have to be released.
     Allocate(Held),
+}
+
+/// Clusters being written in place whose mapping stays what it is until they are released.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// The first cluster.
+    pub first: GuestCluster,
+    /// How many.
+    pub count: u64,
+}
+
+/// The next step of giving back the space of clusters that are not mapped any more.
+#[derive(Clone, Copy, Debug)]
+pub enum PunchStep {
+    /// Nobody uses these clusters. They are held now, and have to be released.
+    Held(Held),
+    /// The first `count` clusters are in use again, or about to be.
+    Skip {
+        /// How many clusters.
+        count: u64,
+    },
 }
 
 /// The next step of a change that replaces mappings: zeroing or discarding whole clusters.
@@ -71,7 +94,7 @@ impl Meta {
     ) -> Asked<Result<WriteStep>> {
         let cluster = geometry.guest_cluster(at);
         let inside = geometry.in_guest_cluster(at);
-        if self.busy.free_prefix(cluster, 1) == 0 {
+        if self.busy.writable_prefix(cluster, 1) == 0 {
             return Ok(Ok(WriteStep::Busy));
         }
         let slot = match self.own_place(cluster) {
@@ -85,19 +108,30 @@ impl Meta {
             Ok(mapping) => mapping,
             Err(e) => return Ok(Err(e)),
         };
-        let count_max = self.reach(geometry, cluster, slot, geometry.clusters_for(inside + len));
-        let need = Target::of(first);
+        let need = match self.target(cluster, first) {
+            Ok(need) => need,
+            Err(e) => return Ok(Err(e)),
+        };
+        let wanted = geometry.clusters_for(inside + len);
+        let count_max = match need {
+            Target::Own(_) => self.busy.writable_prefix(cluster, wanted).min(in_slice(geometry, slot)),
+            _ => self.reach(geometry, cluster, slot, wanted),
+        };
+        if count_max == 0 {
+            return Ok(Ok(WriteStep::Busy));
+        }
         // Where the write goes to is checked when it is written; here, what it will set free.
         if need == Target::New
             && let Err(e) = self.check_mapping(geometry, first)
         {
             return Ok(Err(e));
         }
-        let count = self.count_with_target(geometry, slot, need, count_max)?;
+        let count = self.count_with_target(geometry, cluster, slot, need, count_max)?;
         Ok(Ok(match need {
             Target::Own(host) => WriteStep::InPlace {
                 host: geometry.host_start(host).plus(inside),
                 len: (geometry.bytes(count) - inside).min(len),
+                written: self.hold_written(cluster, count),
             },
             Target::Reserved(host) => WriteStep::Allocate(self.hold(Held {
                 first: cluster,
@@ -138,7 +172,7 @@ impl Meta {
         let mut held = 0;
         while held < reach {
             let next = Slot { index: slot.index + held as usize, ..slot };
-            match self.sound_mapping(geometry, next)? {
+            match self.sound_mapping(geometry, first.plus(held), next)? {
                 Ok(_) => held += 1,
                 Err(e) if held == 0 => return Ok(Err(e)),
                 Err(_) => break,
@@ -149,8 +183,66 @@ impl Meta {
 
     /// How many of the clusters from `first` on are free to be changed and have their entries in the slice of `slot`.
     fn reach(&self, geometry: Geometry, first: GuestCluster, slot: Slot, count: u64) -> u64 {
-        let in_slice = geometry.l2_entries_per_slice() - slot.index as u64;
-        self.busy.free_prefix(first, count.min(in_slice))
+        self.busy.free_prefix(first, count.min(in_slice(geometry, slot)))
+    }
+
+    /// Where a write to `cluster` goes, which is mapped to `mapping`; an error where that cannot be.
+    fn target(&self, cluster: GuestCluster, mapping: Mapping) -> Result<Target> {
+        self.map.check_place(cluster, mapping)?;
+        let target = Target::of(mapping);
+        // In a file of its own, data has but one place, and nobody else has that.
+        let own = HostCluster::new(cluster.get());
+        Ok(match target {
+            Target::New if self.map.data_place().is_external() => Target::Reserved(own),
+            other => other,
+        })
+    }
+
+    /// Keeps the mapping of clusters that are about to be written in place, where zeroing them reaches the bytes, too:
+    /// the two must not cross.
+    fn hold_written(&mut self, first: GuestCluster, count: u64) -> Option<Written> {
+        if self.map.data_place() != DataPlace::RawExternal {
+            return None;
+        }
+        self.busy.hold_written(first, count);
+        Some(Written { first, count })
+    }
+
+    /// Lets the mapping of clusters that were written in place change again.
+    pub fn release_written(&mut self, written: Written) {
+        self.busy.release_written(written.first, written.count);
+    }
+
+    /// What to do about the space of `count` clusters from `first` on, which an unlink has freed and which nobody in
+    /// flight knows; or about that of the first of them.
+    pub fn plan_punch(
+        &mut self,
+        geometry: Geometry,
+        first: GuestCluster,
+        count: u64,
+    ) -> Asked<Result<PunchStep>> {
+        let slot = match self.map.place(first) {
+            Ok(Place::OwnTable(slot)) => slot,
+            Ok(Place::NoTable | Place::SharedTable(_)) => return Ok(Ok(PunchStep::Skip { count: 1 })),
+            Err(e) => return Ok(Err(e)),
+        };
+        let reach = self.reach(geometry, first, slot, count);
+        let mut idle = 0;
+        while idle < reach {
+            let next = Slot { index: slot.index + idle as usize, ..slot };
+            match self.map.mapping(next)? {
+                Ok(mapping)
+                    if mapping.host().is_none() || Bug::DataPunchedWhileInUse.is_seeded() =>
+                {
+                    idle += 1;
+                }
+                _ => break,
+            }
+        }
+        Ok(Ok(match idle {
+            0 => PunchStep::Skip { count: 1 },
+            count => PunchStep::Held(self.hold(Held { first, count, slot, reserved: None })),
+        }))
     }
 
     /// As [`super::map::Map::place`], for a change: an error also where a table is shared against what its flag says.
@@ -163,14 +255,23 @@ impl Meta {
     }
 
     /// What the entry at `slot` means, for a change: an error also where what it names cannot be data.
-    fn sound_mapping(&mut self, geometry: Geometry, slot: Slot) -> Asked<Result<Mapping>> {
+    fn sound_mapping(
+        &mut self,
+        geometry: Geometry,
+        cluster: GuestCluster,
+        slot: Slot,
+    ) -> Asked<Result<Mapping>> {
         let mapping = self.map.mapping(slot)?;
-        Ok(mapping.and_then(|mapping| self.check_mapping(geometry, mapping).map(|()| mapping)))
+        Ok(mapping.and_then(|mapping| {
+            self.map.check_place(cluster, mapping)?;
+            self.check_mapping(geometry, mapping).map(|()| mapping)
+        }))
     }
 
     fn count_with_target(
         &mut self,
         geometry: Geometry,
+        cluster: GuestCluster,
         slot: Slot,
         first: Target,
         count_max: u64,
@@ -179,7 +280,8 @@ impl Meta {
         while count < count_max {
             let next = Slot { index: slot.index + count as usize, ..slot };
             let Ok(mapping) = self.map.mapping(next)? else { break };
-            let continues = Target::of(mapping).continues(first, count);
+            let Ok(target) = self.target(cluster.plus(count), mapping) else { break };
+            let continues = target.continues(first, count);
             if !continues || first == Target::New && self.check_mapping(geometry, mapping).is_err()
             {
                 break;
@@ -213,7 +315,9 @@ impl Meta {
     /// # Errors
     /// These cannot be data; then nothing has been changed.
     pub fn link_held(&mut self, geometry: Geometry, held: &Held, host: HostCluster) -> Result<()> {
-        self.check_target(geometry, host, held.count)?;
+        if !self.map.data_place().is_external() {
+            self.check_target(geometry, host, held.count)?;
+        }
         for i in 0..held.count {
             let new = Mapping::Data(Owned { cluster: host.plus(i), copied: true });
             self.relink(geometry, held.slot(i), new, false);
@@ -249,6 +353,9 @@ impl Meta {
     }
 
     fn note_linked(&mut self, geometry: Geometry, new: Mapping) {
+        if self.map.data_place().is_external() {
+            return;
+        }
         let (first, count) = match (new, cluster_of(new)) {
             (Mapping::Compressed(extent), _) => geometry.host_span(extent.offset, extent.len),
             (_, Some(cluster)) => (cluster, 1),
@@ -271,11 +378,26 @@ impl Meta {
                 self.unlink(first, count, punch);
             }
             _ => match cluster_of(old) {
-                Some(cluster) if kept != Some(cluster) => self.unlink(cluster, 1, punch),
+                Some(cluster) if kept != Some(cluster) => self.unlink_data(cluster, punch),
                 _ => {}
             },
         }
     }
+
+    /// Sends a data cluster that no table in memory names any more on its way: to being free, or, where it belongs to
+    /// the guest cluster in any case, to having its hole punched.
+    fn unlink_data(&mut self, cluster: HostCluster, punch: bool) {
+        match self.map.data_place() {
+            DataPlace::Image => self.unlink(cluster, 1, punch),
+            DataPlace::External if punch => self.punches.unlink(cluster, 1, true),
+            DataPlace::External | DataPlace::RawExternal => {}
+        }
+    }
+}
+
+/// Entries from `slot` to the end of its slice.
+fn in_slice(geometry: Geometry, slot: Slot) -> u64 {
+    geometry.l2_entries_per_slice() - slot.index as u64
 }
 
 /// Where a write to a cluster goes.

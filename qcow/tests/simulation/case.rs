@@ -56,6 +56,10 @@ pub enum Start {
     Compressed,
     /// So many sectors are written, and nothing behind them.
     Partly(u64),
+    /// As `Partly`, with the data in an external file, which holds junk behind them.
+    External(u64),
+    /// As `Partly`, with the data in a raw external file.
+    RawExternal(u64),
 }
 
 /// What kind of image it is.
@@ -90,6 +94,8 @@ impl Start {
         match self {
             Self::Backing(_) => Self::Backing(0),
             Self::Partly(_) => Self::Partly(0),
+            Self::External(_) => Self::External(0),
+            Self::RawExternal(_) => Self::RawExternal(0),
             other => other,
         }
     }
@@ -113,8 +119,15 @@ impl Shape {
         match self.start {
             Start::Empty | Start::Backing(_) => 0,
             Start::Filled | Start::Snapshot | Start::Compressed => self.size,
-            Start::Partly(sectors) => sectors,
+            Start::Partly(sectors) | Start::External(sectors) | Start::RawExternal(sectors) => {
+                sectors.min(self.size)
+            }
         }
+    }
+
+    /// Whether the data lies in an external file.
+    pub fn is_external(&self) -> bool {
+        matches!(self.start, Start::External(_) | Start::RawExternal(_))
     }
 
     /// The sectors that a discard of this range may change, on a disk of `size` sectors.
@@ -131,8 +144,9 @@ impl Shape {
         !self.version3 && self.start == Start::Snapshot
     }
 
-    /// Version 2 knows one refcount width only, and narrow counts cannot count a snapshot.
+    /// Version 2 knows one refcount width only and no external data, and narrow counts cannot count a snapshot.
     fn sound(mut self) -> Self {
+        self.version3 |= self.is_external();
         if !self.version3 {
             self.refcount_order = 4;
         }
@@ -190,6 +204,8 @@ pub fn busy_case() -> impl Strategy<Value = Case> {
         2 => Just(Start::Empty),
         2 => (1u64..=1200).prop_map(Start::Backing),
         1 => Just(Start::Filled),
+        1 => (0u64..=600).prop_map(Start::External),
+        1 => (0u64..=600).prop_map(Start::RawExternal),
     ];
     // The largest disks have more tables than the smallest cache holds.
     let size = prop_oneof![8 => 1u64..=1200, 1 => 2000u64..=3000];
@@ -207,6 +223,8 @@ pub fn small_case() -> impl Strategy<Value = Case> {
         3 => Just(Start::Filled),
         2 => Just(Start::Snapshot),
         1 => Just(Start::Compressed),
+        1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::External),
+        1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::RawExternal),
     ];
     // Few sizes, because QEMU makes some of these images.
     let size = prop::sample::select(vec![16u64, 33, 57]);
@@ -323,6 +341,8 @@ impl fmt::Display for Start {
             Self::Snapshot => write!(f, "snapshot"),
             Self::Compressed => write!(f, "compressed"),
             Self::Partly(sectors) => write!(f, "partly:{sectors}"),
+            Self::External(sectors) => write!(f, "external:{sectors}"),
+            Self::RawExternal(sectors) => write!(f, "raw-external:{sectors}"),
         }
     }
 }
@@ -339,6 +359,8 @@ impl FromStr for Start {
             _ => match text.split_once(':') {
                 Some(("backing", sectors)) => Self::Backing(number(sectors)?),
                 Some(("partly", sectors)) => Self::Partly(number(sectors)?),
+                Some(("external", sectors)) => Self::External(number(sectors)?),
+                Some(("raw-external", sectors)) => Self::RawExternal(number(sectors)?),
                 _ => return Err(format!("no start is called '{text}'")),
             },
         })

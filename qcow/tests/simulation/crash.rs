@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use qcow::disk::sim::{Content, Outcome, PowerCut, Random, SimDisk};
+use qcow::disk::sim::Random;
 
 use crate::case::{Case, Shape, small_case};
+use crate::cut::Cut;
 use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
 use crate::hunt::{Failure, expect_none, find, message_of, wanted};
@@ -79,32 +80,20 @@ struct Crashes<'t> {
 impl Crashes<'_> {
     /// Looks at what a power cut at this moment may leave.
     fn cut(&mut self, gate: &SimGate, history: &History) {
-        let cut = gate.image.power_cut();
+        let cut = Cut::now(gate);
         let count = cut.count();
         let exhaustive = count <= self.effort.states_per_moment;
-        let fingerprints = cut.fingerprints();
+        let fingerprint_of = cut.fingerprints();
         for index in 0..count.min(self.effort.states_per_moment) {
-            let outcome =
-                if exhaustive { cut.outcome(index) } else { cut.sample(&mut self.random) };
-            let fingerprint = fingerprints.of(&outcome);
+            let state = if exhaustive { cut.state(index) } else { cut.sample(&mut self.random) };
+            let fingerprint = fingerprint_of(&state);
             if self.seen.insert((fingerprint, history.flushed())) {
-                self.examine(gate, history, &cut, &outcome, fingerprint);
+                self.examine(history, cut.files(&state), fingerprint);
             }
         }
     }
 
-    fn examine(
-        &mut self,
-        gate: &SimGate,
-        history: &History,
-        cut: &PowerCut,
-        outcome: &Outcome,
-        fingerprint: u64,
-    ) {
-        let files = Files {
-            image: cut.content(outcome),
-            backing: gate.backing.as_ref().map(SimDisk::content),
-        };
+    fn examine(&mut self, history: &History, files: Files, fingerprint: u64) {
         let allowed = |values: &[u64]| history.check_survivors(values);
         let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };
         let mut again =
@@ -114,8 +103,7 @@ impl Crashes<'_> {
         });
         self.note(&found);
         self.sampler.look(&self.shape, &files, &found);
-        for (image, history) in again.states {
-            let files = Files { image, ..files.clone() };
+        for (files, history) in again.states {
             let allowed = |values: &[u64]| history.check_survivors(values);
             let found = recover(&self.shape, files, fingerprint, &allowed, |_, _| {});
             self.note(&found);
@@ -133,7 +121,7 @@ impl Crashes<'_> {
 struct Again {
     random: Random,
     wanted: u64,
-    states: Vec<(Content, History)>,
+    states: Vec<(Files, History)>,
 }
 
 impl Again {
@@ -142,9 +130,9 @@ impl Again {
             return;
         }
         self.wanted -= 1;
-        let cut = gate.image.power_cut();
-        let outcome = cut.sample(&mut self.random);
-        self.states.push((cut.content(&outcome), history.clone()));
+        let cut = Cut::now(gate);
+        let state = cut.sample(&mut self.random);
+        self.states.push((cut.files(&state), history.clone()));
     }
 }
 

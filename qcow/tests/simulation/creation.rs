@@ -28,7 +28,7 @@ pub fn creation(shape: &Shape) -> (u64, u64) {
                 images += 1;
                 let empty = History::new(shape.size, |_| 0);
                 let allowed = |values: &[u64]| empty.check_survivors(values);
-                let files = Files { image, backing: None };
+                let files = Files { image, backing: None, data: None };
                 recover(shape, files, states, &allowed, |_, _| {});
             }
         }

@@ -14,14 +14,27 @@ use qcow::gate::Gate;
 
 use crate::case::{Case, Op, SECTOR};
 use crate::history::{Began, History};
-use crate::start::{files, initial, sectors};
+use crate::start::{Files, files, initial, sectors};
 
-/// Hands out the image and its backing file.
+/// Hands out the image, its backing file and its external data file.
 #[derive(Clone, Debug)]
 pub struct SimGate {
     pub world: World,
     pub image: SimDisk,
     pub backing: Option<SimDisk>,
+    pub data: Option<SimDisk>,
+}
+
+impl SimGate {
+    /// What the next who opens the image finds if nothing is lost.
+    pub fn files(&self) -> Files {
+        let content = |disk: &SimDisk| disk.content();
+        Files {
+            image: self.image.content(),
+            backing: self.backing.as_ref().map(content),
+            data: self.data.as_ref().map(content),
+        }
+    }
 }
 
 impl Gate for SimGate {
@@ -33,6 +46,10 @@ impl Gate for SimGate {
 
     fn open_backing(&self, _: &Path, name: &OsStr) -> qcow::Result<(PathBuf, SimDisk)> {
         Ok((PathBuf::from(name), self.backing.clone().expect("only a case with a backing file")))
+    }
+
+    fn open_data(&self, _: &Path, name: &OsStr, _: bool) -> qcow::Result<(PathBuf, SimDisk)> {
+        Ok((PathBuf::from(name), self.data.clone().expect("only a case with a data file")))
     }
 }
 
@@ -94,9 +111,7 @@ impl<'c> Drive<'c> {
     /// The case's image, in a world of its own.
     pub fn new(case: &'c Case) -> Self {
         let world = World::new(case.seed);
-        let files = files(&case.shape);
-        let backing = files.backing.map(|content| world.add_content(content));
-        let gate = SimGate { image: world.add_content(files.image), backing, world: world.clone() };
+        let gate = files(&case.shape).put_into(&world);
         let history = History::new(case.shape.size, |sector| initial(&case.shape, sector));
         Self {
             case,

@@ -3,13 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use qcow::disk::sim::{Fault, Random, SimDisk};
+use qcow::disk::sim::{Fault, Random};
 
 use crate::case::{Case, small_case};
+use crate::cut::Cut;
 use crate::drive::{Drive, Ending};
 use crate::hunt::{expect_none, find, is_soak, message_of, wanted};
 use crate::recover::{expect_clean, recover};
-use crate::start::Files;
 
 /// Faults that are tried for each change, and pairs of faults in a long run.
 const FAULTS: u64 = 40_000;
@@ -60,21 +60,20 @@ fn survive(case: &Case, faults: &[(u64, Fault)]) {
         drive.world.block_on(expect_clean(&case.shape, &drive.gate));
     }
     let random = &mut Random::new(case.seed);
-    let cut = drive.gate.image.power_cut();
+    let cut = Cut::now(&drive.gate);
     // First what the power leaves, then what the page cache shows to the next who opens the image.
     let history = drive.history.borrow();
-    let files = |image| Files { image, backing: drive.gate.backing.as_ref().map(SimDisk::content) };
     for _ in 0..CUTS {
-        let image = cut.content(&cut.sample(random));
+        let files = cut.files(&cut.sample(random));
         let allowed = |values: &[u64]| history.check_survivors(values);
-        recover(&case.shape, files(image), case.seed, &allowed, |_, _| {});
+        recover(&case.shape, files, case.seed, &allowed, |_, _| {});
     }
     drop(history);
     drive.kill();
     let now = drive.history.borrow_mut().begin_now();
     let history = drive.history.borrow();
     let allowed = |values: &[u64]| history.check_whole(now, values);
-    recover(&case.shape, files(drive.gate.image.content()), case.seed, &allowed, |_, _| {});
+    recover(&case.shape, drive.gate.files(), case.seed, &allowed, |_, _| {});
 }
 
 #[test]

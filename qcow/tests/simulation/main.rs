@@ -17,6 +17,7 @@ mod bugs;
 mod case;
 mod crash;
 mod creation;
+mod cut;
 mod drive;
 mod faults;
 mod history;

@@ -55,12 +55,19 @@ fn agree(files: &Files, found: &Found) {
     if let Some(backing) = &files.backing {
         std::fs::write(directory.path().join("backing"), backing.to_vec()).expect("write");
     }
-    let check = run(Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&image));
+    if let Some(data) = &files.data {
+        std::fs::write(directory.path().join("data"), data.to_vec()).expect("write");
+    }
+    // The name of a data file starts from the working directory.
+    let mut check = Command::new("qemu-img");
+    let check = check.current_dir(directory.path());
+    let check = run(check.args(["check", "-f", "qcow2"]).arg(&image));
     let expected = if found.leaks == 0 { 0 } else { 3 };
     assert_eq!(check.0, Some(expected), "qemu-img check after a crash: {}", check.1);
     let raw = directory.path().join("raw");
     let convert = ["convert", "-f", "qcow2", "-O", "raw"];
-    let read = run(Command::new("qemu-img").args(convert).arg(&image).arg(&raw));
+    let mut read = Command::new("qemu-img");
+    let read = run(read.current_dir(directory.path()).args(convert).arg(&image).arg(&raw));
     assert_eq!(read.0, Some(0), "qemu-img convert after a crash: {}", read.1);
     let ours = sectors(found.values.iter().copied());
     let theirs = std::fs::read(&raw).expect("what QEMU read");

@@ -46,9 +46,9 @@ pub fn recover(
     mut observe: impl FnMut(&SimGate, &History),
 ) -> Found {
     let world = World::new(seed);
-    let backing = files.backing.map(|content| world.add_content(content));
-    let gate = SimGate { image: world.add_content(files.image), backing, world: world.clone() };
+    let gate = files.put_into(&world);
     let found = world.block_on(look(&gate));
+    expect_raw_data(shape, &gate, &found.values);
     allowed(&found.values);
     let values = found.values.clone();
     let size = values.len() as u64;
@@ -98,7 +98,8 @@ async fn use_again(shape: &Shape, gate: &SimGate, seed: u64, history: &RefCell<H
     let recovery = image.recover_leaks(&stop).await.expect("recover");
     assert_eq!(recovery.end, RecoveryEnd::Complete, "nothing disturbs the recovery now");
     let values = read(&image, 0, size).await.expect("read");
-    assert!((0..).zip(values).all(|(s, value)| value == 0xaaaa << 48 | s), "a write is lost");
+    assert!((0..).zip(&values).all(|(s, &value)| value == 0xaaaa << 48 | s), "a write is lost");
+    expect_raw_data(shape, gate, &values);
     if seed.is_multiple_of(GROW_ONE_IN) && !shape.keeps_size() {
         grow(&image, size + GROWTH, history).await;
     }
@@ -129,6 +130,16 @@ pub async fn expect_clean(shape: &Shape, gate: &SimGate) {
         let differs = (0..).zip(values).find(|&(s, value)| value != initial(shape, s));
         assert_eq!(differs, None, "the snapshot has changed");
     }
+}
+
+/// A raw external data file holds `values`, those of the whole disk, wherever it is looked at.
+fn expect_raw_data(shape: &Shape, gate: &SimGate, values: &[u64]) {
+    let (Start::RawExternal(_), Some(data)) = (shape.start, &gate.data) else { return };
+    let mut bytes = data.to_vec();
+    bytes.resize(values.len() * SECTOR as usize, 0);
+    let differs = bytes.chunks(SECTOR as usize).zip(values).map(|(a, &b)| (a, sectors([b])));
+    let first = differs.enumerate().find(|(_, (a, b))| a != b).map(|(sector, _)| sector);
+    assert_eq!(first, None, "the raw data file is not the disk");
 }
 
 async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {

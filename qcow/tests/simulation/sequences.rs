@@ -40,8 +40,16 @@ fn requests() -> Vec<Op> {
     ]
 }
 
-fn starts() -> [Start; 5] {
-    [Start::Empty, Start::Backing(5), Start::Filled, Start::Snapshot, Start::Compressed]
+fn starts() -> [Start; 7] {
+    [
+        Start::Empty,
+        Start::Backing(5),
+        Start::Filled,
+        Start::Snapshot,
+        Start::Compressed,
+        Start::External(3),
+        Start::RawExternal(3),
+    ]
 }
 
 /// All sequences of `len` requests, one after the other and at the same time.

@@ -5,19 +5,33 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use qcow::disk::Buffer;
-use qcow::disk::sim::{Content, World};
-use qcow::engine::{CreateOptions, create};
+use qcow::addr::HostOffset;
+use qcow::disk::sim::{Content, SimDisk, World};
+use qcow::disk::{Buffer, Disk};
+use qcow::engine::{CreateOptions, DataFileOptions, create, create_with_data};
 use qcow::format::header::Version;
 
 use crate::case::{SECTOR, Shape, Start};
 use crate::drive::{SimGate, open};
+
+/// What an external data file holds where nothing has been written.
+const JUNK: u64 = 0xdead_dead_dead_dead;
 
 /// The files of an image that is not in use.
 #[derive(Clone, Debug)]
 pub struct Files {
     pub image: Content,
     pub backing: Option<Content>,
+    pub data: Option<Content>,
+}
+
+impl Files {
+    /// The files, in `world`.
+    pub fn put_into(self, world: &World) -> SimGate {
+        let add = |content| world.add_content(content);
+        let (backing, data) = (self.backing.map(add), self.data.map(add));
+        SimGate { image: add(self.image), backing, data, world: world.clone() }
+    }
 }
 
 /// The image of `shape`.
@@ -52,7 +66,9 @@ pub fn sectors(stamps: impl IntoIterator<Item = u64>) -> Vec<u8> {
 
 fn make(shape: &Shape) -> Files {
     match shape.start {
-        Start::Snapshot | Start::Compressed => Files { image: by_qemu(shape), backing: None },
+        Start::Snapshot | Start::Compressed => {
+            Files { image: by_qemu(shape), backing: None, data: None }
+        }
         _ => by_ourselves(shape),
     }
 }
@@ -64,9 +80,19 @@ fn bytes(shape: &Shape, count: u64) -> Vec<u8> {
 fn by_ourselves(shape: &Shape) -> Files {
     let world = World::new(1);
     let backing = shape.backing().map(|sectors| world.add_file(&bytes(shape, sectors)));
-    let gate = SimGate { image: world.add_file(&[]), backing, world: world.clone() };
+    let data = shape.is_external().then(|| world.add_file(&[]));
+    let gate = SimGate { image: world.add_file(&[]), backing, data, world: world.clone() };
     world.block_on(async {
-        create(&gate.image, &options(shape)).await.expect("create");
+        match &gate.data {
+            Some(data) => create_with_data(&gate.image, data, &options(shape)).await,
+            None => create(&gate.image, &options(shape)).await,
+        }
+        .expect("create");
+        if let (Start::External(_), Some(data)) = (shape.start, &gate.data) {
+            // What no cluster maps means nothing.
+            let junk = Buffer::from_bytes(&sectors((0..shape.size).map(|_| JUNK))).payload();
+            data.write(HostOffset::new(0), &junk).await.expect("write junk");
+        }
         if shape.written() > 0 {
             let image = open(&gate, 1 << 20).await.expect("open");
             let payload = Buffer::from_bytes(&bytes(shape, shape.written())).payload();
@@ -74,7 +100,12 @@ fn by_ourselves(shape: &Shape) -> Files {
             image.close().await.expect("close");
         }
     });
-    Files { image: gate.image.content(), backing: gate.backing.map(|b| b.content()) }
+    let content = |disk: SimDisk| disk.content();
+    Files {
+        image: gate.image.content(),
+        backing: gate.backing.clone().map(content),
+        data: gate.data.clone().map(content),
+    }
 }
 
 /// How an image of this shape is created.
@@ -85,6 +116,10 @@ pub fn options(shape: &Shape) -> CreateOptions {
         cluster_bits: shape.cluster_bits,
         refcount_order: shape.refcount_order,
         backing: shape.backing().map(|_| ("backing".into(), Some("raw".into()))),
+        data_file: shape.is_external().then(|| DataFileOptions {
+            name: "data".into(),
+            raw: matches!(shape.start, Start::RawExternal(_)),
+        }),
         ..CreateOptions::default()
     }
 }

@@ -269,6 +269,15 @@ impl Disk for UringDisk {
         }
     }
 
+    async fn unmap_zeroes(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        match self.punch_hole(at, len).await {
+            // A hole of a file reads as zeros, and one that cannot be punched is not there.
+            Ok(true) => Ok(()),
+            Ok(false) => self.write_zeroes(at, len).await,
+            Err(e) => Err(e),
+        }
+    }
+
     async fn allocate(&self, at: HostOffset, len: u64) -> io::Result<()> {
         self.fallocate(FallocateFlags::empty(), at, len).await
     }

@@ -73,7 +73,7 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
     /// Checks a piece of the L1 table that lies at `at` and starts with entry `first`.
     async fn check_l1(&mut self, first: u64, at: u64, mut bytes: Vec<u8>) -> Result<()> {
         let place = |entry| Some(LooseL1(entry).offset()).filter(|&offset| offset != 0);
-        let wrong = self.find_wrong(&bytes, place).await?;
+        let wrong = self.find_wrong(&bytes, false, place).await?;
         for &Wrong { index, entry, refcount } in &wrong {
             let (l1_index, repaired) = (first + index as u64, self.repair);
             self.tally.note(&Finding::CopiedFlagOfTable { l1_index, entry, refcount, repaired }, 1);
@@ -88,7 +88,8 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
             Claim::Cluster { offset, .. } => Some(offset),
             Claim::Nothing | Claim::Compressed { .. } => None,
         };
-        let wrong = self.find_wrong(&bytes, place).await?;
+        let external = self.target.header.has_external_data();
+        let wrong = self.find_wrong(&bytes, external, place).await?;
         // A corrected flag is right for all who use the table.
         let times = if self.repair { 1 } else { times };
         for &Wrong { entry, refcount, .. } in &wrong {
@@ -98,15 +99,23 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
         self.correct(at, &mut bytes, &wrong, "L2 table").await
     }
 
-    /// The entries whose flag is wrong, of those that have a `place` in the file.
+    /// The entries whose flag is wrong, of those that have a `place` in the file, or in the `external` data file.
     async fn find_wrong(
         &mut self,
         table: &[u8],
+        external: bool,
         place: impl Fn(u64) -> Option<u64>,
     ) -> Result<Vec<Wrong>> {
         let mut wrong = Vec::new();
         for (index, entry) in words(table).enumerate() {
             let Some(offset) = place(entry) else { continue };
+            if external {
+                // Nobody counts an external data file: each cluster there is this image's own.
+                if !is_copied(entry) {
+                    wrong.push(Wrong { index, entry, refcount: 1 });
+                }
+                continue;
+            }
             let cluster = self.target.cluster_at(offset);
             if self.stored.is_single(cluster) == Some(is_copied(entry)) {
                 continue;

@@ -168,17 +168,9 @@ struct Target<'d, D> {
 impl<'d, D: Disk> Target<'d, D> {
     async fn open(disk: &'d D, skip_holes: bool) -> Result<Self> {
         let header = read_header(disk).await?;
-        let unsupported = if header.incompatible.contains(Incompatible::EXTERNAL_DATA) {
-            Some("an external data file")
-        } else if header.incompatible.contains(Incompatible::EXTENDED_L2) {
-            Some("extended L2 entries")
-        } else {
-            None
-        };
-        if let Some(feature) = unsupported {
-            return Err(Error::unsupported(format!(
-                "check does not support images with {feature} yet"
-            )));
+        if header.incompatible.contains(Incompatible::EXTENDED_L2) {
+            let what = "check does not support images with extended L2 entries yet";
+            return Err(Error::unsupported(what));
         }
         let geometry = header.geometry();
         let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;

@@ -34,6 +34,9 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
                 Claim::Cluster { offset, zero } => {
                     self.check_alignment(offset, zero, uses);
                     layout.add_cluster(offset, geometry);
+                    if self.target.header.has_external_data() {
+                        continue;
+                    }
                     self.count_region(offset, geometry.cluster_size(), uses.total);
                 }
             }
