@@ -33,11 +33,7 @@ pub async fn create<D: Disk>(disk: &D, options: &CreateOptions) -> Result<()> {
 ///
 /// # Errors
 /// As [`create`].
-pub async fn create_with_data<D: Disk>(
-    disk: &D,
-    data: &D,
-    options: &CreateOptions,
-) -> Result<()> {
+pub async fn create_with_data<D: Disk>(disk: &D, data: &D, options: &CreateOptions) -> Result<()> {
     if options.data_file.is_none() {
         return Err(Error::invalid("no external data file is named"));
     }

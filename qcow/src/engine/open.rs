@@ -217,7 +217,8 @@ fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
     }
     if writable && header.has_external_data() && header.snapshot_count > 0 {
         let count = header.snapshot_count;
-        let what = format!("{count} snapshots in image with data file; cannot be opened read/write");
+        let what =
+            format!("{count} snapshots in image with data file; cannot be opened read/write");
         return Err(Error::corrupt(what));
     }
     if writable && header.incompatible.contains(Incompatible::CORRUPT) {

@@ -114,7 +114,9 @@ impl Meta {
         };
         let wanted = geometry.clusters_for(inside + len);
         let count_max = match need {
-            Target::Own(_) => self.busy.writable_prefix(cluster, wanted).min(in_slice(geometry, slot)),
+            Target::Own(_) => {
+                self.busy.writable_prefix(cluster, wanted).min(in_slice(geometry, slot))
+            }
             _ => self.reach(geometry, cluster, slot, wanted),
         };
         if count_max == 0 {
@@ -223,7 +225,9 @@ impl Meta {
     ) -> Asked<Result<PunchStep>> {
         let slot = match self.map.place(first) {
             Ok(Place::OwnTable(slot)) => slot,
-            Ok(Place::NoTable | Place::SharedTable(_)) => return Ok(Ok(PunchStep::Skip { count: 1 })),
+            Ok(Place::NoTable | Place::SharedTable(_)) => {
+                return Ok(Ok(PunchStep::Skip { count: 1 }));
+            }
             Err(e) => return Ok(Err(e)),
         };
         let reach = self.reach(geometry, first, slot, count);
