@@ -88,12 +88,12 @@ impl Crashes<'_> {
             let state = if exhaustive { cut.state(index) } else { cut.sample(&mut self.random) };
             let fingerprint = fingerprint_of(&state);
             if self.seen.insert((fingerprint, history.flushed())) {
-                self.examine(history, cut.files(&state), fingerprint);
+                self.examine(history, &cut.files(&state), fingerprint);
             }
         }
     }
 
-    fn examine(&mut self, history: &History, files: Files, fingerprint: u64) {
+    fn examine(&mut self, history: &History, files: &Files, fingerprint: u64) {
         let allowed = |values: &[u64]| history.check_survivors(values);
         let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };
         let mut again =
@@ -102,7 +102,7 @@ impl Crashes<'_> {
             again.cut(gate, history);
         });
         self.note(&found);
-        self.sampler.look(&self.shape, &files, &found);
+        self.sampler.look(&self.shape, files, &found);
         for (files, history) in again.states {
             let allowed = |values: &[u64]| history.check_survivors(values);
             let found = recover(&self.shape, files, fingerprint, &allowed, |_, _| {});

@@ -1,6 +1,6 @@
 //! What a power cut leaves of an image's files together: the image, and its external data file where it has one.
 
-use qcow::disk::sim::{Content, Outcome, PowerCut, Random};
+use qcow::disk::sim::{Content, Outcome, PowerCut, Random, SimDisk};
 
 use crate::drive::SimGate;
 use crate::start::Files;
@@ -23,8 +23,8 @@ impl Cut {
     pub fn now(gate: &SimGate) -> Self {
         Self {
             image: gate.image.power_cut(),
-            data: gate.data.as_ref().map(|data| data.power_cut()),
-            backing: gate.backing.as_ref().map(|backing| backing.content()),
+            data: gate.data.as_ref().map(SimDisk::power_cut),
+            backing: gate.backing.as_ref().map(SimDisk::content),
         }
     }
 
