@@ -21,6 +21,9 @@ pub const SNAPSHOT_EXTRA_BYTES_MAX: u32 = 1024;
 /// Most bytes of snapshots' L1 tables that a writable open reads to learn where their L2 tables lie: ours. Tables beyond
 /// are guarded by their refcounts alone.
 pub const SNAPSHOT_L1_BYTES_READ_MAX: u64 = 64 << 20;
+/// Most bytes of refcount blocks that a snapshot's creation, use or deletion holds in memory: ours. With 16-bit counts and
+/// 64 KiB clusters, 32 TiB of file.
+pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 /// Most persistent bitmaps (QEMU's `QCOW2_MAX_BITMAPS`).
 pub const BITMAP_COUNT_MAX: u32 = 65_535;
 /// Largest bitmap directory in bytes (QEMU's `QCOW2_MAX_BITMAP_DIRECTORY_SIZE`).

@@ -34,6 +34,22 @@ pub enum Bug {
     NoBarrierAfterMark,
     /// The mark says that the image was closed before everything else is durable.
     MarkedCleanTooEarly,
+    /// The header may name a new snapshot table or L1 table before it is durable.
+    NoBarrierBeforeSnapshotSwitch,
+    /// Counts and flags may change before the header is durable that says they may be wrong.
+    NoBarrierAfterSnapshotSwitch,
+    /// The dirty bit is cleared before counts and flags are durable.
+    DirtyClearedTooEarly,
+    /// The dirty bit is not set while counts and flags are behind.
+    SettledWithoutDirty,
+    /// In version 2, a snapshot comes before the counts of what it shares.
+    SnapshotBeforeCounts,
+    /// In version 2, a snapshot comes before the COPIED flags of what it shares are cleared.
+    SnapshotBeforeFlags,
+    /// In version 2, the counts of a snapshot are lowered while the header names it.
+    SnapshotFreedTooEarly,
+    /// COPIED flags stay where a snapshot shares a cluster.
+    FlagsStayAfterSnapshot,
     /// A new image's header may reach the disk before what it names.
     NoBarrierBeforeNewHeader,
     /// A flush joins the one that is running, which may not carry what it is to make durable.

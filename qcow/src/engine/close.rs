@@ -49,7 +49,7 @@ impl<D: Disk> Qcow2<D> {
         Ok(false)
     }
 
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let meta = lock(&self.meta);
         let idle = meta.reclaim.is_idle() && meta.punches.is_idle();
         idle && !meta.map.is_dirty() && !meta.refs.is_dirty()

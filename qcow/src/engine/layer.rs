@@ -154,7 +154,7 @@ impl<D: Disk> Qcow2<D> {
         self.write_bytes(self.geometry.host_start(first), bytes).await
     }
 
-    async fn write_bytes(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+    pub(super) async fn write_bytes(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
         let written = self.disk.write(at, &Buffer::from_bytes(bytes).payload()).await;
         written.map_err(|e| self.named(Error::io(format!("write metadata at {at}"), &e)))
     }

@@ -185,6 +185,15 @@ impl SliceCache {
         }
     }
 
+    /// Forgets everything: the tables have changed on disk. Nothing is in use or waits to be written.
+    pub fn clear(&mut self) {
+        let idle = |entry: &Entry| matches!(entry, Entry::Ready(slice) if slice.is_evictable());
+        assert!(self.entries.values().all(idle), "only a cache that nobody uses is cleared");
+        self.entries.clear();
+        self.tables.clear();
+        self.queue.clear();
+    }
+
     /// Overwrites bytes of a slice that is in memory.
     pub fn change(&mut self, key: SliceKey, offset: usize, new: &[u8]) {
         let Some(slice) = self.get(key) else {

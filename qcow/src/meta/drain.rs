@@ -35,6 +35,11 @@ impl Drain {
         Inside { drain: self, counter }
     }
 
+    /// Whether no request is in flight right now.
+    pub fn is_empty(&self) -> bool {
+        self.inside.iter().all(|counter| counter.load(Ordering::SeqCst) == 0)
+    }
+
     /// Looks at the counters for the benefit of `grace`; whether its waiting is over.
     pub fn has_passed(&self, grace: &mut Grace) -> bool {
         for counter in 0..2 {

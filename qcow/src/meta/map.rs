@@ -328,6 +328,14 @@ impl Map {
         self.l1 = table;
     }
 
+    /// Goes on with `l1`, which is on disk; the L2 tables may have changed, too. Nobody is using any of them.
+    pub fn restart(&mut self, l1: WordTable) {
+        assert!(!self.is_dirty() && self.making.is_empty(), "a map starts anew when it is clean");
+        self.l1 = l1;
+        self.slices.clear();
+        self.retired.clear();
+    }
+
     /// The slice cache, for loading and flushing.
     pub fn slices(&self) -> &SliceCache {
         &self.slices

@@ -21,6 +21,7 @@ pub mod reclaim;
 pub mod recover;
 pub mod refs;
 pub mod regions;
+pub mod settle;
 pub mod snapshot;
 pub mod table;
 
@@ -121,11 +122,20 @@ impl Meta {
         ))
     }
 
-    /// Learns where all metadata lies, before the image is written to.
+    /// Learns where the metadata lies that belongs to no snapshot, before the image is written to.
     ///
     /// # Errors
     /// A table is damaged, lies past the end of the file, or shares a cluster with another one.
     pub fn map_regions(&mut self, geometry: Geometry) -> Result<()> {
+        self.regions = self.own_regions(geometry)?;
+        Ok(())
+    }
+
+    /// Where the metadata lies that belongs to no snapshot.
+    ///
+    /// # Errors
+    /// As [`Self::map_regions`].
+    pub fn own_regions(&self, geometry: Geometry) -> Result<Regions> {
         let mut regions = Regions::default();
         regions.add(Kind::Header, HostCluster::new(0), 1)?;
         let (first, count) = self.map.l1().span(geometry);
@@ -142,8 +152,7 @@ impl Meta {
                 regions.add(Kind::L2, table.cluster, 1)?;
             }
         }
-        self.regions = regions;
-        Ok(())
+        Ok(regions)
     }
 
     /// Points `l1` to the L2 table at `table`; the one it pointed to before goes on its way to being free.
@@ -238,6 +247,14 @@ impl Meta {
         self.regions.remove(first, count);
         self.note_table_gone();
         self.unlink(first, count, false);
+    }
+
+    /// Goes on with `l1` and the counts as they are on disk now, as if the image had just been opened. Nobody uses any table,
+    /// and nothing is on its way to being free.
+    pub fn restart(&mut self, l1: WordTable) {
+        assert!(self.reclaim.is_idle(), "nothing is being freed");
+        self.map.restart(l1);
+        self.refs.restart();
     }
 
     /// Whether so much metadata waits for a flush that writers should start one.

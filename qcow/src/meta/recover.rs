@@ -134,6 +134,11 @@ impl Meta {
         Ok(())
     }
 
+    /// Whether somebody looks for leaks right now.
+    pub fn is_scanned(&self) -> bool {
+        self.changes.is_some()
+    }
+
     /// Stops noting changes.
     pub fn end_changes(&mut self) {
         self.changes = None;

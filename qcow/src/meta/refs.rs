@@ -159,6 +159,12 @@ impl Refcounts {
         words.iter().rposition(|&word| word != 0).map_or(0, |last| last as u64 + 1)
     }
 
+    /// Forgets the counts: they have changed on disk. Nobody is using any of them.
+    pub fn restart(&mut self) {
+        assert!(!self.is_dirty(), "counts are read anew when they are clean");
+        self.slices.clear();
+    }
+
     /// Goes on with another table, which is on disk and in use.
     pub fn switch_table(&mut self, table: WordTable) {
         assert!(!self.table.is_dirty(), "a table is replaced only when it is clean");
@@ -189,7 +195,8 @@ impl Refcounts {
         self.block_at(usize::try_from(self.geometry.refcount_block_index(cluster)).ok()?)
     }
 
-    fn block_at(&self, index: usize) -> Option<HostCluster> {
+    /// The block at `index` of the table.
+    pub fn block_at(&self, index: usize) -> Option<HostCluster> {
         let raw = *self.table.words().get(index)?;
         RefcountTableEntry(raw).parse(self.geometry).ok().flatten()
     }

@@ -77,6 +77,18 @@ impl Regions {
         }
     }
 
+    /// How often the L2 table in `cluster` is named, as far as that is known; an error names what else lies there.
+    pub fn l2_uses(&self, cluster: HostCluster) -> Result<u64> {
+        match self.clusters.get(&cluster) {
+            None => Ok(0),
+            Some((Kind::L2, uses)) => Ok(u64::from(*uses)),
+            Some((kind, _)) => {
+                let number = cluster.get();
+                Err(Error::corrupt(format!("cluster {number} is metadata ({kind})")))
+            }
+        }
+    }
+
     /// Fails unless every one of these clusters is `kind`, and none is an L2 table with more than one use: what a
     /// snapshot sees too is never changed in place.
     ///

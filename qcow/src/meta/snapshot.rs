@@ -1,6 +1,7 @@
 //! Which internal snapshot is meant, and how a new one is numbered.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::format::snapshot::SnapshotEntry;
@@ -16,6 +17,19 @@ pub enum SnapshotChoice {
     Name(OsString),
     /// The one with this id and this name.
     IdAndName(OsString, OsString),
+}
+
+impl fmt::Display for SnapshotChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IdOrName(either) => write!(f, "id or name '{}'", either.display()),
+            Self::Id(id) => write!(f, "id '{}'", id.display()),
+            Self::Name(name) => write!(f, "name '{}'", name.display()),
+            Self::IdAndName(id, name) => {
+                write!(f, "id '{}' and name '{}'", id.display(), name.display())
+            }
+        }
+    }
 }
 
 impl SnapshotChoice {
