@@ -28,6 +28,17 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 pub const BITMAP_COUNT_MAX: u32 = 65_535;
 /// Largest bitmap directory in bytes (QEMU's `QCOW2_MAX_BITMAP_DIRECTORY_SIZE`).
 pub const BITMAP_DIRECTORY_BYTES_MAX: u64 = 64 << 20;
+/// Most bytes of one persistent bitmap's bits (QEMU's `BME_MAX_PHYS_SIZE`): what it costs in memory.
+pub const BITMAP_BYTES_MAX: u64 = 512 << 20;
+/// Most bytes of bits of all bitmaps together that record what is written: ours. A guest that writes everywhere makes
+/// them cost that much memory.
+pub const BITMAPS_RECORDING_BYTES_MAX: u64 = 4 << 30;
+/// Most bytes of bitmap tables that a writable open reads: ours. They stand for 512 GiB of bits in clusters of 64 KiB.
+pub const BITMAP_TABLE_BYTES_READ_MAX: u64 = 64 << 20;
+/// Granularity of a persistent bitmap in bits of an address: 512 bytes to 2 GiB of the disk per bit (QEMU's range).
+pub const BITMAP_GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
+/// Longest name of a persistent bitmap in bytes (QEMU's `BME_MAX_NAME_SIZE`).
+pub const BITMAP_NAME_BYTES_MAX: u16 = 1023;
 /// Longest backing file name in bytes (specification).
 pub const BACKING_NAME_BYTES_MAX: u32 = 1023;
 /// Longest backing format name in bytes (QEMU's buffer).

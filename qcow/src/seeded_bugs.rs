@@ -102,6 +102,16 @@ pub enum Bug {
     LoadedWhileWritten,
     /// Nobody wakes those who wait for a cluster.
     LostWakeup,
+    /// A bitmap is said to be valid while what it has to record is being written.
+    BitmapValidWhileWritten,
+    /// Nobody says that a bitmap is in use before the first change.
+    BitmapInUseTooLate,
+    /// A zeroing is not recorded in bitmaps.
+    ZeroingNotRecorded,
+    /// The header may name bitmaps before they are durable.
+    NoBarrierBeforeBitmaps,
+    /// The size of a disk changes while its bitmaps claim to be valid.
+    BitmapValidWhileResized,
     /// A cluster is used that lies across the end of the file.
     ClusterAcrossTheEnd,
 }

@@ -25,10 +25,14 @@ impl<D: Disk> Image<D> {
                 qcow2.mark_clean().await?;
                 qcow2.settle().await.map(drop)
             }
-            Layer::Qcow2(qcow2) => match qcow2.settle().await? {
-                true => qcow2.mark_clean().await,
-                false => Ok(()),
-            },
+            Layer::Qcow2(qcow2) => {
+                qcow2.settle().await?;
+                qcow2.store_bitmaps().await;
+                match qcow2.settle().await? {
+                    true => qcow2.mark_clean().await,
+                    false => Ok(()),
+                }
+            }
         }
     }
 }

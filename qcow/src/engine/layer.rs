@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
@@ -67,8 +68,12 @@ pub(super) struct Qcow2<D: Disk> {
     pub names_backing: bool,
     /// The header as it is on disk.
     pub header: Mutex<Header>,
-    /// Whether the header says what it must say while the image is being written.
+    /// Whether the header says what it must say while the image is being changed.
+    pub marked: AtomicBool,
+    /// Whether the file says all that it must say while the disk is being changed, of bitmaps too.
     pub prepared: AtomicBool,
+    /// Persistent bitmaps, of a writable image.
+    pub bitmaps: Bitmaps,
     /// Whether it was opened as a crash had left it and its leaks have not been given back since.
     pub may_leak: AtomicBool,
     /// Whether a flush of the file has failed: see [`Meta::check_survived`].

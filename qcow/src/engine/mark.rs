@@ -39,6 +39,7 @@ impl<D: Disk> Qcow2<D> {
         }
         // Whoever changes the image after all has to mark it anew.
         self.prepared.store(false, Ordering::Release);
+        self.marked.store(false, Ordering::Release);
         self.write_mark(mark).await?;
         self.barrier().await
     }

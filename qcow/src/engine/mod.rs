@@ -11,6 +11,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::sync::Exclusive;
 
+pub mod bitmap;
 pub mod check;
 mod claim;
 mod close;

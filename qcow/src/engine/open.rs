@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::bitmap::{Bitmaps, read_bitmaps};
 use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
@@ -187,8 +188,10 @@ async fn open_qcow2<G: Gate>(
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
+    let mut bitmaps = Bitmaps::default();
     if writable {
         map_regions(&disk, path, &header, &snapshots, &mut meta).await?;
+        bitmaps = read_bitmaps(&disk, &header, &mut meta).await?;
     }
     Ok(Qcow2 {
         disk,
@@ -200,7 +203,9 @@ async fn open_qcow2<G: Gate>(
         flushes: options.flushes,
         names_backing: header.backing_name.is_some(),
         header: Mutex::new(header),
+        marked: AtomicBool::new(false),
         prepared: AtomicBool::new(false),
+        bitmaps,
         may_leak: AtomicBool::new(may_leak),
         flush_lost: AtomicBool::new(false),
         meta: Mutex::new(meta),
@@ -228,43 +233,69 @@ fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
 }
 
 impl<D: Disk> Qcow2<D> {
-    /// Makes the header say what it must say before the image's first change.
+    /// Makes the file say what it must say before the first change of the disk: as [`Self::prepare_header`], and of the
+    /// bitmaps that record what is written that they are in use.
     pub(super) async fn prepare_for_change(&self) -> Result<()> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.guarded(self.prepare()).await
+        self.guarded(async {
+            let _changing = self.bitmaps.changing.acquire().await;
+            let _structure = self.structure.acquire().await;
+            self.prepare(true).await
+        })
+        .await
     }
 
-    async fn prepare(&self) -> Result<()> {
+    /// Makes the header say what it must say before the image's first change.
+    pub(super) async fn prepare_header(&self) -> Result<()> {
+        if self.marked.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let _structure = self.structure.acquire().await;
+        self.prepare(false).await
+    }
+
+    /// The caller holds `structure` and, to change the disk, what keeps bitmaps as they are.
+    async fn prepare(&self, to_change_disk: bool) -> Result<()> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        let mut header = lock(&self.header).clone();
-        let kept = match header.has_raw_external_data() {
-            true => Autoclear::RAW_EXTERNAL_DATA,
-            false => Autoclear(0),
-        };
-        let stale = header.autoclear != kept;
-        if stale {
-            // These bits vouch for data that this engine does not keep up to date.
-            if header.autoclear.contains(Autoclear::BITMAPS) {
-                let path = self.path.display();
-                tracing::warn!(
-                    "{path}: its persistent bitmaps are not kept up to date: invalid from now on"
-                );
-            }
-            header.autoclear = kept;
-            self.write_header(header).await?;
+        let mut needs_barrier = false;
+        if !self.marked.load(Ordering::Acquire) {
+            needs_barrier |= self.clear_stale_statements().await?;
+            self.fit_data_file(self.size.load(Ordering::Acquire)).await?;
+            needs_barrier |= self.mark_unclean().await?;
         }
-        self.fit_data_file(self.size.load(Ordering::Acquire)).await?;
-        let marked = self.mark_unclean().await?;
-        if (stale || marked) && !Bug::NoBarrierAfterMark.is_seeded() {
+        if to_change_disk {
+            needs_barrier |= self.use_recording_bitmaps().await?;
+        }
+        if needs_barrier && !Bug::NoBarrierAfterMark.is_seeded() {
             self.barrier().await?;
         }
-        self.prepared.store(true, Ordering::Release);
+        self.marked.store(true, Ordering::Release);
+        if to_change_disk {
+            self.prepared.store(true, Ordering::Release);
+        }
         Ok(())
+    }
+
+    /// Clears autoclear bits that vouch for data which this engine does not keep up to date; whether there were any.
+    async fn clear_stale_statements(&self) -> Result<bool> {
+        let mut header = lock(&self.header).clone();
+        let mut kept = Autoclear(0);
+        if self.bitmaps.exist() {
+            kept = kept.with(Autoclear::BITMAPS);
+        }
+        if header.has_raw_external_data() {
+            kept = kept.with(Autoclear::RAW_EXTERNAL_DATA);
+        }
+        if header.autoclear == kept {
+            return Ok(false);
+        }
+        header.autoclear = kept;
+        self.write_header(header).await?;
+        Ok(true)
     }
 
     /// Writes the changed fields of `header`. The caller holds `structure`.

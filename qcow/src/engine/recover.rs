@@ -177,7 +177,7 @@ impl<D: Disk> Search<'_, D> {
         let leaks = leaks?;
         let left = found - leaks.iter().map(|leak| leak.count).sum::<ClusterCount>();
         if !leaks.is_empty() {
-            self.image.prepare_for_change().await?;
+            self.image.prepare_header().await?;
         }
         let mut doubtful = verdict.doubtful;
         for leak in leaks.iter().flat_map(|leak| pieces(leak, self.image.geometry)) {

@@ -23,7 +23,6 @@ use super::zero::Change;
 use crate::addr::{GuestOffset, sector_ceil};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::feature::Autoclear;
 use crate::format::header::{Header, Version};
 use crate::limits::L1_BYTES_MAX;
 use crate::seeded_bugs::Bug;
@@ -40,8 +39,8 @@ impl<D: Disk> Image<D> {
     /// The L1 table of a disk that shrinks keeps its length.
     ///
     /// # Errors
-    /// The image is read-only; it would become smaller without `shrink` (`Invalid`); it has persistent bitmaps, a
-    /// snapshot that does not say its own size, or a backing file that was not opened (`Unsupported`); its tables would
+    /// The image is read-only; it would become smaller without `shrink` (`Invalid`); it has a bitmap that
+    /// cannot be used, a snapshot that does not say its own size, or a backing file that was not opened (`Unsupported`); its tables would
     /// become too large (`Limit`); or the host failed. Where that leaves open which size the file has, the image takes
     /// no more writes.
     pub async fn resize(&self, new_size: u64, shrink: bool) -> Result<()> {
@@ -79,7 +78,9 @@ impl<D: Disk> Image<D> {
                 if size < old {
                     qcow2.set_data_len(size).await?;
                 }
+                let changing = qcow2.begin_resize_of_bitmaps().await?;
                 qcow2.guarded(qcow2.set_size(size)).await?;
+                qcow2.end_resize_of_bitmaps(changing).await;
                 // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
                 qcow2.write_back().await
             }
@@ -152,13 +153,10 @@ impl<D: Disk> Qcow2<D> {
             return Err(too_large());
         }
         let header = lock(&self.header).clone();
-        if header.autoclear.contains(Autoclear::BITMAPS) {
-            let what = "an image with persistent bitmaps cannot be resized: remove them first";
-            return Err(Error::unsupported(what));
-        }
         if header.version == Version::V2 && header.snapshot_count > 0 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
+        self.check_bitmaps_resizable(size)?;
         let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
         let (now, _) = read_snapshots(&self.disk, &header, file_len).await?;
         let (then, _) = read_snapshots(&self.disk, &Header { size, ..header }, file_len).await?;
@@ -197,6 +195,7 @@ impl<D: Disk> Qcow2<D> {
     async fn set_size(&self, size: u64) -> Result<()> {
         let _structure = self.structure.acquire().await;
         lock(&self.meta).check_writable()?;
+        self.resize_bitmaps(size);
         let header = Header { size, ..lock(&self.header).clone() };
         self.commit_header(header).await?;
         self.size.store(size, Ordering::Release);

@@ -27,6 +27,7 @@ impl<D: Disk> Image<D> {
     pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
         self.check_transfer(at, from.len())?;
         self.check_change(at, from.len())?;
+        let _recording = self.record(at, from.len());
         let detect = self.inner.options.detect_zeroes;
         if detect != DetectZeroes::Off && !from.is_empty() && from.is_zero() {
             return self.write_zeroes(at, from.len(), detect == DetectZeroes::Unmap).await;

@@ -22,6 +22,8 @@ impl<D: Disk> Image<D> {
     /// As [`Self::write`].
     pub async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_change(at, len)?;
+        let recorded = if Bug::ZeroingNotRecorded.is_seeded() { 0 } else { len };
+        let _recording = self.record(at, recorded);
         let qcow2 = match self.top() {
             Layer::Raw(raw) => {
                 // As QEMU: space is given back only where discards are.
@@ -64,9 +66,14 @@ impl<D: Disk> Image<D> {
         if self.inner.options.discard == Discard::Ignore {
             return Ok(());
         }
+        let _recording = self.record(at, len);
         match self.top() {
             Layer::Raw(raw) => raw.discard(at, len).await,
             Layer::Qcow2(qcow2) => {
+                if qcow2.bitmaps.is_recording() {
+                    // What is recorded is what was asked for, also where nothing comes of it.
+                    qcow2.prepare_for_change().await?;
+                }
                 let whole = qcow2.whole_clusters(at, len, self.virtual_size());
                 // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
                 let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {

@@ -6,18 +6,17 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::bytes::Reader;
+use super::bytes::{Reader, pad_to};
 use super::table::TableClaim;
 use crate::addr::{Geometry, HostCluster, HostOffset};
 use crate::error::{Error, Result};
-use crate::limits::BITMAP_COUNT_MAX;
+use crate::limits::{
+    BITMAP_BYTES_MAX, BITMAP_COUNT_MAX, BITMAP_DIRECTORY_BYTES_MAX, BITMAP_GRANULARITY_BITS,
+    BITMAP_NAME_BYTES_MAX,
+};
 
-/// Granularity in bits of an address: 512 bytes to 2 GiB of the disk per bit (QEMU's range).
-const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
-/// Longest name in bytes (QEMU's limit).
-const NAME_BYTES_MAX: u16 = 1023;
-/// Most bytes of one bitmap's data (QEMU's limit).
-const DATA_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of a directory entry in front of extra data and name.
+const ENTRY_BYTES: u64 = 24;
 /// The only type of bitmap there is: dirty tracking.
 const TYPE_DIRTY_TRACKING: u8 = 1;
 /// Bits of a table entry that must be zero.
@@ -43,6 +42,12 @@ impl BitmapFlags {
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
+
+    /// These flags with `other` set or not.
+    #[must_use]
+    pub const fn with(self, other: Self, set: bool) -> Self {
+        Self(if set { self.0 | other.0 } else { self.0 & !other.0 })
+    }
 }
 
 /// One bitmap of the directory.
@@ -60,6 +65,23 @@ pub struct BitmapEntry {
     pub table_size: u32,
     /// Extra data, which no program is known to write.
     pub extra: Vec<u8>,
+}
+
+impl BitmapEntry {
+    /// Bytes of one bit's part of the disk.
+    pub const fn granularity(&self) -> u64 {
+        1 << self.granularity_bits
+    }
+
+    /// Bytes that it takes in the directory.
+    pub fn directory_len(&self) -> u64 {
+        directory_len(self.name.len(), self.extra.len())
+    }
+}
+
+/// Bytes that a bitmap with a name of `name_len` bytes and `extra_len` bytes of extra data takes in the directory.
+pub fn directory_len(name_len: usize, extra_len: usize) -> u64 {
+    (ENTRY_BYTES + name_len as u64 + extra_len as u64).next_multiple_of(8)
 }
 
 /// What an entry of a bitmap's table says about one cluster of bits.
@@ -104,6 +126,41 @@ pub fn parse_directory(
         return Err(Error::corrupt("Less bitmaps found than specified in header extension"));
     }
     Ok(entries)
+}
+
+/// The directory that lists `entries`.
+///
+/// # Errors
+/// It would be too large.
+pub fn encode_directory(entries: &[BitmapEntry]) -> Result<Vec<u8>> {
+    let len: u64 = entries.iter().map(BitmapEntry::directory_len).sum();
+    if entries.len() as u64 > u64::from(BITMAP_COUNT_MAX) || len > BITMAP_DIRECTORY_BYTES_MAX {
+        return Err(Error::limit("Not enough space in the bitmap directory"));
+    }
+    let mut out = Vec::with_capacity(len as usize);
+    for entry in entries {
+        out.extend_from_slice(&entry.table_offset.get().to_be_bytes());
+        out.extend_from_slice(&entry.table_size.to_be_bytes());
+        out.extend_from_slice(&entry.flags.0.to_be_bytes());
+        out.extend_from_slice(&[TYPE_DIRTY_TRACKING, entry.granularity_bits]);
+        // Both lengths were checked when the bitmap was made or read.
+        out.extend_from_slice(&(entry.name.len() as u16).to_be_bytes());
+        out.extend_from_slice(&(entry.extra.len() as u32).to_be_bytes());
+        out.extend_from_slice(&entry.extra);
+        out.extend_from_slice(entry.name.as_bytes());
+        pad_to(&mut out, 8);
+    }
+    Ok(out)
+}
+
+/// The table whose clusters of bits are `clusters`.
+pub fn encode_table(clusters: &[BitmapCluster], geometry: Geometry) -> Vec<u8> {
+    let word = |cluster: &BitmapCluster| match *cluster {
+        BitmapCluster::Zeros => 0,
+        BitmapCluster::Ones => 1,
+        BitmapCluster::Data(cluster) => geometry.host_start(cluster).get(),
+    };
+    clusters.iter().flat_map(|cluster| word(cluster).to_be_bytes()).collect()
 }
 
 /// The table entry `raw`, as read from a bitmap's table.
@@ -153,7 +210,7 @@ fn read_entry<'a>(reader: &mut Reader<'a>) -> Option<RawEntry<'a>> {
 impl RawEntry<'_> {
     fn check(&self, geometry: Geometry, file_len: u64) -> Result<BitmapEntry> {
         let name = OsStr::from_bytes(self.name);
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX.into() {
+        if self.name.is_empty() || self.name.len() > BITMAP_NAME_BYTES_MAX.into() {
             return Err(broken(name, "its name has a length that is not allowed"));
         }
         if self.kind != TYPE_DIRTY_TRACKING {
@@ -162,11 +219,11 @@ impl RawEntry<'_> {
         if self.flags & !BitmapFlags::KNOWN != 0 {
             return Err(broken(name, "it has unknown flags"));
         }
-        if !GRANULARITY_BITS.contains(&self.granularity_bits) {
+        if !BITMAP_GRANULARITY_BITS.contains(&self.granularity_bits) {
             return Err(broken(name, "its granularity is not between 2^9 and 2^31 bytes"));
         }
         let data_bytes = u64::from(self.table_size) * geometry.cluster_size();
-        if self.table_size == 0 || data_bytes > DATA_BYTES_MAX {
+        if self.table_size == 0 || data_bytes > BITMAP_BYTES_MAX {
             return Err(broken(name, "its table is empty or stands for more than 512 MiB"));
         }
         let table = TableClaim {
@@ -174,7 +231,7 @@ impl RawEntry<'_> {
             field: "table_offset",
             offset: HostOffset::new(self.table_offset),
             len: u64::from(self.table_size) * 8,
-            len_max: DATA_BYTES_MAX,
+            len_max: BITMAP_BYTES_MAX,
         };
         table.check(geometry, file_len).map_err(|error| broken(name, error.message()))?;
         Ok(BitmapEntry {

@@ -249,7 +249,7 @@ impl BitmapsExtension {
         whole.then_some((Self { count, directory_size, directory_offset }, reserved))
     }
 
-    fn encode(&self) -> [u8; 24] {
+    pub(super) fn encode(&self) -> [u8; 24] {
         let mut out = [0; 24];
         out[..4].copy_from_slice(&self.count.to_be_bytes());
         out[8..16].copy_from_slice(&self.directory_size.to_be_bytes());
@@ -265,6 +265,8 @@ pub(super) struct Places {
     pub(super) count: usize,
     /// The data of the close mark.
     pub(super) mark: Option<usize>,
+    /// The data of the bitmaps extension.
+    pub(super) bitmaps: Option<usize>,
     /// The end marker; `None` where the records fill the area.
     pub(super) end: Option<usize>,
 }
@@ -281,9 +283,12 @@ pub(super) fn find_places(area: &[u8]) -> Result<Places> {
             break;
         }
         places.count += 1;
-        if kind == MARK_TYPE && places.mark.is_none() {
-            places.mark = Some(at + RECORD_HEADER_BYTES);
-        }
+        let place = match kind {
+            MARK_TYPE => &mut places.mark,
+            BITMAPS => &mut places.bitmaps,
+            _ => continue,
+        };
+        place.get_or_insert(at + RECORD_HEADER_BYTES);
     }
     Ok(places)
 }

@@ -5,6 +5,7 @@
 //! pass, because `info` wants to tell of them; [`Header::unserved_feature`] names them.
 
 mod append;
+mod bitmaps;
 mod encode;
 mod fixed;
 mod parse;
@@ -19,7 +20,7 @@ pub use replace::Replacement;
 
 use super::compression::CompressionType;
 pub use super::crypt::CryptMethod;
-use super::extension::{Extensions, find_places};
+use super::extension::{BitmapsExtension, Extensions, find_places};
 use super::feature::{Autoclear, Compatible, Incompatible};
 use crate::addr::{Geometry, HostOffset, sector_floor};
 use crate::error::Result;
@@ -138,6 +139,18 @@ impl Header {
     /// not fit the cluster, or not beside the old one (`Limit`).
     pub fn plan_replacement(&self, cluster0: &[u8], file_len: u64) -> Result<Replacement> {
         replace::plan(cluster0, self, file_len)
+    }
+
+    /// The one sector to be written, where and with what, to make the bitmaps extension say `to` in the image whose whole
+    /// first cluster is `cluster0`. `None` where it has no such extension, or where one sector is not enough.
+    ///
+    /// # Errors
+    /// `cluster0` is not the start of a sound image.
+    pub fn plan_bitmaps(
+        cluster0: &[u8],
+        to: &BitmapsExtension,
+    ) -> Result<Option<(HostOffset, Vec<u8>)>> {
+        bitmaps::plan(cluster0, to)
     }
 
     /// Where the data of the close mark lies in the image whose whole first cluster is `cluster0`.

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::seeded_bugs::Bug;
 
 pub mod alloc;
+pub mod bitmap;
 pub mod busy;
 pub mod cache;
 pub mod drain;

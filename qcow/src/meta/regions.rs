@@ -10,7 +10,7 @@ use crate::addr::{ClusterCount, HostCluster};
 use crate::error::{Error, Result};
 
 /// What a cluster of metadata is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The header.
     Header,
@@ -26,6 +26,12 @@ pub enum Kind {
     SnapshotTable,
     /// The L1 table of a snapshot.
     SnapshotL1,
+    /// The directory of persistent bitmaps.
+    BitmapDirectory,
+    /// The table of a persistent bitmap.
+    BitmapTable,
+    /// Bits of a persistent bitmap.
+    BitmapData,
 }
 
 impl fmt::Display for Kind {
@@ -38,6 +44,9 @@ impl fmt::Display for Kind {
             Self::RefcountBlock => "refcount block",
             Self::SnapshotTable => "snapshot table",
             Self::SnapshotL1 => "L1 table of a snapshot",
+            Self::BitmapDirectory => "bitmap directory",
+            Self::BitmapTable => "bitmap table",
+            Self::BitmapData => "bits of a bitmap",
         })
     }
 }

@@ -83,7 +83,7 @@ impl<D: Disk> Qcow2<D> {
     /// Makes the header fit for a change, and everything durable; fails where the image is in use.
     async fn quiesce(&self) -> Result<()> {
         self.check_unused()?;
-        self.prepare_for_change().await?;
+        self.guarded(self.prepare_header()).await?;
         if !self.is_settled() {
             self.come_to_rest().await?;
         }
