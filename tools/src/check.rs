@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use qcow::Error;
 use qcow::disk::uring::{UringDisk, block_on};
 use qcow::engine::Format;
-use qcow::engine::check::{CheckSummary, Finding, Repair, check};
-use qcow::engine::info::ImageInfo;
+use qcow::engine::check::{CheckSummary, Crew, Finding, Repair, check_by, examine};
 use serde::Serialize;
 
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
@@ -37,12 +36,16 @@ pub struct Args {
     /// Cache mode: writeback (default), writethrough, none, directsync or unsafe
     #[arg(short = 'T', long, value_name = "MODE")]
     cache: Option<String>,
-    /// Repair: 'leaks' gives wasted space back; 'all' also repairs what else can be repaired in place
+    /// Repair: 'leaks' gives wasted space back; 'all' also repairs everything else, and what an entry of a table that is
+    /// wrong in itself told of is lost
     #[arg(short, long, value_name = "leaks|all")]
     repair: Option<String>,
     /// Check even while another program uses the image; then findings may be wrong
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// Threads that walk the tables, 1 to 64; as many as there are processors by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
     #[command(flatten)]
     output: OutputArgs,
     /// The image to check
@@ -65,14 +68,23 @@ pub fn run(args: &Args) -> Outcome<u8> {
         ..Opening::default()
     };
     let disk = open(&opening, path)?;
-    let report = check_and_repair(&disk, path, repair, args.quiet, output)?;
+    let checker = Checker { disk: &disk, path, crew: Crew::of_rings(threads(args.threads)) };
+    let report = checker.check_and_repair(repair, args.quiet, output)?;
     if !args.quiet {
         match output {
             OutputFormat::Human => report.print(),
             OutputFormat::Json => output::json(&report.to_json(path)),
         }
     }
-    Ok(report.exit_code())
+    match report.exit_code() {
+        CHECK_FAILED => Err(Failure::new("Check failed").with_code(CHECK_FAILED)),
+        code => Ok(code),
+    }
+}
+
+fn threads(wanted: Option<u16>) -> usize {
+    let available = || std::thread::available_parallelism().map_or(1, usize::from);
+    wanted.map_or_else(available, usize::from)
 }
 
 fn open(opening: &Opening<'_>, path: &Path) -> Outcome<UringDisk> {
@@ -80,8 +92,7 @@ fn open(opening: &Opening<'_>, path: &Path) -> Outcome<UringDisk> {
     let format = format.map_err(|reason| image::could_not_open(path, &reason))?;
     let disk = opening.open_file(path)?;
     let unusable = |e: Error| image::could_not_open(path, &image::reason_not_open(path, &e));
-    let info = block_on(ImageInfo::read(&disk, path, format)).map_err(unusable)?;
-    if info.format == Format::Raw {
+    if block_on(examine(&disk, path, format)).map_err(unusable)? == Format::Raw {
         let message = "This image format does not support checks";
         return Err(Failure::new(message).with_code(NOT_SUPPORTED));
     }
@@ -95,41 +106,47 @@ struct Report {
     corruptions_fixed: u64,
 }
 
-fn check_and_repair(
-    disk: &UringDisk,
-    path: &Path,
-    repair: Repair,
-    quiet: bool,
-    output: OutputFormat,
-) -> Outcome<Report> {
-    let mut rebuild = false;
-    let mut tell = |finding: &Finding| {
-        rebuild |= matches!(finding, Finding::RebuildNeeded);
-        failure::tell_plain(&finding.to_string());
-    };
-    let failed = |e: Error| Failure::new(format!("Check failed: {e}")).with_code(CHECK_FAILED);
-    let mut summary = block_on(check(disk, path, repair, &mut tell)).map_err(failed)?;
-    if rebuild {
-        let reason = match repair {
-            Repair::All => "rebuilding the refcount structures is not supported yet",
-            _ => "the refcount structures are damaged: leaks alone cannot be repaired, try -r all",
-        };
-        let message = format!("{}: {reason}; nothing was repaired", path.display());
-        return Err(Failure::new(message).with_code(CHECK_FAILED));
-    }
-    if repair == Repair::All && summary.corruptions > 0 {
-        let path = path.display();
-        failure::tell_plain(&format!("{path}: more is wrong than counts; nothing was repaired"));
-    }
-    let (leaks_fixed, corruptions_fixed) = (summary.leaks_fixed, summary.corruptions_fixed);
-    if leaks_fixed + corruptions_fixed > 0 {
-        if !quiet && output == OutputFormat::Human {
-            print_repairs(leaks_fixed, corruptions_fixed);
+struct Checker<'c> {
+    disk: &'c UringDisk,
+    path: &'c Path,
+    crew: Crew,
+}
+
+impl Checker<'_> {
+    fn check_and_repair(
+        &self,
+        repair: Repair,
+        quiet: bool,
+        output: OutputFormat,
+    ) -> Outcome<Report> {
+        let mut summary = self.check(repair)?;
+        let (leaks_fixed, corruptions_fixed) = (summary.leaks_fixed, summary.corruptions_fixed);
+        if leaks_fixed + corruptions_fixed > 0 {
+            if !quiet && output == OutputFormat::Human {
+                print_repairs(leaks_fixed, corruptions_fixed);
+            }
+            summary = self.check(Repair::None)?;
         }
-        let mut tell = |finding: &Finding| failure::tell_plain(&finding.to_string());
-        summary = block_on(check(disk, path, Repair::None, &mut tell)).map_err(failed)?;
+        if let Some(abort) = summary.aborted {
+            return Err(Failure::new(format!("Check failed: {abort}")).with_code(CHECK_FAILED));
+        }
+        Ok(Report { summary, leaks_fixed, corruptions_fixed })
     }
-    Ok(Report { summary, leaks_fixed, corruptions_fixed })
+
+    fn check(&self, repair: Repair) -> Outcome<CheckSummary> {
+        let checked = block_on(check_by(self.crew, self.disk, self.path, repair, &mut tell));
+        let failed = |e: Error| Failure::new(format!("Check failed: {e}")).with_code(CHECK_FAILED);
+        checked.map_err(failed)
+    }
+}
+
+fn tell(finding: &Finding) {
+    match finding {
+        Finding::SnapshotTableUnusable { .. } | Finding::NotRepaired { .. } => {
+            failure::tell(&finding.to_string());
+        }
+        _ => failure::tell_plain(&finding.to_string()),
+    }
 }
 
 fn parse_repair(name: Option<&str>) -> Outcome<Repair> {

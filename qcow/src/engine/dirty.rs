@@ -21,7 +21,7 @@ pub(super) async fn repair_dirty<D: Disk>(disk: &D, path: &Path) -> Result<Heade
     let file = path.display();
     tracing::warn!("{file}: the image was not closed cleanly; repairing its reference counts");
     let mut log = |finding: &Finding| tracing::debug!("{file}: {finding}");
-    let checked = check(disk, path, Repair::All, &mut log).await;
+    let checked = check(disk, path, Repair::Counts, &mut log).await;
     let summary = checked.map_err(|e| {
         e.context(
             "not closed cleanly (dirty bit), and its repair failed; try 'qemu-img check -r all'",

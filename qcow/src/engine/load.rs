@@ -22,12 +22,18 @@ pub(super) async fn probe<D: Disk>(disk: &D) -> Result<Format> {
 
 /// Reads and validates the header of a qcow2 image.
 pub(super) async fn read_header<D: Disk>(disk: &D) -> Result<Header> {
+    let (cluster0, file_len) = read_header_cluster(disk).await?;
+    Header::parse(&cluster0, file_len)
+}
+
+/// The first cluster of a qcow2 image, and the length of the file.
+pub(super) async fn read_header_cluster<D: Disk>(disk: &D) -> Result<(Vec<u8>, u64)> {
     let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
     let prefix_len = file_len.min(SECTOR_BYTES);
     let prefix = read_bytes(disk, HostOffset::new(0), prefix_len, "header").await?;
     let cluster_bits = Header::cluster_bits_of(&prefix)?;
     let cluster0 = read_bytes(disk, HostOffset::new(0), 1 << cluster_bits, "header").await?;
-    Header::parse(&cluster0, file_len)
+    Ok((cluster0, file_len))
 }
 
 /// The internal snapshots of an image, and how many bytes their table takes.

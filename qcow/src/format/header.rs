@@ -104,6 +104,15 @@ impl Header {
         parse::parse(cluster0, file_len)
     }
 
+    /// As [`Header::parse`] for an image that may be damaged: the refcount, L1 and snapshot tables may be anywhere, even
+    /// behind the end of the file, and there may be no refcount table at all.
+    ///
+    /// # Errors
+    /// As [`Header::parse`], but for the places of tables.
+    pub fn parse_damaged(cluster0: &[u8], file_len: u64) -> Result<Self> {
+        parse::parse_with(cluster0, file_len, parse::Tables::Plausible)
+    }
+
     /// The header area: fields, extensions and backing file name, padded with zeros to a multiple of 512 bytes.
     ///
     /// # Errors

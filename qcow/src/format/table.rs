@@ -46,6 +46,19 @@ impl TableClaim {
         Ok(())
     }
 
+    /// Refuses a table that is too large, unaligned, or that reaches past 2^63: as much as it takes to look at what is there.
+    pub(super) fn check_plausible(&self, geometry: Geometry) -> Result<()> {
+        if self.len > self.len_max {
+            return Err(Error::limit(format!("{} too large", self.name)));
+        }
+        let offset = self.offset.get();
+        let fits = offset.checked_add(self.len).is_some_and(|end| i64::try_from(end).is_ok());
+        if !fits || !geometry.is_cluster_aligned(offset) {
+            return Err(Error::corrupt(format!("{} offset invalid", self.name)));
+        }
+        Ok(())
+    }
+
     /// Whether both tables claim a same byte. Both have been checked.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let end = |table: &Self| table.offset.get() + table.len;

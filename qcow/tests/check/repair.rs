@@ -81,21 +81,9 @@ fn counts_are_not_corrected_where_more_is_wrong() {
             image[at..at + bytes.len()].copy_from_slice(&bytes);
         });
         let before = std::fs::read(&path).unwrap();
-        let ours = our_check(&path, Repair::All);
+        let ours = our_check(&path, Repair::Counts);
         assert!(!ours.outcome.as_ref().unwrap().is_clean(), "{what}: {ours:?}");
         assert!(std::fs::read(&path).unwrap() == before, "{what}: {ours:?}");
-    }
-}
-
-#[test]
-fn features_that_are_not_checked_yet_are_named() {
-    for (options, feature) in
-        [("extended_l2=on", "extended L2 entries"), ("data_file=DATA", "external data file")]
-    {
-        let directory = TempDir::new().unwrap();
-        let path = create(directory.path(), options);
-        let error = our_check(&path, Repair::None).outcome.unwrap_err();
-        assert!(error.contains(feature), "{error}");
     }
 }
 

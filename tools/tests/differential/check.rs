@@ -1,6 +1,6 @@
 //! `check`: the same findings, figures and exit codes on damaged images.
 
-use crate::tool::{Pair, Tool, damage};
+use crate::tool::{Pair, damage};
 
 /// With 64 KiB clusters: refcount table at 0x10000, block at 0x20000, L1 table at 0x30000, L2 table at 0x40000, data from
 /// 0x50000 on.
@@ -73,34 +73,14 @@ fn counts_and_flags_are_repaired_alike() {
 }
 
 #[test]
-fn missing_counts_are_repaired_to_the_same_figures() {
+fn missing_counts_are_rebuilt_alike() {
     let missing = ["two missing counts", "no refcount block"];
     for (what, at, bytes) in DAMAGES.into_iter().filter(|(what, ..)| missing.contains(what)) {
+        println!("{what}");
         let pair = Pair::prepared(SETUP);
         damage(&pair, "a.qcow2", at, bytes);
-        let (ours, theirs) = pair.img("check -r all a.qcow2");
-        assert_eq!(ours.code, Some(0), "{what}: {ours:?}");
-        // Where the image ends differs.
-        let figures = |stdout: &str| stdout.lines().take(6).map(String::from).collect::<Vec<_>>();
-        assert_eq!(figures(&ours.stdout), figures(&theirs.stdout), "{what}");
+        pair.same_img("check -r all a.qcow2");
         pair.same_clean_image("a.qcow2");
-    }
-}
-
-#[test]
-fn what_cannot_be_repaired_is_said_and_left_alone() {
-    let unaligned_block: (u64, &[u8], _, _) =
-        (0x10006, &[2], 1, "rebuilding the refcount structures is not supported yet");
-    let unaligned_cluster: (u64, &[u8], _, _) =
-        (0x40006, &[2, 1], 2, "more is wrong than counts; nothing was repaired");
-    for (at, bytes, code, message) in [unaligned_block, unaligned_cluster] {
-        let pair = Pair::prepared(SETUP);
-        damage(&pair, "a.qcow2", at, bytes);
-        let before = std::fs::read(pair.ours().join("a.qcow2")).unwrap();
-        let said = Tool::Ours.img(pair.ours(), "check -r all a.qcow2");
-        assert_eq!(said.code, Some(code));
-        assert!(said.stderr.contains(message), "{said:?}");
-        assert!(before == std::fs::read(pair.ours().join("a.qcow2")).unwrap());
     }
 }
 

@@ -2,31 +2,33 @@
 
 use std::ops::Range;
 
-use super::Target;
 use super::counts::Counts;
 use super::finding::Finding;
 use super::stored::{Block, StoredCounts};
 use super::tables::TableReader;
 use super::tally::Tally;
+use super::target::Target;
 use crate::addr::{Geometry, HostCluster};
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::meta::refs::read_count;
 
-/// Reports every cluster of the file whose count differs from its references, and records in `stored` which clusters
-/// count exactly one.
+/// Clusters that are compared at once where all of them are as they should be.
+const EIGHT: u64 = 8;
+
+/// Reports every cluster of the file whose count differs from its references.
 pub(super) async fn compare<D: Disk>(
     target: &Target<'_, D>,
     references: &Counts,
-    stored: &mut StoredCounts,
+    stored: &StoredCounts,
     tally: &mut Tally<'_>,
 ) -> Result<()> {
-    let mut comparison = Comparison { references, stored, tally, highest: HostCluster::new(0) };
     let geometry = target.geometry;
+    let count_max = geometry.refcount_max();
+    let mut comparison = Comparison { references, count_max, tally, highest: HostCluster::new(0) };
     let mut reader = TableReader::new(target);
-    for batch in batches::<D>(geometry, references.len(), comparison.stored.table().len() as u64) {
-        let blocks: Vec<Block> =
-            batch.clone().map(|index| comparison.stored.block(index)).collect();
+    for batch in batches::<D>(geometry, references.len(), stored.table().len() as u64) {
+        let blocks: Vec<Block> = batch.clone().map(|index| stored.block(index)).collect();
         let places: Vec<u64> = blocks.iter().filter_map(Block::place).collect();
         let mut read = reader.read(&places, geometry.cluster_size()).await?.into_iter();
         for (index, block) in batch.zip(blocks) {
@@ -39,7 +41,7 @@ pub(super) async fn compare<D: Disk>(
             }
         }
     }
-    let table_end = geometry.refcount_block_first(comparison.stored.table().len() as u64).get();
+    let table_end = geometry.refcount_block_first(stored.table().len() as u64).get();
     if table_end < references.len() {
         comparison.compare_uncounted(table_end..references.len());
     }
@@ -65,19 +67,10 @@ pub(super) fn clusters_of(geometry: Geometry, index: u64, end: u64) -> Range<u64
     first..end.min(first + geometry.refcounts_per_block())
 }
 
-impl Block {
-    /// Where the block starts, if it is anywhere.
-    pub(super) fn place(&self) -> Option<u64> {
-        match self {
-            Self::At(offset) => Some(*offset),
-            Self::Missing | Self::Unreadable => None,
-        }
-    }
-}
-
 struct Comparison<'c, 'r> {
     references: &'c Counts,
-    stored: &'c mut StoredCounts,
+    /// The largest count that the image can store.
+    count_max: u64,
     tally: &'c mut Tally<'r>,
     /// The last cluster that is counted or referenced.
     highest: HostCluster,
@@ -85,18 +78,34 @@ struct Comparison<'c, 'r> {
 
 impl Comparison<'_, '_> {
     fn compare_counted(&mut self, geometry: Geometry, clusters: Range<u64>, block: &[u8]) {
-        for (index, cluster) in clusters.map(HostCluster::new).enumerate() {
-            let refcount = read_count(block, geometry.refcount_order(), index);
-            self.stored.set_single(cluster, refcount == 1);
-            self.compare_one(cluster, refcount);
+        let order = geometry.refcount_order();
+        let first = clusters.start;
+        let mut at = first;
+        while at < clusters.end {
+            let index = (at - first) as usize;
+            if order == 4
+                && at + EIGHT <= clusters.end
+                && let Some(counts) = narrow_counts(&block[index * 2..])
+                && counts == self.references.eight(at)
+            {
+                if counts != 0 {
+                    let last = at + u64::from(7 - counts.leading_zeros() / 8);
+                    self.highest = self.highest.max(HostCluster::new(last));
+                }
+                at += EIGHT;
+                continue;
+            }
+            // A block holds a multiple of eight counts, but for the widest in the smallest clusters.
+            for cluster in at..clusters.end.min(at + EIGHT) {
+                let refcount = read_count(block, order, (cluster - first) as usize);
+                self.compare_one(HostCluster::new(cluster), refcount);
+            }
+            at += EIGHT;
         }
     }
 
     /// The block is missing or all zeros.
     fn compare_uncounted(&mut self, clusters: Range<u64>) {
-        if let Some(last) = clusters.clone().next_back() {
-            self.stored.set_single(HostCluster::new(last), false);
-        }
         let references = self.references;
         for cluster in references.used_in(clusters) {
             self.compare_one(cluster, 0);
@@ -110,7 +119,7 @@ impl Comparison<'_, '_> {
     }
 
     fn compare_one(&mut self, cluster: HostCluster, refcount: u64) {
-        let reference = self.references.get(cluster);
+        let reference = self.references.get(cluster).min(self.count_max);
         if refcount > 0 || reference > 0 {
             self.highest = self.highest.max(cluster);
         }
@@ -122,4 +131,16 @@ impl Comparison<'_, '_> {
             self.tally.note(&Finding::Undercounted { cluster, refcount, reference, repaired }, 1);
         }
     }
+}
+
+/// The first eight of some 16-bit counts, a byte each, the first one in the lowest; `None` where one of them needs more.
+fn narrow_counts(counts: &[u8]) -> Option<u64> {
+    let (counts, _) = counts.as_chunks::<2>();
+    let mut narrow = [0; EIGHT as usize];
+    let mut high = 0;
+    for (narrow, &[more, low]) in narrow.iter_mut().zip(counts) {
+        high |= more | u8::from(low == u8::MAX);
+        *narrow = low;
+    }
+    (high == 0).then(|| u64::from_le_bytes(narrow))
 }

@@ -6,21 +6,24 @@
 use std::collections::BTreeMap;
 
 use super::finding::Finding;
-use super::loose::{Claim, LooseL1, LooseL2, is_copied, with_copied};
+use super::loose::{Claim, L2Format, LooseL1, is_copied, with_copied};
 use super::repair::{sync, write};
 use super::stored::StoredCounts;
 use super::tables::TableReader;
 use super::tally::Tally;
+use super::target::Target;
 use super::uses::Uses;
-use super::{Target, words};
+use super::words;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::error::Result;
 
-/// Checks all flags against the stored counts; with `repair`, corrects them. `tables` are the L2 tables.
+/// Checks all flags against the stored counts; with `repair`, corrects them. `tables` are the L2 tables, of which only
+/// those that are `in_doubt` are read.
 pub(super) async fn check_flags<D: Disk>(
     target: &Target<'_, D>,
     tables: &BTreeMap<u64, Uses>,
+    in_doubt: impl Fn(u64) -> bool,
     stored: &mut StoredCounts,
     repair: bool,
     tally: &mut Tally<'_>,
@@ -37,7 +40,8 @@ pub(super) async fn check_flags<D: Disk>(
     // An L1 entry without an offset names no table here, even where it has other bits. A table whose own count cannot be
     // read is beyond judging.
     let is_judged = |at: u64| at != 0 && check.stored.is_readable(target.cluster_at(at));
-    let active = tables.iter().filter(|&(&at, uses)| uses.active > 0 && is_judged(at));
+    let active = tables.iter();
+    let active = active.filter(|&(&at, uses)| uses.active > 0 && in_doubt(at) && is_judged(at));
     let active: Vec<(u64, u64)> = active.map(|(&at, uses)| (at, uses.active)).collect();
     let mut rest = active.into_iter().peekable();
     let len = target.geometry.cluster_size();
@@ -61,9 +65,25 @@ struct FlagCheck<'c, 'd, 'r, D> {
     repair: bool,
 }
 
+/// An entry that names a place in the file.
+struct Flag {
+    /// Position of its word in its table.
+    index: usize,
+    entry: u64,
+    offset: u64,
+}
+
+impl Flag {
+    /// What is wrong with it, if its cluster has that count.
+    fn judge(self, refcount: u64) -> Option<Wrong> {
+        let Self { index, entry, .. } = self;
+        ((refcount == 1) != is_copied(entry)).then_some(Wrong { index, entry, refcount })
+    }
+}
+
 /// A flag that contradicts its cluster's count.
 struct Wrong {
-    /// Position of the entry in its table.
+    /// Position of the entry's word in its table.
     index: usize,
     entry: u64,
     refcount: u64,
@@ -72,8 +92,11 @@ struct Wrong {
 impl<D: Disk> FlagCheck<'_, '_, '_, D> {
     /// Checks a piece of the L1 table that lies at `at` and starts with entry `first`.
     async fn check_l1(&mut self, first: u64, at: u64, mut bytes: Vec<u8>) -> Result<()> {
-        let place = |entry| Some(LooseL1(entry).offset()).filter(|&offset| offset != 0);
-        let wrong = self.find_wrong(&bytes, false, place).await?;
+        let named = words(&bytes).enumerate().filter_map(|(index, entry)| {
+            let offset = Some(LooseL1(entry).offset()).filter(|&offset| offset != 0);
+            Some(Flag { index, entry, offset: offset? })
+        });
+        let wrong = self.find_wrong(named).await?;
         for &Wrong { index, entry, refcount } in &wrong {
             let (l1_index, repaired) = (first + index as u64, self.repair);
             self.tally.note(&Finding::CopiedFlagOfTable { l1_index, entry, refcount, repaired }, 1);
@@ -83,13 +106,17 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
 
     /// Checks an L2 table that lies at `at` and is used `times` times.
     async fn check_l2(&mut self, at: u64, mut bytes: Vec<u8>, times: u64) -> Result<()> {
-        let geometry = self.target.geometry;
-        let place = |entry| match LooseL2(entry).claim(geometry) {
-            Claim::Cluster { offset, .. } => Some(offset),
-            Claim::Nothing | Claim::Compressed { .. } => None,
+        let format = L2Format::of(self.target);
+        let words: Vec<u64> = words(&bytes).collect();
+        let named = format.entries(&words).enumerate().filter_map(|(index, entry)| {
+            let Claim::Cluster { offset, .. } = entry.claim(format) else { return None };
+            Some(Flag { index: index * format.words(), entry: entry.word, offset })
+        });
+        let wrong = match format.data_file {
+            // Nobody shares what lies there.
+            true => named.filter_map(|flag| flag.judge(1)).collect(),
+            false => self.find_wrong(named).await?,
         };
-        let external = self.target.header.has_external_data();
-        let wrong = self.find_wrong(&bytes, external, place).await?;
         // A corrected flag is right for all who use the table.
         let times = if self.repair { 1 } else { times };
         for &Wrong { entry, refcount, .. } in &wrong {
@@ -99,31 +126,16 @@ impl<D: Disk> FlagCheck<'_, '_, '_, D> {
         self.correct(at, &mut bytes, &wrong, "L2 table").await
     }
 
-    /// The entries whose flag is wrong, of those that have a `place` in the file, or in the `external` data file.
-    async fn find_wrong(
-        &mut self,
-        table: &[u8],
-        external: bool,
-        place: impl Fn(u64) -> Option<u64>,
-    ) -> Result<Vec<Wrong>> {
+    /// Those of `flags` that are wrong.
+    async fn find_wrong(&mut self, flags: impl Iterator<Item = Flag>) -> Result<Vec<Wrong>> {
         let mut wrong = Vec::new();
-        for (index, entry) in words(table).enumerate() {
-            let Some(offset) = place(entry) else { continue };
-            if external {
-                // Nobody counts an external data file: each cluster there is this image's own.
-                if !is_copied(entry) {
-                    wrong.push(Wrong { index, entry, refcount: 1 });
-                }
+        for flag in flags {
+            let cluster = self.target.cluster_at(flag.offset);
+            if self.stored.is_single(cluster) == Some(is_copied(flag.entry)) {
                 continue;
             }
-            let cluster = self.target.cluster_at(offset);
-            if self.stored.is_single(cluster) == Some(is_copied(entry)) {
-                continue;
-            }
-            if let Some(refcount) = self.refcount(cluster).await?
-                && (refcount == 1) != is_copied(entry)
-            {
-                wrong.push(Wrong { index, entry, refcount });
+            if let Some(refcount) = self.refcount(cluster).await? {
+                wrong.extend(flag.judge(refcount));
             }
         }
         Ok(wrong)

@@ -1,73 +1,186 @@
 //! How often each cluster of a file is used: a byte each, and four where a byte is not enough.
+//!
+//! Many threads count at once. Eight clusters share a word, so that a run of clusters costs one operation for eight.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 use crate::addr::{ClusterCount, HostCluster};
+use crate::sync::lock;
 
-/// Clusters that get wide counts together.
-const PAGE: u64 = 512;
+/// Clusters that get their memory together.
+const PAGE: u64 = 4096;
 /// The narrow count that sends the reader to the wide one.
 const WIDE: u8 = u8::MAX;
 /// The largest count that is told from larger ones; no image of real life gets near it.
 const COUNT_MAX: u64 = u32::MAX as u64;
+/// Clusters whose narrow counts share a word.
+const LANES: u64 = 8;
+/// Words of a page.
+const PAGE_WORDS: usize = (PAGE / LANES) as usize;
+/// One in each lane.
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// A count for each cluster of a file, all zero at first.
 ///
-/// Memory that was never counted in is never touched, so that the holes of a sparse file cost nothing.
+/// What was never counted in takes no memory, so that the holes of a sparse file cost nothing.
 #[derive(Debug)]
 pub(super) struct Counts {
-    narrow: Vec<u8>,
-    wide: HashMap<u64, Box<[u32; PAGE as usize]>>,
-    len: ClusterCount,
+    narrow: Vec<OnceLock<Box<Words>>>,
+    wide: Mutex<HashMap<u64, u32>>,
+    /// Clusters of the file; one more once the one behind its end is counted.
+    len: AtomicU64,
 }
+
+/// The narrow counts of a page.
+type Words = [AtomicU64; PAGE_WORDS];
 
 impl Counts {
     /// Counts for `clusters` clusters, and for one more that an unaligned entry can reach.
     pub(super) fn new(clusters: ClusterCount) -> Self {
-        Self { narrow: vec![0; clusters as usize + 1], wide: HashMap::new(), len: clusters }
+        let mut counts = Self { narrow: Vec::new(), wide: Mutex::default(), len: 0.into() };
+        counts.grow(clusters);
+        counts
     }
 
     /// How many clusters there are, the one behind the end of the file included once it is counted.
     pub(super) fn len(&self) -> ClusterCount {
-        self.len
+        self.len.load(Relaxed)
+    }
+
+    /// Makes room for `clusters` clusters.
+    pub(super) fn grow(&mut self, clusters: ClusterCount) {
+        let pages = (clusters + 1).div_ceil(PAGE) as usize;
+        self.narrow.resize_with(pages.max(self.narrow.len()), OnceLock::new);
+        let len = self.len.get_mut();
+        *len = (*len).max(clusters);
     }
 
     /// The count of `cluster`.
     pub(super) fn get(&self, cluster: HostCluster) -> u64 {
         let at = cluster.get();
-        match self.narrow[at as usize] {
-            WIDE => self.wide[&(at / PAGE)][(at % PAGE) as usize].into(),
+        match self.lane(at) {
+            WIDE => self.wide_count(at),
             count => count.into(),
         }
     }
 
-    /// Raises the count of `cluster` by `times`, but not above `max`; returns by how much it would have passed it.
-    pub(super) fn add(&mut self, cluster: HostCluster, times: u64, max: u64) -> u64 {
-        let max = max.min(COUNT_MAX);
-        let wanted = self.get(cluster).saturating_add(times);
-        self.set(cluster, wanted.min(max) as u32);
-        wanted.saturating_sub(max)
+    /// Raises the count of `cluster` by `times`; returns how many of them passed `max`.
+    pub(super) fn add(&self, cluster: HostCluster, times: u64, max: u64) -> u64 {
+        let at = cluster.get();
+        self.len.fetch_max(at + 1, Relaxed);
+        let before = self.raise(at, times);
+        let past = |count: u64| count.saturating_sub(max);
+        past(before.saturating_add(times)) - past(before)
     }
 
-    fn set(&mut self, cluster: HostCluster, count: u32) {
-        let at = cluster.get();
-        self.len = self.len.max(at + 1);
-        let narrow = u8::try_from(count).unwrap_or(WIDE);
-        self.narrow[at as usize] = narrow;
-        if narrow == WIDE {
-            let page = self.wide.entry(at / PAGE).or_insert_with(|| Box::new([0; PAGE as usize]));
-            page[(at % PAGE) as usize] = count;
+    /// Counts each cluster of `clusters`, none of which lies behind the end of the file, once more; calls `passed` for
+    /// those that had reached `max` already.
+    pub(super) fn add_run(
+        &self,
+        clusters: Range<u64>,
+        max: u64,
+        mut passed: impl FnMut(HostCluster),
+    ) {
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let is_word = at.is_multiple_of(LANES) && at + LANES <= clusters.end;
+            if is_word && self.word(at).compare_exchange(0, ONES, Relaxed, Relaxed).is_ok() {
+                at += LANES;
+                continue;
+            }
+            if self.add(HostCluster::new(at), 1, max) > 0 {
+                passed(HostCluster::new(at));
+            }
+            at += 1;
         }
+    }
+
+    /// Counts `cluster` as unused.
+    pub(super) fn clear(&self, cluster: HostCluster) {
+        let at = cluster.get();
+        self.word(at).fetch_and(!(u64::from(u8::MAX) << shift(at)), Relaxed);
     }
 
     /// The clusters of `range` that are counted at all.
     pub(super) fn used_in(&self, range: Range<u64>) -> impl Iterator<Item = HostCluster> + '_ {
-        let start = range.start;
-        let counts = &self.narrow[range.start as usize..range.end as usize];
-        let used = counts.iter().enumerate().filter(|&(_, &count)| count != 0);
-        used.map(move |(index, _)| HostCluster::new(start + index as u64))
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            while at < range.end {
+                let left = self.eight(at) >> shift(at);
+                if left == 0 {
+                    at = (at / LANES + 1) * LANES;
+                    continue;
+                }
+                let found = at + u64::from(left.trailing_zeros() / 8);
+                at = found + 1;
+                return (found < range.end).then(|| HostCluster::new(found));
+            }
+            None
+        })
     }
+
+    /// The narrow counts of the eight clusters around `at`, from a multiple of eight on, the first one in the lowest byte;
+    /// 255 stands for more.
+    pub(super) fn eight(&self, at: u64) -> u64 {
+        let page = self.narrow.get((at / PAGE) as usize).and_then(OnceLock::get);
+        page.map_or(0, |page| page[word_in_page(at)].load(Relaxed))
+    }
+
+    /// Raises a count, and returns what it was.
+    fn raise(&self, at: u64, times: u64) -> u64 {
+        let word = self.word(at);
+        let mut seen = word.load(Relaxed);
+        loop {
+            let before = (seen >> shift(at)) as u8;
+            let after = u64::from(before).saturating_add(times);
+            if before == WIDE || after >= WIDE.into() {
+                return self.raise_wide(at, times);
+            }
+            let raised = seen & !(0xff << shift(at)) | after << shift(at);
+            match word.compare_exchange_weak(seen, raised, Relaxed, Relaxed) {
+                Ok(_) => return before.into(),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// As [`Self::raise`], where a byte is not enough. From then on the count only changes under the lock.
+    fn raise_wide(&self, at: u64, times: u64) -> u64 {
+        let mut wide = lock(&self.wide);
+        let narrow = self.word(at).fetch_or(u64::from(WIDE) << shift(at), Relaxed);
+        let narrow = (narrow >> shift(at)) as u8;
+        let count = wide.entry(at).or_default();
+        let before = if narrow == WIDE { u64::from(*count) } else { narrow.into() };
+        *count = before.saturating_add(times).min(COUNT_MAX) as u32;
+        before
+    }
+
+    fn wide_count(&self, at: u64) -> u64 {
+        lock(&self.wide).get(&at).copied().unwrap_or(0).into()
+    }
+
+    fn lane(&self, at: u64) -> u8 {
+        (self.eight(at) >> shift(at)) as u8
+    }
+
+    fn word(&self, at: u64) -> &AtomicU64 {
+        let page = self.narrow[(at / PAGE) as usize]
+            .get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
+        &page[word_in_page(at)]
+    }
+}
+
+/// Which word of its page holds the count of a cluster.
+const fn word_in_page(at: u64) -> usize {
+    (at % PAGE / LANES) as usize
+}
+
+/// Where the lane of a cluster starts in its word.
+const fn shift(at: u64) -> u64 {
+    at % LANES * 8
 }
 
 #[cfg(test)]
@@ -75,18 +188,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_go_past_a_byte_and_stop_at_the_maximum() {
-        let mut counts = Counts::new(1000);
+    fn counts_go_past_a_byte_and_tell_what_passes_the_maximum() {
+        let counts = Counts::new(1000);
         let (a, b) = (HostCluster::new(3), HostCluster::new(999));
         assert_eq!(counts.add(a, 254, u64::MAX), 0);
         assert_eq!(counts.add(b, 7, 5), 2);
+        assert_eq!(counts.add(b, 1, 5), 1);
         for expected in 255..260 {
             assert_eq!(counts.add(a, 1, u64::MAX), 0);
             assert_eq!(counts.get(a), expected);
         }
-        assert_eq!(counts.add(a, u64::MAX, u64::MAX), u64::MAX - COUNT_MAX);
-        assert_eq!((counts.get(a), counts.get(b)), (COUNT_MAX, 5));
+        counts.add(a, u64::MAX, u64::MAX);
+        assert_eq!((counts.get(a), counts.get(b)), (COUNT_MAX, 8));
         assert_eq!(counts.used_in(0..1000).collect::<Vec<_>>(), [a, b]);
+        counts.clear(a);
+        assert_eq!(counts.used_in(0..1000).collect::<Vec<_>>(), [b]);
+    }
+
+    #[test]
+    fn a_run_counts_each_of_its_clusters() {
+        let counts = Counts::new(100);
+        let mut passed = Vec::new();
+        counts.add_run(3..30, 2, |cluster| passed.push(cluster.get()));
+        counts.add_run(8..17, 2, |cluster| passed.push(cluster.get()));
+        assert!(passed.is_empty());
+        counts.add_run(16..18, 2, |cluster| passed.push(cluster.get()));
+        assert_eq!(passed, [16]);
+        let of = |at| counts.get(HostCluster::new(at));
+        assert_eq!([of(2), of(3), of(8), of(16), of(17), of(18), of(30)], [0, 1, 2, 3, 2, 1, 0]);
+        assert_eq!(counts.eight(16), 0x0101_0101_0101_0203);
     }
 
     #[test]
@@ -95,5 +225,21 @@ mod tests {
         assert_eq!(counts.len(), 10);
         counts.add(HostCluster::new(10), 1, 1);
         assert_eq!(counts.len(), 11);
+        counts.grow(10_000);
+        counts.add(HostCluster::new(9999), 1, 1);
+        assert_eq!((counts.len(), counts.get(HostCluster::new(9999))), (10_000, 1));
+    }
+
+    #[test]
+    fn threads_count_together() {
+        let counts = Counts::new(64);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|_| counts.add_run(0..64, 900, |_| ())));
+            }
+        });
+        for cluster in 0..64 {
+            assert_eq!(counts.get(HostCluster::new(cluster)), 800);
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::finding::verb_of;
+
 /// An entry or a table that breaks a rule of the format. Entries are raw words as they are on disk; offsets are bytes of
 /// the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,34 @@ pub enum Fault {
     PreallocatedUnaligned {
         /// Where it starts.
         offset: u64,
+        /// Whether the entry lets go of it.
+        repaired: bool,
+    },
+    /// A compressed cluster in an image whose data lies in a file of its own.
+    CompressedWithDataFile {
+        /// Position of the entry in its table.
+        index: u64,
+        /// The entry.
+        entry: u64,
+    },
+    /// The extended L2 entry of a compressed cluster tells of subclusters.
+    CompressedWithSubclusters {
+        /// Position of the entry in its table.
+        index: u64,
+        /// The entry.
+        entry: u64,
+    },
+    /// An extended L2 entry says of a subcluster both that it is allocated and that it reads as zeros.
+    SubclustersContradict {
+        /// The cluster.
+        offset: u64,
+    },
+    /// An extended L2 entry without a cluster says of a subcluster that it is allocated.
+    SubclustersWithoutCluster,
+    /// Snapshots in an image whose data lies in a file of its own.
+    SnapshotsWithDataFile {
+        /// How many.
+        count: u64,
     },
     /// A snapshot's L1 table does not start at a cluster boundary; it was not followed.
     SnapshotL1Unaligned {
@@ -96,6 +126,8 @@ pub enum Fault {
     RefcountBlockOutside {
         /// Position of its entry in the refcount table.
         index: u64,
+        /// Whether the file was made longer for it.
+        growth: Growth,
     },
     /// A refcount block is used as something else, too.
     RefcountBlockShared {
@@ -104,6 +136,30 @@ pub enum Fault {
         /// How often its cluster is used.
         reference: u64,
     },
+}
+
+impl Fault {
+    /// Whether it is one of the refcount structures, which others do not rely on to find what is theirs.
+    pub(super) fn is_of_refcounts(&self) -> bool {
+        matches!(
+            self,
+            Self::RefcountTableReservedBits { .. }
+                | Self::RefcountBlockUnaligned { .. }
+                | Self::RefcountBlockOutside { .. }
+                | Self::RefcountBlockShared { .. }
+        )
+    }
+}
+
+/// Whether a file grows for a refcount block that lies behind its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// Nobody asked for it.
+    NotTried,
+    /// It did, and the block is one of zeros now.
+    Done,
+    /// The block lies too far off.
+    Refused,
 }
 
 impl fmt::Display for Fault {
@@ -143,10 +199,29 @@ impl fmt::Display for Fault {
                 f,
                 "ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
             ),
-            Self::PreallocatedUnaligned { offset } => write!(
+            Self::PreallocatedUnaligned { offset, repaired } => write!(
                 f,
-                "ERROR offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+                "{} offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
+                verb_of(*repaired)
             ),
+            Self::CompressedWithDataFile { index, entry } => {
+                write!(f, "ERROR compressed cluster {index} with data file, entry=0x{entry:x}")
+            }
+            Self::CompressedWithSubclusters { index, entry } => write!(
+                f,
+                "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, \
+                 entry=0x{entry:x}"
+            ),
+            Self::SubclustersContradict { offset } => write!(
+                f,
+                "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
+            ),
+            Self::SubclustersWithoutCluster => {
+                f.write_str("ERROR: Unallocated cluster has non-zero subcluster allocation map")
+            }
+            Self::SnapshotsWithDataFile { count } => {
+                write!(f, "ERROR {count} snapshots in image with data file")
+            }
             Self::SnapshotL1Unaligned { id, name, offset } => write!(
                 f,
                 "ERROR snapshot {id} ({name}) l1_offset={offset:#x}: L1 table is not cluster aligned; \
@@ -166,8 +241,15 @@ impl fmt::Display for Fault {
                 f,
                 "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
             ),
-            Self::RefcountBlockOutside { index } => {
-                write!(f, "ERROR refcount block {index} is outside image")
+            Self::RefcountBlockOutside { index, growth } => {
+                let verb = verb_of(*growth != Growth::NotTried);
+                write!(f, "{verb} refcount block {index} is outside image")?;
+                match growth {
+                    Growth::Refused => {
+                        f.write_str("\nERROR could not resize image: Invalid argument")
+                    }
+                    Growth::NotTried | Growth::Done => Ok(()),
+                }
             }
             Self::RefcountBlockShared { index, reference } => {
                 write!(f, "ERROR refcount block {index} refcount={reference}")

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::fault::Fault;
+use super::fault::{Fault, Growth};
 use crate::addr::{ClusterCount, HostCluster};
 
 /// How bad a [`Finding`] is.
@@ -18,6 +18,8 @@ pub enum Severity {
     CorruptionFixed,
     /// A leak that is now repaired.
     LeakFixed,
+    /// A step of a repair; what it repairs is told and counted by itself.
+    Step,
 }
 
 /// One thing that is wrong with an image. Entries are raw words as they are on disk; offsets are bytes of the file.
@@ -79,6 +81,72 @@ pub enum Finding {
     TooManyUnalignedTables,
     /// The refcount structures are too damaged to be repaired in place; nothing was.
     RebuildNeeded,
+    /// The refcount structures are made anew.
+    Rebuilding,
+    /// A repair changes an entry of a table.
+    EntryChanged(EntryChange),
+    /// A repair removes a snapshot that cannot be used.
+    SnapshotDropped {
+        /// The snapshot's identifier.
+        id: String,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// A repair lets go of the bitmaps, since they cannot be read.
+    BitmapsDropped,
+    /// A repair makes counts wider, since they cannot tell how often a cluster is used.
+    CountsWidened {
+        /// Bits of a count from now on.
+        bits: u32,
+    },
+    /// Snapshots at the end of their table are cut off.
+    SnapshotsDiscarded {
+        /// How many.
+        count: u32,
+        /// Whether their table is too large, rather than their number.
+        too_big: bool,
+    },
+    /// A snapshot's extra data is cut off.
+    SnapshotExtraDiscarded {
+        /// Position of its entry.
+        index: u32,
+        /// Bytes of the extra data.
+        size: u32,
+        /// Bytes that are left.
+        max: u32,
+    },
+    /// A snapshot's entry lacks fields that version 3 demands.
+    SnapshotIncomplete {
+        /// Position of the entry.
+        index: u32,
+        /// Whether it is written anew.
+        repaired: bool,
+    },
+    /// The snapshot table cannot be read.
+    SnapshotTableUnusable {
+        /// Why, and what can be done.
+        reason: String,
+    },
+    /// Nothing is repaired, since more would be lost than won.
+    NotRepaired {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An entry that a repair changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryChange {
+    /// Which kind of table: `L1` or `L2`.
+    pub table: &'static str,
+    /// Where that table lay, in bytes of the file.
+    pub at: u64,
+    /// Position of the entry.
+    pub index: u64,
+    /// The entry as it was.
+    pub old: u64,
+    /// The entry as it is now.
+    pub new: u64,
 }
 
 impl Finding {
@@ -89,11 +157,26 @@ impl Finding {
             Self::Leaked { .. } => Severity::Leak,
             Self::Undercounted { repaired: true, .. }
             | Self::CopiedFlagOfTable { repaired: true, .. }
-            | Self::CopiedFlagOfCluster { repaired: true, .. } => Severity::CorruptionFixed,
-            Self::RefcountUnknown { .. } | Self::TooManyUnalignedTables | Self::RebuildNeeded => {
-                Severity::CheckError
-            }
-            Self::Undercounted { .. }
+            | Self::CopiedFlagOfCluster { repaired: true, .. }
+            | Self::SnapshotsDiscarded { .. }
+            | Self::SnapshotExtraDiscarded { .. }
+            | Self::SnapshotIncomplete { repaired: true, .. }
+            | Self::Fault(
+                Fault::RefcountBlockOutside { growth: Growth::Done, .. }
+                | Fault::PreallocatedUnaligned { repaired: true, .. },
+            ) => Severity::CorruptionFixed,
+            Self::RefcountUnknown { .. }
+            | Self::TooManyUnalignedTables
+            | Self::RebuildNeeded
+            | Self::SnapshotTableUnusable { .. } => Severity::CheckError,
+            Self::Rebuilding
+            | Self::EntryChanged(_)
+            | Self::SnapshotDropped { .. }
+            | Self::BitmapsDropped
+            | Self::CountsWidened { .. }
+            | Self::NotRepaired { .. } => Severity::Step,
+            Self::SnapshotIncomplete { .. }
+            | Self::Undercounted { .. }
             | Self::CopiedFlagOfTable { .. }
             | Self::CopiedFlagOfCluster { .. }
             | Self::Fault(_) => Severity::Corruption,
@@ -108,13 +191,29 @@ impl Finding {
                 Fault::RefcountTableReservedBits { .. }
                     | Fault::RefcountBlockUnaligned { .. }
                     | Fault::RefcountBlockShared { .. }
+                    | Fault::RefcountBlockOutside { growth: Growth::Refused, .. }
             )
+        )
+    }
+
+    /// Whether it is more than a count or a flag that disagrees.
+    pub(super) fn is_fault(&self) -> bool {
+        matches!(
+            self,
+            Self::Fault(_)
+                | Self::RefcountUnknown { .. }
+                | Self::TooManyUnalignedTables
+                | Self::SnapshotIncomplete { .. }
         )
     }
 
     /// Whether it casts doubt on the references themselves: a damaged entry may have meant another cluster.
     pub(super) fn hides_references(&self) -> bool {
-        matches!(self, Self::Fault(_) | Self::RefcountUnknown { .. } | Self::TooManyUnalignedTables)
+        match self {
+            Self::TooManyUnalignedTables => true,
+            Self::Fault(fault) => !fault.is_of_refcounts(),
+            _ => false,
+        }
     }
 }
 
@@ -144,6 +243,31 @@ impl fmt::Display for Finding {
                 f.write_str("ERROR too many unaligned L2 tables; the rest was not checked")
             }
             Self::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
+            Self::Rebuilding => f.write_str("Rebuilding refcount structure"),
+            Self::EntryChanged(EntryChange { table, at, index, old, new }) => {
+                write!(
+                    f,
+                    "Repairing {table} table at {at:#x}: entry {index} is {old:#x}, now {new:#x}"
+                )
+            }
+            Self::SnapshotDropped { id, name } => {
+                write!(f, "Removing snapshot {id} ({name}), which cannot be used")
+            }
+            Self::BitmapsDropped => f.write_str("Removing all bitmaps, which cannot be read"),
+            Self::CountsWidened { bits } => write!(f, "Making refcounts {bits} bits wide"),
+            Self::SnapshotsDiscarded { count, too_big } => {
+                let why = if *too_big { " (snapshot table is too big)" } else { "" };
+                write!(f, "Discarding {count} overhanging snapshots{why}")
+            }
+            Self::SnapshotExtraDiscarded { index, size, max } => write!(
+                f,
+                "Discarding too much extra metadata in snapshot table entry {index} ({size} > {max})"
+            ),
+            Self::SnapshotIncomplete { index, repaired } => {
+                write!(f, "{} snapshot table entry {index} is incomplete", verb_of(*repaired))
+            }
+            Self::SnapshotTableUnusable { reason } => write!(f, "ERROR {reason}"),
+            Self::NotRepaired { reason } => write!(f, "Nothing is repaired: {reason}"),
             Self::Fault(fault) => fault.fmt(f),
             Self::RefcountUnknown { first, count } => {
                 let (first, last) = (first.get(), first.get() + count - 1);
@@ -153,6 +277,6 @@ impl fmt::Display for Finding {
     }
 }
 
-fn verb_of(repaired: bool) -> &'static str {
+pub(super) fn verb_of(repaired: bool) -> &'static str {
     if repaired { "Repairing" } else { "ERROR" }
 }

@@ -5,16 +5,20 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::counts::Counts;
+use super::crew::Crew;
 use super::finding::Finding;
-use super::loose::{Claim, LooseL2};
-use super::references::collect;
+use super::loose::{Claim, L2Format};
+use super::references::{Means, collect};
+use super::snapshots::Snapshots;
 use super::stored::StoredCounts;
 use super::tables::TableReader;
 use super::tally::Tally;
+use super::target::Target;
 use super::uses::Uses;
-use super::{CLUSTERS_MAX, Target, words};
-use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
+use super::words;
+use crate::addr::{ClusterCount, HostCluster, HostOffset};
 use crate::disk::Disk;
+use crate::engine::load::read_snapshots;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 
@@ -36,17 +40,16 @@ impl<'d, D: Disk> LiveReferences<'d, D> {
         header: Header,
         report: &mut dyn FnMut(&Finding),
     ) -> Result<Self> {
-        let geometry = header.geometry();
         let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let mut target = Target { disk, header, geometry, file_len, skip_holes: false };
-        if target.clusters() > CLUSTERS_MAX {
-            return Err(Error::limit("the file has too many clusters to look for leaks"));
-        }
-        let stored = StoredCounts::read(&target).await?;
+        let mut target = Target::of(disk, header, file_len, false)?;
+        let stored = StoredCounts::read_table(&target).await?;
         // The table may name blocks by now that lie behind what was the end before it was read.
         target.file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let mut tally = Tally::new(report);
-        let found = collect(&target, &stored, &mut tally).await?;
+        let (entries, table_len) = read_snapshots(disk, &target.header, target.file_len).await?;
+        let snapshots = Snapshots { entries, table_len, is_outdated: false };
+        let means = Means { snapshots: &snapshots, stored: &stored, crew: Crew::ALONE, fix: false };
+        let found = collect(&target, &means, &mut Tally::new(report)).await?;
+        let found = found.ok_or_else(|| Error::corrupt("its bitmaps cannot be read"))?;
         Ok(Self { counts: found.counts, tables: found.tables, target })
     }
 
@@ -76,26 +79,28 @@ impl<'d, D: Disk> LiveReferences<'d, D> {
         &self,
         clusters: &HashSet<HostCluster>,
     ) -> Result<HashSet<HostCluster>> {
-        let geometry = self.target.geometry;
+        let format = L2Format::of(&self.target);
         let active = self.tables.iter().filter(|(_, uses)| uses.active > 0);
         let places: Vec<u64> = active.map(|(&at, _)| at).collect();
         let tables = places.iter().map(|&at| self.target.cluster_at(at));
         let mut found: HashSet<HostCluster> = tables.filter(|c| clusters.contains(c)).collect();
         let mut reader = TableReader::new(&self.target);
-        let len = geometry.cluster_size();
+        let len = format.geometry.cluster_size();
         for batch in places.chunks(TableReader::<D>::batch_for(len)) {
             for bytes in reader.read(batch, len).await?.into_iter().flatten() {
-                found.extend(data_clusters(&bytes, geometry).filter(|c| clusters.contains(c)));
+                let words: Vec<u64> = words(&bytes).collect();
+                found.extend(data_clusters(&words, format).filter(|c| clusters.contains(c)));
             }
         }
         Ok(found)
     }
 }
 
-fn data_clusters(table: &[u8], geometry: Geometry) -> impl Iterator<Item = HostCluster> + '_ {
-    let place = move |entry| match LooseL2(entry).claim(geometry) {
-        Claim::Cluster { offset, .. } => Some(geometry.host_cluster(HostOffset::new(offset))),
-        Claim::Nothing | Claim::Compressed { .. } => None,
-    };
-    words(table).filter_map(place)
+fn data_clusters(table: &[u64], format: L2Format) -> impl Iterator<Item = HostCluster> + '_ {
+    format.entries(table).filter_map(move |entry| match entry.claim(format) {
+        Claim::Cluster { offset, .. } if !format.data_file => {
+            Some(format.geometry.host_cluster(HostOffset::new(offset)))
+        }
+        Claim::Cluster { .. } | Claim::Nothing | Claim::Compressed { .. } => None,
+    })
 }

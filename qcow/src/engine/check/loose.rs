@@ -1,9 +1,14 @@
 //! Table entries as they are, however wrong: [`crate::format::entry`] refuses what a check has to look at.
 
+use super::target::Target;
 use crate::addr::Geometry;
+use crate::disk::Disk;
 use crate::format::entry::{
     COMPRESSED, COPIED, L1_RESERVED, L2_RESERVED, OFFSET_MASK, REFCOUNT_TABLE_RESERVED, ZERO,
 };
+
+/// The subclusters of an extended L2 entry that are allocated.
+pub(super) const SUBCLUSTERS_ALLOCATED: u64 = 0xffff_ffff;
 
 /// An L1 entry, or what the two kinds of entry have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +23,16 @@ impl LooseL1 {
     pub(super) fn has_reserved_bits(self) -> bool {
         self.0 & L1_RESERVED != 0
     }
+
+    /// The entry without the bits that must be zero.
+    pub(super) fn without_reserved_bits(self) -> Self {
+        Self(self.0 & !L1_RESERVED)
+    }
+
+    /// The entry that names the table at `offset` instead.
+    pub(super) fn to(self, offset: u64) -> Self {
+        Self(self.0 & !OFFSET_MASK | offset)
+    }
 }
 
 /// Whether an L1 or L2 entry has the COPIED flag.
@@ -30,9 +45,45 @@ pub(super) fn with_copied(entry: u64, copied: bool) -> u64 {
     if copied { entry | COPIED } else { entry & !COPIED }
 }
 
+/// How the L2 entries of an image are to be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct L2Format {
+    pub(super) geometry: Geometry,
+    /// Each entry has a second word that tells of 32 subclusters.
+    pub(super) extended: bool,
+    /// Clusters lie in a file of their own.
+    pub(super) data_file: bool,
+}
+
+impl L2Format {
+    pub(super) fn of<D: Disk>(target: &Target<'_, D>) -> Self {
+        Self {
+            geometry: target.geometry,
+            extended: target.has_extended_l2(),
+            data_file: target.has_data_file(),
+        }
+    }
+
+    /// Words of an entry.
+    pub(super) fn words(self) -> usize {
+        if self.extended { 2 } else { 1 }
+    }
+
+    /// The entries in the words of a table.
+    pub(super) fn entries(self, words: &[u64]) -> impl Iterator<Item = LooseL2> + '_ {
+        let entry =
+            |words: &[u64]| LooseL2 { word: words[0], bitmap: words.get(1).copied().unwrap_or(0) };
+        words.chunks_exact(self.words()).map(entry)
+    }
+}
+
 /// An L2 entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LooseL2(pub(super) u64);
+pub(super) struct LooseL2 {
+    pub(super) word: u64,
+    /// The subclusters of an extended entry: allocated ones in the low half, those that read as zeros in the high half.
+    pub(super) bitmap: u64,
+}
 
 /// What an L2 entry claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +94,8 @@ pub(super) enum Claim {
     Cluster {
         /// Its first byte.
         offset: u64,
-        /// Whether it is only kept in reserve, and reads as zeros.
-        zero: bool,
+        /// Whether it is only kept in reserve: nothing in it is read.
+        reserve: bool,
     },
     /// Compressed data.
     Compressed {
@@ -56,30 +107,42 @@ pub(super) enum Claim {
 }
 
 impl LooseL2 {
-    pub(super) fn claim(self, geometry: Geometry) -> Claim {
+    pub(super) fn claim(self, format: L2Format) -> Claim {
         if self.is_compressed() {
-            let size_bits = geometry.cluster_bits() - 8;
-            let offset = self.0 & ((1 << (62 - size_bits)) - 1);
-            let more_sectors = (self.0 >> (62 - size_bits)) & ((1 << size_bits) - 1);
+            let size_bits = format.geometry.cluster_bits() - 8;
+            let offset = self.word & ((1 << (62 - size_bits)) - 1);
+            let more_sectors = (self.word >> (62 - size_bits)) & ((1 << size_bits) - 1);
             return Claim::Compressed { offset, len: (more_sectors + 1) * 512 - offset % 512 };
         }
-        match self.0 & OFFSET_MASK {
-            0 => Claim::Nothing,
-            offset => Claim::Cluster { offset, zero: self.has_zero_flag() },
+        let reserve = match format.extended {
+            true => self.bitmap & SUBCLUSTERS_ALLOCATED == 0,
+            false => self.has_zero_bit(),
+        };
+        let is_plain_zero = !format.extended && reserve;
+        // A data file of its own has data at its start, too.
+        let is_start = format.data_file && is_copied(self.word) && !is_plain_zero;
+        match self.word & OFFSET_MASK {
+            0 if !is_start => Claim::Nothing,
+            offset => Claim::Cluster { offset, reserve },
         }
     }
 
     pub(super) fn has_reserved_bits(self) -> bool {
-        !self.is_compressed() && self.0 & L2_RESERVED != 0
+        !self.is_compressed() && self.word & L2_RESERVED != 0
     }
 
     /// Whether bit 0 is set where it would be the zero flag of version 3.
-    pub(super) fn has_zero_flag(self) -> bool {
-        !self.is_compressed() && self.0 & ZERO != 0
+    pub(super) fn has_zero_bit(self) -> bool {
+        !self.is_compressed() && self.word & ZERO != 0
     }
 
-    fn is_compressed(self) -> bool {
-        self.0 & COMPRESSED != 0
+    pub(super) fn is_compressed(self) -> bool {
+        self.word & COMPRESSED != 0
+    }
+
+    /// Whether a subcluster is said to be allocated and to read as zeros.
+    pub(super) fn subclusters_contradict(self) -> bool {
+        self.bitmap >> 32 & self.bitmap != 0
     }
 }
 

@@ -1,9 +1,9 @@
 //! The close mark after a repair.
 
-use super::Target;
 use super::repair::{sync, write};
 use super::stored::StoredCounts;
 use super::tables::TableReader;
+use super::target::Target;
 use crate::addr::{ClusterCount, HostOffset};
 use crate::disk::Disk;
 use crate::engine::load::read_bytes;

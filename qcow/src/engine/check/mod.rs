@@ -1,9 +1,9 @@
-//! `check`: whether an image agrees with itself, and the repair of what can be repaired safely.
+//! `check`: whether an image agrees with itself, and its repair.
 //!
-//! The steps, each a file: [`references`] walks all metadata and counts who points where; [`compare`] holds that against
-//! the counts that the image stores; [`blocks`] makes refcount blocks that are missing; [`repair`] corrects counts;
-//! [`copied`] checks the COPIED flags of the active tables against the stored counts. What is found is a [`Finding`],
-//! told to the caller at once and added up in the [`CheckSummary`].
+//! A [`survey`] walks all metadata and counts who points where ([`references`]), and holds that against the counts that the
+//! image stores ([`compare`]). [`repair`] corrects counts in place; [`mend`] writes tables anew that break a rule, and
+//! [`rebuild`] refcount structures; [`copied`] checks the COPIED flags of the active tables against the stored counts.
+//! What is found is a [`Finding`], told to the caller at once and added up in the [`CheckSummary`].
 //!
 //! Each step of a repair is durable before the next one that relies on it, and the dirty bit goes last. So a crash in
 //! between leaves an image that is no worse than before, and that still says so.
@@ -13,38 +13,42 @@
 
 use std::path::Path;
 
-use super::load::{read_header, see_medium};
-use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
+use super::load::{probe, read_header_cluster, see_medium};
+use super::options::Format;
+use crate::addr::{ClusterCount, HostCluster};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 
-mod blocks;
 mod compare;
 mod copied;
 mod counts;
+mod crew;
 mod fault;
 mod finding;
 pub(super) mod live;
 mod loose;
 mod mark;
+mod mend;
+mod rebuild;
 mod references;
 mod repair;
+mod snapshots;
 mod stored;
+mod survey;
 mod tables;
 mod tally;
+mod target;
 mod usage;
 mod uses;
 
-pub use fault::Fault;
-pub use finding::{Finding, Severity};
-pub use tally::CheckSummary;
+pub use crew::{Crew, Work};
+pub use fault::{Fault, Growth};
+pub use finding::{EntryChange, Finding, Severity};
+pub use tally::{Abort, CheckSummary};
 pub use usage::{ImageUsage, Usage};
 
-use loose::{Claim, LooseL2};
-use references::References;
-use stored::StoredCounts;
+use survey::Survey;
 use tally::Tally;
 
 /// Most clusters of a file that can be checked (QEMU's limit).
@@ -60,8 +64,32 @@ pub enum Repair {
     Leaks,
     /// All counts, the missing refcount blocks included, COPIED flags, and the dirty and corrupt bits - provided that
     /// nothing else is wrong. Otherwise nothing is changed: a damaged entry may have meant a cluster that looks unused
-    /// now, and a table that is something else, too, is not to be written to.
+    /// now, and a table that is something else, too, is not to be written to. What is due before an image is written to
+    /// that was not closed cleanly.
+    Counts,
+    /// Everything. Whatever can be read stays as it is. What cannot be found any more - the data of an entry that names no
+    /// possible place, what a lost table told of - reads as zeros, or as the backing file, from then on.
     All,
+}
+
+/// The format of the file in `disk`, which is taken to be `format` if that is given. A qcow2 image is one that [`check`]
+/// can look at.
+///
+/// # Errors
+/// The file cannot be read, or the header is so broken that nothing behind it can be found.
+pub async fn examine<D: Disk>(disk: &D, path: &Path, format: Option<Format>) -> Result<Format> {
+    let examined = async {
+        let format = match format {
+            Some(format) => format,
+            None => probe(disk).await?,
+        };
+        if format == Format::Qcow2 {
+            let (cluster0, file_len) = read_header_cluster(disk).await?;
+            Header::parse_damaged(&cluster0, file_len)?;
+        }
+        Ok(format)
+    };
+    examined.await.map_err(|e: Error| e.in_file(path))
 }
 
 /// Checks the qcow2 image in `disk`, the file at `path`, and repairs what `repair` allows. Nobody else may write to it
@@ -69,134 +97,166 @@ pub enum Repair {
 /// often as it applies.
 ///
 /// After a repair the summary tells what was found and fixed; whether all is well now, a second check tells. An encrypted
-/// image is checked without its key.
+/// image is checked without its key, and an external data file is not looked at.
 ///
 /// # Errors
-/// The file cannot be read or, for a repair, written; the header or the snapshot table is so broken that nothing behind
-/// it can be found; or the image uses a feature that is not supported yet. Whatever else is wrong is a finding.
+/// The file cannot be read or, for a repair, written; or the header is so broken that nothing behind it can be found.
+/// Whatever else is wrong is a finding.
 pub async fn check<D: Disk>(
     disk: &D,
     path: &Path,
     repair: Repair,
     report: &mut dyn FnMut(&Finding),
 ) -> Result<CheckSummary> {
-    check_unnamed(disk, repair, report).await.map_err(|e| e.in_file(path))
+    check_by(Crew::ALONE, disk, path, repair, report).await
 }
 
-async fn check_unnamed<D: Disk>(
+/// As [`check`], by the threads of `crew`.
+///
+/// # Errors
+/// As [`check`].
+pub async fn check_by<D: Disk>(
+    crew: Crew,
     disk: &D,
+    path: &Path,
     repair: Repair,
     report: &mut dyn FnMut(&Finding),
 ) -> Result<CheckSummary> {
-    if repair != Repair::None && !disk.is_writable() {
-        return Err(Error::read_only("cannot be repaired: it is open read-only"));
-    }
-    if repair != Repair::None {
-        // Clusters become free on the strength of what is read: it has to be what a power cut would leave.
-        see_medium(disk).await?;
-    }
     let mut tally = Tally::new(report);
-    let skip_holes = repair == Repair::None;
-    let mut survey = Survey::make(disk, skip_holes, &mut tally).await?;
-    let is_hopeless = tally.rebuild_needed || repair == Repair::Leaks && tally.uncounted;
-    if repair != Repair::None && is_hopeless {
-        // Writing to blocks that are not trustworthy themselves would do harm.
-        tally.note(&Finding::RebuildNeeded, 1);
-        return Ok(tally.summary);
-    }
-    let is_counts_only = !tally.references_hidden && !survey.references.overlap_tables;
-    let repair = if repair == Repair::All && !is_counts_only { Repair::None } else { repair };
-    if repair == Repair::All && survey.add_missing_blocks().await? {
-        let mut silent = |_: &Finding| ();
-        let mut again = Tally::new(&mut silent);
-        survey = Survey::make(disk, skip_holes, &mut again).await?;
-        tally.restart_from(&again);
-    }
-    let Survey { target, references, mut stored } = survey;
-    if repair != Repair::None {
-        let (counts, raise) = (&references.counts, repair == Repair::All);
-        repair::correct_counts(&target, counts, &mut stored, raise, &mut tally).await?;
-    }
-    let fix_flags = repair != Repair::None && tally.summary.is_clean();
-    copied::check_flags(&target, &references.tables, &mut stored, fix_flags, &mut tally).await?;
-    let is_sound = tally.summary.check_errors == 0 && tally.summary.corruptions == 0;
-    if repair != Repair::None && is_sound {
-        repair::clear_damage_bits(&target).await?;
-        if tally.summary.is_clean() {
-            mark::set_clean(&target, &stored, references.counts.len()).await?;
-        }
-    }
+    let checked = Check { disk, crew, repair }.run(&mut tally).await;
+    checked.map_err(|e| e.in_file(path))?;
     Ok(tally.summary)
 }
 
-/// What an image says about its clusters.
-struct Survey<'d, D> {
-    target: Target<'d, D>,
-    references: References,
-    stored: StoredCounts,
-}
-
-impl<'d, D: Disk> Survey<'d, D> {
-    /// Counts the references and holds them against the stored counts.
-    async fn make(disk: &'d D, skip_holes: bool, tally: &mut Tally<'_>) -> Result<Self> {
-        let target = Target::open(disk, skip_holes).await?;
-        tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
-        let mut stored = StoredCounts::read(&target).await?;
-        let references = references::collect(&target, &stored, tally).await?;
-        compare::compare(&target, &references.counts, &mut stored, tally).await?;
-        Ok(Self { target, references, stored })
-    }
-
-    /// Makes the refcount blocks that clusters in use lack; says whether there were any to make.
-    async fn add_missing_blocks(&self) -> Result<bool> {
-        blocks::add_missing(&self.target, &self.references.counts, &self.stored).await
-    }
-}
-
-/// The image under test.
-struct Target<'d, D> {
+struct Check<'d, D> {
     disk: &'d D,
-    header: Header,
-    geometry: Geometry,
-    /// Bytes.
-    file_len: u64,
-    /// Whether a table that the host calls a hole is taken for zeros without a look. Not where clusters become free on the
-    /// strength of that: hosts have been known to call data a hole that was just being written.
-    skip_holes: bool,
+    crew: Crew,
+    repair: Repair,
 }
 
-impl<'d, D: Disk> Target<'d, D> {
-    async fn open(disk: &'d D, skip_holes: bool) -> Result<Self> {
-        let header = read_header(disk).await?;
-        if header.incompatible.contains(Incompatible::EXTENDED_L2) {
-            let what = "check does not support images with extended L2 entries yet";
-            return Err(Error::unsupported(what));
+impl<D: Disk> Check<'_, D> {
+    async fn run(&self, tally: &mut Tally<'_>) -> Result<()> {
+        if self.repair != Repair::None {
+            if !self.disk.is_writable() {
+                return Err(Error::read_only("cannot be repaired: it is open read-only"));
+            }
+            // Clusters become free on the strength of what is read: it has to be what a power cut would leave.
+            see_medium(self.disk).await?;
         }
-        let geometry = header.geometry();
-        let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let clusters = geometry.clusters_for(file_len);
-        if clusters > CLUSTERS_MAX {
-            return Err(Error::limit(format!(
-                "the file has {clusters} clusters, and check handles at most {CLUSTERS_MAX}"
-            )));
+        let survey = Survey::make(self.disk, self.crew, self.repair, tally).await?;
+        let Some(survey) = survey else { return Ok(()) };
+        let Some(survey) = self.repair_tables(survey, tally).await? else { return Ok(()) };
+        self.repair_flags(survey, tally).await
+    }
+
+    /// Repairs all but flags and marks, as far as that is allowed. `None` where the check ends with that.
+    async fn repair_tables<'d>(
+        &'d self,
+        survey: Survey<'d, D>,
+        tally: &mut Tally<'_>,
+    ) -> Result<Option<Survey<'d, D>>> {
+        if self.repair == Repair::None {
+            return Ok(Some(survey));
         }
-        Ok(Self { disk, header, geometry, file_len, skip_holes })
+        if tally.summary.is_clean() && !survey.references.broken_bitmaps {
+            return Ok(Some(survey));
+        }
+        if let Some(reason) = survey.l1_is_lost() {
+            tally.note(&Finding::NotRepaired { reason }, 1);
+            return Ok(None);
+        }
+        let is_sound = !tally.references_hidden && !survey.references.overlap_tables;
+        match self.repair {
+            Repair::Leaks if tally.rebuild_needed || tally.uncounted => self.give_up(tally),
+            Repair::Counts if tally.has_faults || !is_sound => Ok(None),
+            Repair::Counts if survey.lacks_blocks() => self.rebuild(survey, false, tally).await,
+            Repair::All if !is_sound || survey.snapshots.is_outdated => {
+                self.rebuild(survey, true, tally).await
+            }
+            Repair::All if tally.rebuild_needed || tally.uncounted => {
+                self.rebuild(survey, false, tally).await
+            }
+            _ => self.correct_counts(survey, tally).await,
+        }
     }
 
-    /// Clusters of the file, the last one perhaps in part.
-    fn clusters(&self) -> ClusterCount {
-        self.geometry.clusters_for(self.file_len)
+    /// Writing to blocks that are not trustworthy themselves would do harm.
+    fn give_up<'d>(&self, tally: &mut Tally<'_>) -> Result<Option<Survey<'d, D>>> {
+        tally.note(&Finding::RebuildNeeded, 1);
+        tally.summary.aborted = Some(Abort::NeedsRebuild);
+        Ok(None)
     }
 
-    /// What the entries of an L2 table claim.
-    fn claims<'b>(&self, table: &'b [u8]) -> impl Iterator<Item = Claim> + use<'b, D> {
-        let geometry = self.geometry;
-        words(table).map(move |entry| LooseL2(entry).claim(geometry))
+    async fn correct_counts<'d>(
+        &self,
+        mut survey: Survey<'d, D>,
+        tally: &mut Tally<'_>,
+    ) -> Result<Option<Survey<'d, D>>> {
+        let Survey { target, references, stored, .. } = &mut survey;
+        let raise = self.repair != Repair::Leaks;
+        repair::correct_counts(target, &references.counts, stored, raise, tally).await?;
+        survey.stored_changed = true;
+        Ok(Some(survey))
     }
 
-    /// The cluster that holds byte `offset`, aligned or not.
-    fn cluster_at(&self, offset: u64) -> HostCluster {
-        self.geometry.host_cluster(HostOffset::new(offset))
+    /// Makes the refcount structures anew, and, with `mend`, all tables that are wrong. What it leaves is surveyed again.
+    async fn rebuild<'d>(
+        &'d self,
+        survey: Survey<'d, D>,
+        mend: bool,
+        tally: &mut Tally<'_>,
+    ) -> Result<Option<Survey<'d, D>>> {
+        // Where QEMU does the same, it says so.
+        let is_told = self.repair == Repair::All && (tally.rebuild_needed || tally.uncounted);
+        if is_told {
+            tally.note(&Finding::Rebuilding, 1);
+        }
+        if mend {
+            let mended =
+                mend::mend(&survey.target, &survey.snapshots, &survey.references, tally).await?;
+            let (counts, end) = survey.references_of(&mended).await?;
+            // Nothing that is there is written over: what no table names may be what a damaged one meant.
+            rebuild::rebuild(&survey.target, mended.header, counts, end, tally).await?;
+        } else {
+            let header = survey.target.header.clone();
+            let floor = HostCluster::new(0);
+            rebuild::rebuild(&survey.target, header, survey.references.counts, floor, tally)
+                .await?;
+        }
+        let report = &mut *tally.report;
+        let mut tell_steps = |finding: &Finding| match finding {
+            Finding::Leaked { repaired, .. } if !repaired || !is_told => (),
+            _ => report(finding),
+        };
+        let mut again = Tally::new(&mut tell_steps);
+        let survey = Survey::make(self.disk, self.crew, Repair::Leaks, &mut again).await?;
+        // The old structures are leaks now, which were not found but made.
+        let survey = match survey {
+            Some(survey) => self.correct_counts(survey, &mut again).await?,
+            None => None,
+        };
+        let now = again.summary;
+        tally.restart_from(now);
+        Ok(survey)
+    }
+
+    async fn repair_flags(&self, survey: Survey<'_, D>, tally: &mut Tally<'_>) -> Result<()> {
+        let Survey { target, references, mut stored, stored_changed, .. } = survey;
+        let fix = match self.repair {
+            Repair::None => false,
+            Repair::Leaks | Repair::Counts => tally.summary.is_clean(),
+            Repair::All => true,
+        };
+        let in_doubt = |at| stored_changed || references.flags_in_doubt.contains(&at);
+        copied::check_flags(&target, &references.tables, in_doubt, &mut stored, fix, tally).await?;
+        let is_sound = tally.summary.check_errors == 0 && tally.summary.corruptions == 0;
+        if self.repair != Repair::None && is_sound {
+            repair::clear_damage_bits(&target).await?;
+            if tally.summary.is_clean() {
+                mark::set_clean(&target, &stored, references.counts.len()).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,27 +1,34 @@
 //! Who points where: walks all metadata and counts the references to each cluster of the file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::counts::Counts;
-use super::fault::Fault;
+use super::crew::Crew;
+use super::fault::{Fault, Growth};
 use super::finding::Finding;
-use super::loose::LooseL1;
+use super::loose::{L2Format, LooseL1};
+use super::snapshots::Snapshots;
 use super::stored::StoredCounts;
 use super::tables::TableReader;
-use super::tally::Tally;
-use super::uses::{Uses, disjoint};
-use super::{Target, words};
+use super::tally::{Abort, Tally};
+use super::target::Target;
+use super::uses::{Used, Uses, disjoint};
+use super::words;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
-use crate::engine::load::read_snapshots;
 use crate::error::Result;
+use crate::format::header::Version;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::L1_BYTES_MAX;
 
 mod bitmaps;
-mod clusters;
-mod regions;
+mod counter;
+mod l2;
+mod walk;
+
+pub(super) use counter::Counter;
+use l2::L2Rules;
 
 /// Most unaligned L2 tables that are followed. Aligned ones cannot overlap, and so cost no more than the file's length;
 /// these could make a small file cost hours.
@@ -29,46 +36,69 @@ const UNALIGNED_TABLES_MAX: u64 = 1024;
 
 /// The references of an image.
 pub(super) struct References {
-    /// To each cluster of the file, but not above what a count of this image can tell.
+    /// To each cluster of the file.
     pub(super) counts: Counts,
     /// The L2 tables: their first bytes, and how often L1 tables name them.
     pub(super) tables: BTreeMap<u64, Uses>,
+    /// Those of them with COPIED flags that may contradict the stored counts.
+    pub(super) flags_in_doubt: BTreeSet<u64>,
     /// A table that a repair would write to is something else, too.
     pub(super) overlap_tables: bool,
+    /// The bitmaps cannot be followed, and a repair is to let go of them.
+    pub(super) broken_bitmaps: bool,
 }
 
-/// Counts the references in the image.
+/// How references are collected.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'m> {
+    pub(super) snapshots: &'m Snapshots,
+    pub(super) stored: &'m StoredCounts,
+    pub(super) crew: Crew,
+    /// Whether a repair of all that is found follows: what QEMU repairs as it finds it is told as repaired.
+    pub(super) fix: bool,
+}
+
+/// Counts the references in the image. `None` where a bitmap cannot be followed, which has been told.
 pub(super) async fn collect<D: Disk>(
     target: &Target<'_, D>,
-    stored: &StoredCounts,
+    means: &Means<'_>,
     tally: &mut Tally<'_>,
-) -> Result<References> {
+) -> Result<Option<References>> {
+    let counts = Counts::new(target.clusters());
     let mut collector = Collector {
         target,
         tally,
         reader: TableReader::new(target),
-        counts: Counts::new(target.clusters()),
+        counter: Counter::new(target, &counts),
         tables: HashMap::new(),
         unaligned_tables: 0,
     };
-    let (snapshots, snapshot_table_len) =
-        read_snapshots(target.disk, &target.header, target.file_len).await?;
-    collector.count_fixed_places(snapshot_table_len);
-    collector.walk_l1_tables(&snapshots).await?;
+    collector.count_fixed_places(means.snapshots.table_len);
+    collector.walk_l1_tables(&means.snapshots.entries).await?;
     let tables: BTreeMap<u64, Uses> = std::mem::take(&mut collector.tables).into_iter().collect();
-    collector.walk_l2_tables(&tables).await?;
-    collector.walk_bitmaps().await?;
+    let rules = L2Rules {
+        format: L2Format::of(target),
+        version2: target.header.version == Version::V2,
+        fix: means.fix,
+    };
+    let flags_in_doubt =
+        walk::l2_tables(target, &tables, &counts, rules, means, collector.tally).await?;
+    let broken_bitmaps = !collector.walk_bitmaps().await?;
+    if broken_bitmaps && !means.fix {
+        collector.tally.summary.aborted = Some(Abort::Invalid);
+        return Ok(None);
+    }
     // Last, because a block that is anything else, too, is an error of its own.
-    collector.count_refcount_blocks(stored);
+    collector.count_refcount_blocks(means.stored, means.fix);
     let overlap_tables = collector.finds_overlap(&tables);
-    Ok(References { counts: collector.counts, tables, overlap_tables })
+    Ok(Some(References { counts, tables, flags_in_doubt, overlap_tables, broken_bitmaps }))
 }
 
 struct Collector<'c, 'd, 'r, D> {
     target: &'c Target<'d, D>,
     tally: &'c mut Tally<'r>,
     reader: TableReader<'c, 'd, D>,
-    counts: Counts,
+    counter: Counter<'c>,
     tables: HashMap<u64, Uses>,
     unaligned_tables: u64,
 }
@@ -88,11 +118,18 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
 
     /// Walks the active L1 table and those of the snapshots, many of which may lie in the same place.
     async fn walk_l1_tables(&mut self, snapshots: &[SnapshotEntry]) -> Result<()> {
+        if self.target.has_data_file() && !snapshots.is_empty() {
+            let count = snapshots.len() as u64;
+            self.fault(Fault::SnapshotsWithDataFile { count }, 1);
+        }
         let header = &self.target.header;
         let active = header.l1_table_offset.get();
         let mut l1_tables = vec![(active..active + u64::from(header.l1_size) * 8, Uses::ACTIVE)];
         for snapshot in snapshots {
-            l1_tables.extend(self.snapshot_l1(snapshot).map(|range| (range, Uses::OTHER)));
+            match snapshot_l1(self.target, snapshot) {
+                Ok(range) => l1_tables.push((range, Uses::OTHER)),
+                Err(fault) => self.fault(fault, 1),
+            }
         }
         self.count_regions(&l1_tables);
         for (range, uses) in disjoint(&l1_tables) {
@@ -103,27 +140,6 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
             }
         }
         Ok(())
-    }
-
-    /// The bytes of a snapshot's L1 table, unless they cannot be one.
-    fn snapshot_l1(&mut self, snapshot: &SnapshotEntry) -> Option<Range<u64>> {
-        let (offset, entries) = (snapshot.l1_table_offset.get(), snapshot.l1_size);
-        let id = || snapshot.id.to_string_lossy().into_owned();
-        let name = || snapshot.name.to_string_lossy().into_owned();
-        let len = u64::from(entries) * 8;
-        if !self.target.geometry.is_cluster_aligned(offset) {
-            self.fault(Fault::SnapshotL1Unaligned { id: id(), name: name(), offset }, 1);
-            return None;
-        }
-        if len > L1_BYTES_MAX {
-            self.fault(Fault::SnapshotL1TooLarge { id: id(), name: name(), entries }, 1);
-            return None;
-        }
-        let Some(end) = offset.checked_add(len) else {
-            self.fault(Fault::PastEnd { offset, len }, 1);
-            return None;
-        };
-        Some(offset..end)
     }
 
     fn scan_l1(&mut self, bytes: &[u8], uses: Uses) {
@@ -141,48 +157,23 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
             *known += uses;
             return;
         }
-        if offset >= self.target.file_len {
-            return self.count_table(offset, uses);
-        }
-        if !self.target.geometry.is_cluster_aligned(offset) {
+        let is_aligned = self.target.geometry.is_cluster_aligned(offset);
+        if offset < self.target.file_len && !is_aligned {
             self.unaligned_tables += 1;
             if self.unaligned_tables == UNALIGNED_TABLES_MAX + 1 {
                 self.tally.note(&Finding::TooManyUnalignedTables, 1);
             }
-            if self.unaligned_tables > UNALIGNED_TABLES_MAX {
-                return self.count_table(offset, uses);
-            }
         }
-        self.tables.insert(offset, uses);
-    }
-
-    fn count_table(&mut self, offset: u64, uses: Uses) {
-        let geometry = self.target.geometry;
-        self.count_region(offset, geometry.cluster_size(), uses.total);
-        if !geometry.is_cluster_aligned(offset) {
-            self.fault(Fault::L2TableUnaligned { offset }, uses.total);
+        let is_followed = is_aligned || self.unaligned_tables <= UNALIGNED_TABLES_MAX;
+        if offset < self.target.file_len && is_followed {
+            self.tables.insert(offset, uses);
+        } else {
+            self.counter.count_table(offset, uses);
+            self.tell();
         }
     }
 
-    async fn walk_l2_tables(&mut self, tables: &BTreeMap<u64, Uses>) -> Result<()> {
-        let len = self.target.geometry.cluster_size();
-        let mut rest = tables.iter().peekable();
-        while rest.peek().is_some() {
-            let batch = rest.by_ref().take(TableReader::<D>::batch_for(len));
-            let (offsets, uses): (Vec<u64>, Vec<Uses>) =
-                batch.map(|(&at, &uses)| (at, uses)).unzip();
-            let read = self.reader.read(&offsets, len).await?;
-            for ((offset, bytes), uses) in offsets.into_iter().zip(read).zip(uses) {
-                self.count_table(offset, uses);
-                if let Some(bytes) = bytes {
-                    self.scan_l2(&bytes, uses);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn count_refcount_blocks(&mut self, stored: &StoredCounts) {
+    fn count_refcount_blocks(&mut self, stored: &StoredCounts, fix: bool) {
         let geometry = self.target.geometry;
         for (index, entry) in (0..).zip(stored.table()) {
             let offset = entry.offset();
@@ -191,11 +182,16 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
                 self.fault(Fault::RefcountTableReservedBits { index }, 1);
             } else if !geometry.is_cluster_aligned(offset) {
                 self.fault(Fault::RefcountBlockUnaligned { index }, 1);
-            } else if cluster.get() >= self.counts.len() {
-                self.fault(Fault::RefcountBlockOutside { index }, 1);
+            } else if cluster.get() >= self.counter.counts().len() {
+                let growth = if fix { Growth::Refused } else { Growth::NotTried };
+                self.fault(Fault::RefcountBlockOutside { index, growth }, 1);
             } else if offset != 0 {
+                if stored.was_extended_for(index) {
+                    let growth = Growth::Done;
+                    self.fault(Fault::RefcountBlockOutside { index, growth }, 1);
+                }
                 self.count_region(offset, geometry.cluster_size(), 1);
-                let reference = self.counts.get(cluster);
+                let reference = self.counter.counts().get(cluster);
                 if reference != 1 {
                     self.fault(Fault::RefcountBlockShared { index, reference }, 1);
                 }
@@ -211,8 +207,9 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
             (header.refcount_table_offset, geometry.bytes(header.refcount_table_clusters.into())),
             (header.l1_table_offset, u64::from(header.l1_size) * 8),
         ];
+        let counts = self.counter.counts();
         let is_shared = |cluster: HostCluster, uses: u64| {
-            cluster.get() < self.counts.len() && self.counts.get(cluster) > uses
+            cluster.get() < counts.len() && counts.get(cluster) > uses
         };
         fixed.into_iter().any(|(at, len)| {
             let (first, count) = geometry.host_span(at, len);
@@ -223,7 +220,45 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
             .any(|(&at, uses)| is_shared(self.target.cluster_at(at), uses.total))
     }
 
+    fn count_region(&mut self, offset: u64, len: u64, times: u64) {
+        self.counter.count_region(offset, len, times);
+        self.tell();
+    }
+
+    fn count_regions(&mut self, regions: &[Used]) {
+        self.counter.count_regions(regions);
+        self.tell();
+    }
+
     fn fault(&mut self, fault: Fault, times: u64) {
         self.tally.note(&Finding::Fault(fault), times);
     }
+
+    /// Tells what the counter has found.
+    fn tell(&mut self) {
+        self.tally.note_all(self.counter.take_found());
+    }
+}
+
+/// The bytes of a snapshot's L1 table, unless they cannot be one.
+pub(super) fn snapshot_l1<D: Disk>(
+    target: &Target<'_, D>,
+    snapshot: &SnapshotEntry,
+) -> Result<Range<u64>, Fault> {
+    let (offset, entries) = (snapshot.l1_table_offset.get(), snapshot.l1_size);
+    let (id, name) = snapshot_names(snapshot);
+    let len = u64::from(entries) * 8;
+    if !target.geometry.is_cluster_aligned(offset) {
+        return Err(Fault::SnapshotL1Unaligned { id, name, offset });
+    }
+    if len > L1_BYTES_MAX {
+        return Err(Fault::SnapshotL1TooLarge { id, name, entries });
+    }
+    let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
+    end.map(|end| offset..end).ok_or(Fault::PastEnd { offset, len })
+}
+
+/// A snapshot's identifier and name, for people.
+pub(super) fn snapshot_names(snapshot: &SnapshotEntry) -> (String, String) {
+    (snapshot.id.to_string_lossy().into_owned(), snapshot.name.to_string_lossy().into_owned())
 }

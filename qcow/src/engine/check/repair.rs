@@ -4,13 +4,13 @@
 
 use std::ops::Range;
 
-use super::Target;
 use super::compare::{batches, clusters_of};
 use super::counts::Counts;
 use super::finding::Finding;
 use super::stored::StoredCounts;
 use super::tables::TableReader;
 use super::tally::Tally;
+use super::target::Target;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::{Buffer, Disk};
 use crate::engine::load::read_bytes;
@@ -45,7 +45,8 @@ pub(super) async fn correct_counts<D: Disk>(
             let is_used = || raise && references.used_in(clusters.clone()).next().is_some();
             let zeros = || vec![0; geometry.cluster_size() as usize];
             let Some(mut bytes) = bytes.or_else(|| is_used().then(zeros)) else { continue };
-            let mut correction = Correction { references, stored, raise, tally };
+            let count_max = geometry.refcount_max();
+            let mut correction = Correction { references, count_max, stored, raise, tally };
             if correction.correct(geometry.refcount_order(), clusters, &mut bytes) {
                 write(target, HostOffset::new(place), &bytes, "refcount block").await?;
             }
@@ -57,6 +58,8 @@ pub(super) async fn correct_counts<D: Disk>(
 
 struct Correction<'c, 'r> {
     references: &'c Counts,
+    /// The largest count that the image can store.
+    count_max: u64,
     stored: &'c mut StoredCounts,
     raise: bool,
     tally: &'c mut Tally<'r>,
@@ -69,7 +72,7 @@ impl Correction<'_, '_> {
         let repaired = true;
         for (index, cluster) in clusters.map(HostCluster::new).enumerate() {
             let refcount = read_count(block, order, index);
-            let reference = self.references.get(cluster);
+            let reference = self.references.get(cluster).min(self.count_max);
             let finding = if refcount > reference {
                 Finding::Leaked { cluster, refcount, reference, repaired }
             } else if refcount < reference && self.raise {

@@ -1,13 +1,21 @@
 //! The counts that the image stores: the refcount table, and what its blocks say.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use super::loose::LooseRefcountTable;
-use super::{Target, words};
+use super::tables::TableReader;
+use super::target::Target;
+use super::words;
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::engine::load::read_bytes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::limits::SECTOR_BYTES;
 use crate::meta::refs::read_count;
+
+/// A file does not grow for a refcount block behind its end by more than its own length and this many bytes.
+const GROWTH_MAX: u64 = 64 << 20;
 
 /// What the refcount table says about one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,24 +32,93 @@ pub(super) enum Block {
 pub(super) struct StoredCounts {
     geometry: Geometry,
     table: Vec<LooseRefcountTable>,
-    /// A bit per cluster, up to `compared`.
+    /// A bit per cluster of the file.
     singles: Vec<u64>,
-    /// Clusters whose bits are set.
-    compared: ClusterCount,
+    /// Clusters that have such a bit.
+    known: ClusterCount,
     /// The sector of a block that was read last, and where it lies.
     sector: Option<(u64, Vec<u8>)>,
+    /// Table entries for whose blocks the file was made longer.
+    extended: BTreeSet<u64>,
 }
 
 impl StoredCounts {
-    pub(super) async fn read<D: Disk>(target: &Target<'_, D>) -> Result<Self> {
+    /// Reads the table alone.
+    pub(super) async fn read_table<D: Disk>(target: &Target<'_, D>) -> Result<Self> {
         let (header, geometry) = (&target.header, target.geometry);
         let len = geometry.bytes(header.refcount_table_clusters.into());
-        let at = header.refcount_table_offset;
-        let bytes = read_bytes(target.disk, at, len, "refcount table").await?;
-        // One more than the file has: an unaligned entry can reach into the cluster behind it.
-        let singles = vec![0; (target.clusters() + 1).div_ceil(64) as usize];
+        let bytes = target.read(header.refcount_table_offset.get(), len, "refcount table").await?;
         let table = words(&bytes).map(LooseRefcountTable).collect();
-        Ok(Self { geometry, table, singles, compared: 0, sector: None })
+        let (singles, extended) = (Vec::new(), BTreeSet::new());
+        Ok(Self { geometry, table, singles, known: 0, sector: None, extended })
+    }
+
+    /// Reads all blocks for which clusters of the file are counted exactly once.
+    pub(super) async fn read_singles<D: Disk>(&mut self, target: &Target<'_, D>) -> Result<()> {
+        let geometry = self.geometry;
+        // One more than the file has: an unaligned entry can reach into the cluster behind it.
+        let clusters = target.clusters() + 1;
+        self.singles = vec![0; clusters.div_ceil(64) as usize];
+        self.known = clusters;
+        let mut reader = TableReader::new(target);
+        let blocks = clusters.div_ceil(geometry.refcounts_per_block()).min(self.table.len() as u64);
+        let places = (0..blocks).filter_map(|index| Some((index, self.block(index).place()?)));
+        let places: Vec<(u64, u64)> = places.collect();
+        for batch in places.chunks(TableReader::<D>::batch_for(geometry.cluster_size())) {
+            let offsets: Vec<u64> = batch.iter().map(|&(_, at)| at).collect();
+            let read = reader.read(&offsets, geometry.cluster_size()).await?;
+            for (&(index, _), block) in batch.iter().zip(read) {
+                let Some(block) = block else { continue };
+                let first = geometry.refcount_block_first(index).get();
+                let end = clusters.min(first + geometry.refcounts_per_block());
+                self.note_singles(first..end, &block);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_singles(&mut self, clusters: Range<u64>, block: &[u8]) {
+        let order = self.geometry.refcount_order();
+        let first = clusters.start;
+        if order == 4 {
+            // By far the most usual width.
+            let (counts, _) = block.as_chunks::<2>();
+            for (cluster, count) in clusters.zip(counts) {
+                self.set_single(HostCluster::new(cluster), *count == [0, 1]);
+            }
+            return;
+        }
+        for cluster in clusters {
+            let count = read_count(block, order, (cluster - first) as usize);
+            self.set_single(HostCluster::new(cluster), count == 1);
+        }
+    }
+
+    /// Makes the file longer where a refcount block lies behind its end, so that it is a block of zeros; not by more than
+    /// it has.
+    pub(super) async fn extend_file<D: Disk>(&mut self, target: &mut Target<'_, D>) -> Result<()> {
+        let geometry = self.geometry;
+        let len_max = target.file_len.saturating_mul(2).saturating_add(GROWTH_MAX);
+        for (index, entry) in (0_u64..).zip(self.table.clone()) {
+            let Block::At(at) = self.block(index) else { continue };
+            if entry.has_reserved_bits() || target.cluster_at(at).get() < target.clusters() {
+                continue;
+            }
+            let end = at.saturating_add(geometry.cluster_size());
+            if end > len_max {
+                continue;
+            }
+            let grown = target.disk.set_len(end).await;
+            grown.map_err(|e| Error::io("Could not make the file longer", &e))?;
+            target.file_len = end;
+            self.extended.insert(index);
+        }
+        Ok(())
+    }
+
+    /// Whether the file was made longer for the block behind entry `index`.
+    pub(super) fn was_extended_for(&self, index: u64) -> bool {
+        self.extended.contains(&index)
     }
 
     /// The entries of the refcount table.
@@ -69,15 +146,30 @@ impl StoredCounts {
     /// Records whether the count of `cluster` is exactly one.
     pub(super) fn set_single(&mut self, cluster: HostCluster, single: bool) {
         let (word, bit) = (cluster.get() / 64, cluster.get() % 64);
-        self.compared = self.compared.max(cluster.get() + 1);
         let word = &mut self.singles[word as usize];
         *word = *word & !(1 << bit) | u64::from(single) << bit;
     }
 
-    /// Whether the count of `cluster` is one, as far as it has been recorded; `None` behind the end of the file.
+    /// Whether the count of `cluster` is one, as far as that is known without a look; an unreadable count is not.
     pub(super) fn is_single(&self, cluster: HostCluster) -> Option<bool> {
         let at = cluster.get();
-        (at < self.compared).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
+        (at < self.known).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
+    }
+
+    /// Whether each count of `clusters` is one, or none is, as `single` tells.
+    pub(super) fn are_single(&self, clusters: &Range<u64>, single: bool) -> bool {
+        let wanted = if single { u64::MAX } else { 0 };
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let Some(word) = self.singles.get((at / 64) as usize) else { return false };
+            let end = clusters.end.min((at / 64 + 1) * 64);
+            let mask = (u64::MAX >> (64 - (end - at))) << (at % 64);
+            if (word ^ wanted) & mask != 0 {
+                return false;
+            }
+            at = end;
+        }
+        true
     }
 
     /// The count of any cluster, in the file or behind it, from the disk; `None` where it cannot be read.
@@ -109,5 +201,15 @@ impl StoredCounts {
     /// Forgets what was read, because blocks have been written.
     pub(super) fn forget_sector(&mut self) {
         self.sector = None;
+    }
+}
+
+impl Block {
+    /// Where the block starts, if it is anywhere.
+    pub(super) fn place(&self) -> Option<u64> {
+        match self {
+            Self::At(offset) => Some(*offset),
+            Self::Missing | Self::Unreadable => None,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Target;
+use super::target::Target;
 use crate::addr::HostOffset;
 use crate::disk::Disk;
 use crate::engine::load::read_bytes;

@@ -26,12 +26,36 @@ pub struct CheckSummary {
     pub fragmented_clusters: ClusterCount,
     /// Where the last cluster in use ends, in bytes of the file.
     pub image_end_offset: u64,
+    /// Why the check did not get to its end: the figures are only those of its beginning.
+    pub aborted: Option<Abort>,
+}
+
+/// Why a check cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// The snapshot table is larger than any image needs.
+    TooLarge,
+    /// The snapshot table or a bitmap breaks a rule without which nothing behind it can be found.
+    Invalid,
+    /// The refcount structures are so damaged that what was asked for cannot be done.
+    NeedsRebuild,
+}
+
+impl std::fmt::Display for Abort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "File too large",
+            Self::Invalid => "Invalid argument",
+            Self::NeedsRebuild => "Input/output error",
+        })
+    }
 }
 
 impl CheckSummary {
     /// Whether nothing is wrong, or nothing any more.
     pub fn is_clean(&self) -> bool {
-        self.corruptions == 0 && self.leaks == 0 && self.check_errors == 0
+        let found = self.corruptions + self.leaks + self.check_errors;
+        found == 0 && self.aborted.is_none()
     }
 }
 
@@ -44,7 +68,9 @@ pub(super) struct Tally<'r> {
     pub(super) uncounted: bool,
     /// Not every reference is known for sure.
     pub(super) references_hidden: bool,
-    report: &'r mut dyn FnMut(&Finding),
+    /// Something is wrong beyond counts and flags.
+    pub(super) has_faults: bool,
+    pub(super) report: &'r mut dyn FnMut(&Finding),
 }
 
 impl<'r> Tally<'r> {
@@ -54,17 +80,25 @@ impl<'r> Tally<'r> {
             rebuild_needed: false,
             uncounted: false,
             references_hidden: false,
+            has_faults: false,
             report,
         }
     }
 
-    /// Goes on from what another check says now, after the refcount structures have changed.
-    pub(super) fn restart_from(&mut self, now: &Tally<'_>) {
+    /// Goes on from what another survey says now, after the refcount structures have changed.
+    pub(super) fn restart_from(&mut self, now: CheckSummary) {
         let before = self.summary;
-        let fixed = |before: u64, now: u64| before.saturating_sub(now);
-        self.summary = now.summary;
-        self.summary.corruptions_fixed = fixed(before.corruptions, now.summary.corruptions);
-        self.summary.leaks_fixed = fixed(before.leaks, now.summary.leaks);
+        self.summary = now;
+        self.summary.corruptions_fixed =
+            before.corruptions_fixed + before.corruptions.saturating_sub(now.corruptions);
+        self.summary.leaks_fixed = before.leaks_fixed + before.leaks.saturating_sub(now.leaks);
+    }
+
+    /// Reports findings, each with how often it applies.
+    pub(super) fn note_all(&mut self, findings: impl IntoIterator<Item = (Finding, u64)>) {
+        for (finding, times) in findings {
+            self.note(&finding, times);
+        }
     }
 
     /// Reports `finding`, which applies `times` times.
@@ -76,11 +110,13 @@ impl<'r> Tally<'r> {
         self.rebuild_needed |= finding.needs_rebuild();
         self.uncounted |= matches!(finding, Finding::Undercounted { refcount: 0, .. });
         self.references_hidden |= finding.hides_references();
+        self.has_faults |= finding.is_fault();
         let summary = &mut self.summary;
         let figure = match finding.severity() {
             Severity::Corruption => &mut summary.corruptions,
             Severity::Leak => &mut summary.leaks,
             Severity::CheckError => &mut summary.check_errors,
+            Severity::Step => return,
             Severity::CorruptionFixed => {
                 if matches!(finding, Finding::Undercounted { .. }) {
                     // It was found first and fixed later; flags are fixed as they are found.

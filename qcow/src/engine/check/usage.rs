@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::Target;
 use super::counts::Counts;
 use super::live::LiveReferences;
-use super::loose::{Claim, LooseL1};
+use super::loose::{Claim, L2Format, LooseL1};
 use super::tables::TableReader;
+use super::target::Target;
+use super::words;
 use crate::addr::HostOffset;
 use crate::disk::Disk;
 use crate::engine::load::{read_header, read_snapshots, read_words};
@@ -97,12 +98,14 @@ impl<D: Disk> Meter<'_, '_, D> {
             offsets.iter().copied().filter(|at| !self.tables.contains_key(at)).collect();
         missing.sort_unstable();
         missing.dedup();
+        let format = L2Format::of(self.target);
         let mut reader = TableReader::new(self.target);
         for batch in missing.chunks(TableReader::<D>::batch_for(len)) {
             for (&at, bytes) in batch.iter().zip(reader.read(batch, len).await?) {
                 let mut usage = self.of_span(at, len);
-                for claim in bytes.iter().flat_map(|bytes| self.target.claims(bytes)) {
-                    usage.add(self.of_claim(claim));
+                let words: Vec<u64> = bytes.iter().flat_map(|bytes| words(bytes)).collect();
+                for entry in format.entries(&words) {
+                    usage.add(self.of_claim(entry.claim(format)));
                 }
                 self.tables.insert(at, usage);
             }
@@ -113,6 +116,8 @@ impl<D: Disk> Meter<'_, '_, D> {
     fn of_claim(&self, claim: Claim) -> Usage {
         match claim {
             Claim::Nothing => Usage::default(),
+            // Not in this file.
+            Claim::Cluster { .. } if self.target.has_data_file() => Usage::default(),
             Claim::Cluster { offset, .. } => {
                 self.of_span(offset, self.target.geometry.cluster_size())
             }
