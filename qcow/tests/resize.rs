@@ -246,7 +246,7 @@ fn a_raw_image_is_cut_and_extended() {
     let raw = OpenOptions { format: Some(Format::Raw), ..writable() };
     try_resize(&path, &raw, 20_001, false).expect("grow");
     let mut expected = vec![0xbb; 10_000];
-    expected.resize(20_480, 0);
+    expected.resize(20_001, 0);
     assert_eq!(std::fs::read(&path).expect("read"), expected);
     try_resize(&path, &raw, 512, true).expect("shrink");
     assert_eq!(std::fs::read(&path).expect("read"), [0xbb; 512]);

@@ -8,7 +8,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::failure::{Failure, Outcome};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
-use crate::{check, compare, convert, create, info, io, manual, map, output, snapshot, unbuilt};
+use crate::{
+    check, compare, convert, create, info, io, manual, map, output, resize, snapshot, unbuilt,
+};
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
 #[derive(Debug, Parser)]
@@ -45,6 +47,7 @@ pub enum Command {
     Ls(layers::Args),
     Man(manual::ManArgs),
     Map(map::Args),
+    Resize(resize::Args),
     Snapshot(snapshot::Args),
     /// Draw the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
     Tree(layers::Args),
@@ -70,6 +73,7 @@ impl Command {
             Self::Ls(args) => layers::run(args, Shape::List).map(|()| 0),
             Self::Man(args) => manual::write_pages(args).map(|()| 0),
             Self::Map(args) => map::run(args).map(|()| 0),
+            Self::Resize(args) => resize::run(args).map(|()| 0),
             Self::Snapshot(args) => snapshot::run(args).map(|()| 0),
             Self::Tree(args) => layers::run(args, Shape::Tree).map(|()| 0),
             Self::Answered => Ok(0),
@@ -86,6 +90,10 @@ pub fn parse(arguments: &[OsString]) -> Outcome<Command> {
     }
     let command = arguments.get(1).map(|first| first.to_string_lossy()).unwrap_or_default();
     unbuilt::refuse_command(&command)?;
+    let arguments = match &*command {
+        "resize" => &resize::mark_decrease(arguments),
+        _ => arguments,
+    };
     let parsed = parse_with::<Cli>(definition(), arguments);
     answer(parsed.map(|cli| cli.command), arguments, &command)
 }

@@ -22,6 +22,8 @@ pub struct Failure {
     message: String,
     /// What to put before `--help` in the hint that follows a usage error.
     hint: Option<String>,
+    /// What there is to be warned of besides.
+    warning: Option<String>,
     /// What stands between the program's name and the message.
     speaker: String,
 }
@@ -29,7 +31,13 @@ pub struct Failure {
 impl Failure {
     /// A failure with exit code 1.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { code: FAILED, message: message.into(), hint: None, speaker: String::new() }
+        Self {
+            code: FAILED,
+            message: message.into(),
+            hint: None,
+            warning: None,
+            speaker: String::new(),
+        }
     }
 
     /// Wrong arguments of `command`; the message is followed by a hint at its help.
@@ -42,6 +50,12 @@ impl Failure {
     #[must_use]
     pub fn spoken_by(self, command: &str) -> Self {
         Self { speaker: format!(" {command}").trim_end().to_owned(), ..self }
+    }
+
+    /// The same failure, followed by a warning.
+    #[must_use]
+    pub fn with_warning(self, warning: impl Into<String>) -> Self {
+        Self { warning: Some(warning.into()), ..self }
     }
 
     /// The same failure with another exit code.
@@ -68,6 +82,9 @@ impl Failure {
     pub fn report(&self) -> ExitCode {
         let speaker = format!("{}{}", program::name(), self.speaker);
         tell_plain(&format!("{speaker}: {}", shown(&self.message)));
+        if let Some(warning) = &self.warning {
+            tell(&format!("warning: {warning}"));
+        }
         if let Some(hint) = &self.hint {
             tell_plain(&format!("Try '{hint} --help' for more info"));
         }

@@ -9,7 +9,7 @@ use qcow::gate::{BackingPolicy, HostGate};
 use qcow::{Error, ErrorKind, Image};
 
 use crate::cache::Cache;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, tell_plain};
 
 /// An image on the host.
 pub type HostImage = Image<UringDisk>;
@@ -77,6 +77,15 @@ impl Opening<'_> {
         })
     }
 
+    /// As [`Opening::open`]; warns where nobody said that the image is raw, and it is about to be written to.
+    pub fn open_to_write(&self, path: &Path) -> Outcome<HostImage> {
+        let image = self.open(path)?;
+        if self.format.is_none() && image.format() == Format::Raw {
+            warn_of_guess(path);
+        }
+        Ok(image)
+    }
+
     /// Opens the image at `path`; the error is the reason alone.
     pub fn open_plainly(&self, path: &Path) -> Result<HostImage, String> {
         if self.shared && self.writable {
@@ -114,6 +123,16 @@ impl Opening<'_> {
         let backing = BackingPolicy::Anywhere;
         HostGate { cache: self.cache.mode, shared: self.shared, backing }
     }
+}
+
+/// Warns that the image at `path` is taken for raw because it looks like nothing else.
+pub fn warn_of_guess(path: &Path) {
+    tell_plain(&format!(
+        "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions.",
+        path.display()
+    ));
 }
 
 /// The format called `name`, of an image that exists.

@@ -31,6 +31,7 @@ mod io;
 mod layers;
 mod manual;
 mod map;
+mod resize;
 mod snapshot;
 
 fn main() -> ExitCode {

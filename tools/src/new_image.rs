@@ -194,8 +194,12 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
 
 fn parse_preallocation(values: &OptionValues) -> Outcome<Preallocation> {
     let Some(name) = values.text("preallocation") else { return Ok(Preallocation::Off) };
-    let known = PREALLOCATIONS.iter().find(|(_, known)| *known == name);
-    known.map(|(mode, _)| *mode).ok_or_else(|| not_accepted("preallocation", name))
+    preallocation_called(name).ok_or_else(|| not_accepted("preallocation", name))
+}
+
+/// The preallocation mode of that name.
+pub fn preallocation_called(name: &str) -> Option<Preallocation> {
+    PREALLOCATIONS.iter().find(|(_, known)| *known == name).map(|(mode, _)| *mode)
 }
 
 fn preallocation_name(mode: Preallocation) -> &'static str {
@@ -248,7 +252,8 @@ pub fn starts_zeroed(path: &Path) -> bool {
     !is_device(path)
 }
 
-fn is_device(path: &Path) -> bool {
+/// Whether `path` is a block device.
+pub fn is_device(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.file_type().is_block_device())
 }
 

@@ -39,7 +39,7 @@ impl<D: Disk> Image<D> {
 
 impl<D: Disk> Qcow2<D> {
     /// Writes everything back; whether nothing is left on its way.
-    async fn settle(&self) -> Result<bool> {
+    pub(super) async fn settle(&self) -> Result<bool> {
         for _ in 0..ROUNDS_MAX {
             self.write_back().await?;
             if !self.is_settled() {

@@ -19,6 +19,7 @@ mod condemn;
 pub mod create;
 mod data_file;
 mod dirty;
+mod drop_tables;
 mod flush;
 mod grow;
 mod header;
@@ -30,6 +31,7 @@ mod map;
 mod mark;
 mod open;
 mod options;
+mod preallocate;
 mod read;
 mod reclaim;
 mod recover;
@@ -37,6 +39,7 @@ mod regions;
 mod resize;
 pub mod snapshot;
 mod table;
+mod trim;
 mod write;
 mod zero;
 
@@ -47,6 +50,7 @@ pub use options::{
     CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation,
 };
 pub use recover::{Recovery, RecoveryEnd};
+pub use resize::Resize;
 
 use layer::{Layer, Qcow2};
 

@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! grow      a longer L1 table            written beside the old one, durable, then named by the header
-//!           zeros behind the old end     where tables or a backing file had something there; durable
+//!           zeros behind the old end     where tables or a backing file had something there, and what is
+//!                                        to be laid out in advance; durable
 //!           the size in the header       durable
 //!           a longer data file           where there is an external one; durable
 //! shrink    clusters behind the new end  unlinked, and the rest of the last one zeroed; durable
 //!           a shorter data file          where there is an external one; durable
 //!           the size in the header       durable
-//!           the unlinked clusters        become free
+//!           the unlinked clusters        become free, and so do the tables that cover nothing any more
 //! ```
 //!
 //! So a crash leaves the old size or the new one. A longer L1 table, and zeros behind the end, harm nobody.
@@ -19,72 +20,141 @@ use std::sync::atomic::Ordering;
 use super::Image;
 use super::layer::{Layer, Qcow2};
 use super::load::read_snapshots;
+use super::options::Preallocation;
 use super::zero::Change;
-use crate::addr::{GuestOffset, sector_ceil};
-use crate::disk::Disk;
+use crate::addr::{GuestOffset, HostOffset, L1Index, sector_ceil};
+use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
+use crate::foreign::raw::NewPart;
 use crate::format::header::{Header, Version};
 use crate::limits::L1_BYTES_MAX;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
+/// How a disk is given another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// Whether it may become smaller.
+    pub shrink: bool,
+    /// What is laid out in advance of the bytes that it grows by.
+    pub preallocation: Preallocation,
+}
+
 impl<D: Disk> Image<D> {
-    /// Makes the disk `new_size` bytes large, rounded up to whole sectors of 512 bytes. New bytes read as zeros, whatever
-    /// a backing file has there. With `shrink` it may become smaller, and what lay behind its new end is lost for good.
+    /// As [`Self::resize_as`], with nothing laid out in advance.
+    ///
+    /// # Errors
+    /// As [`Self::resize_as`].
+    pub async fn resize(&self, new_size: u64, shrink: bool) -> Result<()> {
+        self.resize_as(new_size, &Resize { shrink, preallocation: Preallocation::Off }).await
+    }
+
+    /// Makes the disk `new_size` bytes large, rounded up to whole sectors of 512 bytes; a raw image's file may end within
+    /// one. New bytes read as zeros, whatever a backing file has there. A disk that becomes smaller loses what lay behind its
+    /// new end for good.
     ///
     /// Once it succeeds, it is durable, and so is all that completed before it. A crash before that leaves the old size or
     /// the new one; at the old size, what lies behind the new end may be lost already.
     ///
     /// Meanwhile no discard and no zeroing may be in flight, and of a disk that shrinks nothing behind its new end.
-    /// The L1 table of a disk that shrinks keeps its length.
+    /// The L1 table of a disk that shrinks keeps its length, and tables that cover nothing any more are given back.
     ///
     /// # Errors
     /// The image is read-only; it would become smaller without `shrink` (`Invalid`); it has a bitmap that
     /// cannot be used, a snapshot that does not say its own size, or a backing file that was not opened (`Unsupported`); its tables would
     /// become too large (`Limit`); or the host failed. Where that leaves open which size the file has, the image takes
     /// no more writes.
-    pub async fn resize(&self, new_size: u64, shrink: bool) -> Result<()> {
+    pub async fn resize_as(&self, new_size: u64, how: &Resize) -> Result<()> {
         self.check_change(0, 0)?;
         let named = |e: Error| e.in_file(self.top().path());
         let size = sector_ceil(new_size).ok_or_else(|| named(too_large()))?;
         let _resizing = self.inner.resizing.acquire().await;
         let old = self.virtual_size();
-        if size < old && !shrink {
+        if new_size < old && !how.shrink {
             return Err(named(Error::invalid(format!(
-                "shrinking from {old} to {size} bytes deletes what lies behind, and was not asked for (--shrink)"
+                "shrinking from {old} to {new_size} bytes deletes what lies behind, and was not asked for (--shrink)"
             ))));
         }
-        if size == old {
-            return self.flush().await;
+        if size <= old && how.preallocation != Preallocation::Off {
+            return Err(named(Error::invalid("Preallocation can only be used for growing images")));
         }
         match self.top() {
-            Layer::Raw(raw) => raw.resize(size).await,
-            Layer::Qcow2(qcow2) => {
-                qcow2.check_resizable(size).await.map_err(named)?;
-                if size > old && qcow2.names_backing && self.layer_count() == 1 {
-                    let what =
-                        "a disk whose backing file is not open cannot grow: it may show through";
-                    return Err(named(Error::unsupported(what)));
-                }
-                qcow2.prepare_for_change().await?;
-                if size > old {
-                    self.make_ready_to_grow(qcow2, old, size).await?;
-                } else {
-                    self.make_ready_to_shrink(qcow2, old, size).await?;
-                }
-                if !Bug::SizeBeforeZeros.is_seeded() {
-                    qcow2.write_back().await?;
-                }
-                if size < old {
-                    qcow2.set_data_len(size).await?;
-                }
-                let changing = qcow2.begin_resize_of_bitmaps().await?;
-                qcow2.guarded(qcow2.set_size(size)).await?;
-                qcow2.end_resize_of_bitmaps(changing).await;
-                // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
-                qcow2.write_back().await
+            Layer::Raw(raw) => {
+                let new = match how.preallocation {
+                    Preallocation::Off => NewPart::Hole,
+                    Preallocation::Metadata => {
+                        let what = "Unsupported preallocation mode: metadata";
+                        return Err(named(Error::unsupported(what)));
+                    }
+                    Preallocation::Falloc => NewPart::Reserved,
+                    Preallocation::Full => NewPart::Zeros,
+                };
+                raw.resize(new_size, new).await
             }
+            Layer::Qcow2(_) if size == old => self.flush().await,
+            Layer::Qcow2(qcow2) => self.resize_qcow2(qcow2, old, size, how.preallocation).await,
         }
+    }
+
+    async fn resize_qcow2(
+        &self,
+        qcow2: &Qcow2<D>,
+        old: u64,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        qcow2.check_resizable(size).await.map_err(|e| qcow2.named(e))?;
+        if size > old && qcow2.names_backing && self.layer_count() == 1 {
+            let what = "a disk whose backing file is not open cannot grow: it may show through";
+            return Err(qcow2.named(Error::unsupported(what)));
+        }
+        qcow2.prepare_for_change().await?;
+        if size > old {
+            self.make_ready_to_grow(qcow2, old, size).await?;
+            self.lay_out(qcow2, old, size, preallocation).await?;
+        } else {
+            self.make_ready_to_shrink(qcow2, old, size).await?;
+        }
+        if !Bug::SizeBeforeZeros.is_seeded() {
+            qcow2.write_back().await?;
+        }
+        if size < old {
+            qcow2.set_data_len(size).await?;
+        }
+        let changing = qcow2.begin_resize_of_bitmaps().await?;
+        qcow2.guarded(qcow2.set_size(size)).await?;
+        qcow2.end_resize_of_bitmaps(changing).await;
+        if size > old && qcow2.has_raw_data() && preallocation != Preallocation::Off {
+            let provided =
+                qcow2.provide(HostOffset::new(old), size - old, true, preallocation).await;
+            provided.map_err(|e| qcow2.named(Error::io("Could not preallocate data", &e)))?;
+        }
+        if size < old {
+            let tables = qcow2.geometry.l1_entries_for(size);
+            self.drop_tables(qcow2, L1Index(tables as usize)).await?;
+        }
+        // What a shrinking has unlinked, or a new L1 table has replaced, becomes free.
+        qcow2.write_back().await
+    }
+
+    /// Gives what lies between the old and the new end of the disk, all zeros by now, its place in the file.
+    async fn lay_out(
+        &self,
+        qcow2: &Qcow2<D>,
+        old: u64,
+        new: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        // A raw data file is as long as the disk at every moment: its space is taken when it has grown.
+        if preallocation == Preallocation::Off || qcow2.has_raw_data() {
+            return Ok(());
+        }
+        // The cluster that the old end cuts, with what it has in front of it.
+        let cut = old.next_multiple_of(qcow2.geometry.cluster_size());
+        if cut > old {
+            self.write_clusters(qcow2, old, &Payload::zeros(cut - old)).await?;
+        }
+        self.preallocate(qcow2, cut, new, preallocation).await
     }
 
     /// Makes the tables reach up to `new`, and all from `old` to there read as zeros.

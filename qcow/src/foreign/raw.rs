@@ -9,6 +9,20 @@ use crate::disk::{Disk, FileExtent, Payload};
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
+/// Zeros that one write carries.
+const ZERO_WRITE_LEN: u64 = 4 << 20;
+
+/// What a file that grows has in its new part; all of it reads as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewPart {
+    /// A hole.
+    Hole,
+    /// Space that is kept for it.
+    Reserved,
+    /// Zeros that were written.
+    Zeros,
+}
+
 /// An open raw image.
 #[derive(Debug)]
 pub struct Raw<D: Disk> {
@@ -44,14 +58,36 @@ impl<D: Disk> Raw<D> {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Cuts or extends the file to `size` bytes, whole sectors, and makes that durable.
-    pub async fn resize(&self, size: u64) -> Result<()> {
-        let resized = self.disk.set_len(size).await;
-        resized.map_err(|e| {
-            Error::io(format!("make the file {size} bytes long"), &e).in_file(&self.path)
-        })?;
+    /// Cuts or extends the file to `len` bytes, and makes that durable.
+    pub async fn resize(&self, len: u64, new: NewPart) -> Result<()> {
+        let size = sector_ceil(len).ok_or_else(|| Error::limit("the file would be too long"))?;
+        let old = self.disk.len().map_err(|e| self.failed("find the length", 0, &e))?;
+        if let Err(e) = self.set_len(old, len, new).await {
+            if len > old && self.disk.set_len(old).await.is_err() {
+                tracing::warn!("{}: the file stays longer than it was", self.path.display());
+            }
+            return Err(e.in_file(&self.path));
+        }
         self.flush().await?;
         self.size.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    async fn set_len(&self, old: u64, len: u64, new: NewPart) -> Result<()> {
+        let (start, added) = (HostOffset::new(old), len.saturating_sub(old));
+        if new == NewPart::Reserved && added > 0 {
+            let allocated = self.disk.allocate(start, added).await;
+            return allocated.map_err(|e| Error::io("Could not preallocate new data", &e));
+        }
+        let resized = self.disk.set_len(len).await;
+        resized.map_err(|e| Error::io("Could not resize file", &e))?;
+        let mut done = 0;
+        while new == NewPart::Zeros && done < added {
+            let zeros = Payload::zeros(ZERO_WRITE_LEN.min(added - done));
+            let written = self.disk.write(start.plus(done), &zeros).await;
+            written.map_err(|e| Error::io("Could not write zeros for preallocation", &e))?;
+            done += zeros.len();
+        }
         Ok(())
     }
 

@@ -229,6 +229,14 @@ impl SliceCache {
         slice.writing || sectors.into_iter().any(|sector| slice.dirty >> sector & 1 == 1)
     }
 
+    /// Whether anything of a table of up to `slices` slices waits to be written, or somebody keeps it in memory.
+    pub fn is_table_in_use(&self, table: HostCluster, slices: u32) -> bool {
+        (0..slices).any(|index| match self.entries.get(&SliceKey { table, index }) {
+            Some(Entry::Ready(slice)) => !slice.is_evictable(),
+            Some(Entry::Loading) | None => false,
+        })
+    }
+
     /// Whether unwritten slices fill half of the cache.
     pub fn is_crowded(&self) -> bool {
         self.dirty.len() >= self.count_max / 2

@@ -285,10 +285,22 @@ impl Map {
 
     /// Points `l1` to the table at `table`, whose bytes are on disk; what it pointed to before.
     pub fn link_table(&mut self, l1: L1Index, table: HostCluster) -> Result<Option<Owned>> {
-        let old = self.table(l1)?;
-        self.retired.extend(old.map(|old| old.cluster));
+        let old = self.unlink_table(l1)?;
         self.l1.set(l1.0, L1Entry::to_table(self.geometry, table, true).0);
         Ok(old)
+    }
+
+    /// Makes `l1` name no table; what it named before.
+    pub fn unlink_table(&mut self, l1: L1Index) -> Result<Option<Owned>> {
+        let old = self.table(l1)?;
+        self.retired.extend(old.map(|old| old.cluster));
+        self.l1.set(l1.0, L1Entry::EMPTY.0);
+        Ok(old)
+    }
+
+    /// Whether anything of the table in `cluster` waits to be written, or is kept in memory.
+    pub fn is_table_in_use(&self, cluster: HostCluster) -> bool {
+        self.slices.is_table_in_use(cluster, self.geometry.slices_per_table())
     }
 
     /// Forgets the L2 table that `cluster` may have been: it is free, and whoever claims it next may make it a table.

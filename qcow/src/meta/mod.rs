@@ -14,6 +14,7 @@ pub mod bitmap;
 pub mod busy;
 pub mod cache;
 pub mod drain;
+mod drop;
 pub mod guard;
 pub mod map;
 pub mod order;

@@ -129,6 +129,10 @@ pub struct Reclaim {
 impl Reclaim {
     /// Takes in clusters that no table in memory names any more.
     pub fn unlink(&mut self, first: HostCluster, count: ClusterCount, punch: bool) {
+        if count == 0 {
+            // The L1 table of a disk without a byte.
+            return;
+        }
         if let Some(last) = self.unlinked.0.last_mut()
             && last.first.plus(last.count) == first
             && last.punch == punch

@@ -98,6 +98,21 @@ impl Refcounts {
         Ok(used as u64)
     }
 
+    /// The last cluster below `end`, of those that share a slice with the one before `end`, that is counted above zero;
+    /// and the first of all that were looked at.
+    pub fn last_used(&mut self, end: HostCluster) -> Asked<(HostCluster, Option<HostCluster>)> {
+        let last = end.get().saturating_sub(1);
+        if self.block_of(HostCluster::new(last)).is_none() {
+            let block = self.geometry.refcount_block_index(HostCluster::new(last));
+            return Ok((self.geometry.refcount_block_first(block), None));
+        }
+        let first =
+            last / self.geometry.refcounts_per_slice() * self.geometry.refcounts_per_slice();
+        let counts = self.counts(HostCluster::new(first), last + 1 - first)?;
+        let used = counts.filter(|(_, count)| *count > 0).last();
+        Ok((HostCluster::new(first), used.map(|(cluster, _)| cluster)))
+    }
+
     /// How many of the clusters from `first` on are, or are not, in their last reference, up to `count_max` and no
     /// further than the slice.
     pub fn same_fate(&mut self, first: HostCluster, count_max: u64) -> Asked<(u64, bool)> {

@@ -7,8 +7,8 @@ use qcow::disk::uring::UringDisk;
 use qcow::engine::{CreateOptions, Discard, Format};
 
 use crate::cache::Cache;
-use crate::failure::{Failure, Outcome, tell_plain};
-use crate::image::{HostImage, Opening};
+use crate::failure::{Failure, Outcome};
+use crate::image::{self, HostImage, Opening};
 use crate::new_image::NewImage;
 use crate::partial::PartialFile;
 
@@ -64,7 +64,7 @@ pub fn open(args: &OpenArgs) -> Result<OpenImage, String> {
     let image = opening.open_plainly(&args.path)?;
     let guessed_raw = args.format.is_none() && image.format() == Format::Raw;
     if guessed_raw && !args.read_only {
-        warn_of_guess(args);
+        image::warn_of_guess(&args.path);
     }
     if args.snapshot {
         return open_on_top(args, &image);
@@ -107,13 +107,4 @@ fn write_temporary(image: &NewImage) -> Outcome<(PathBuf, PartialFile)> {
     // From here on, `partial` sees to its removal.
     let path = path.keep().map_err(|e| host(&e.error))?;
     Ok((path, partial))
-}
-
-fn warn_of_guess(args: &OpenArgs) {
-    tell_plain(&format!(
-        "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
-         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
-         Specify the 'raw' format explicitly to remove the restrictions.",
-        args.path.display()
-    ));
 }

@@ -11,4 +11,5 @@ mod layers;
 mod manual;
 mod map;
 mod messages;
+mod resize;
 mod tool;

@@ -1,0 +1,120 @@
+//! Giving guest clusters their place in the file before anybody writes to them. They read as zeros.
+
+use super::Image;
+use super::layer::Qcow2;
+use super::options::Preallocation;
+use super::write::Hold;
+use crate::addr::{GuestOffset, HostOffset};
+use crate::disk::{Disk, Payload};
+use crate::error::{Error, Result};
+use crate::meta::plan::{Held, WriteStep};
+use crate::sync::lock;
+
+/// Zeros that one write carries.
+const ZERO_WRITE_LEN: u64 = 4 << 20;
+
+impl<D: Disk> Image<D> {
+    /// Maps the clusters from `start`, which is the first byte of one, to `end`, all of which read as zeros and which nobody
+    /// else changes. The next flush makes that durable.
+    pub(super) async fn preallocate(
+        &self,
+        qcow2: &Qcow2<D>,
+        start: u64,
+        end: u64,
+        how: Preallocation,
+    ) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            at += qcow2.guarded(self.preallocate_some(qcow2, at, end - at, how)).await?;
+            if lock(&qcow2.meta).wants_flush() {
+                qcow2.write_back().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps the first clusters of a stretch; how many bytes of it are done.
+    async fn preallocate_some(
+        &self,
+        qcow2: &Qcow2<D>,
+        at: u64,
+        len: u64,
+        how: Preallocation,
+    ) -> Result<u64> {
+        let _inside = self.enter();
+        let (geometry, at) = (qcow2.geometry, GuestOffset::new(at));
+        match qcow2.ask(|meta| meta.plan_write(geometry, at, len)).await? {
+            WriteStep::InPlace { len, .. } => Ok(len),
+            WriteStep::Table(l1) => qcow2.make_table(l1).await.map(|()| 0),
+            WriteStep::Busy => {
+                qcow2.wait_until_free(geometry.guest_cluster(at)).await;
+                Ok(0)
+            }
+            WriteStep::Allocate(held) => {
+                let mut hold = Hold { image: qcow2, held };
+                qcow2.place(&mut hold.held, how).await?;
+                Ok(geometry.bytes(hold.held.count))
+            }
+        }
+    }
+}
+
+impl<D: Disk> Qcow2<D> {
+    /// Maps the first of the held clusters to clusters that read as zeros; only these are held from then on.
+    async fn place(&self, held: &mut Held, how: Preallocation) -> Result<()> {
+        let claimed = match held.reserved {
+            Some(_) => None,
+            None => Some(self.claim(held.count).await?),
+        };
+        let mut is_fresh = false;
+        let host = match &claimed {
+            Some(claimed) => {
+                let run = claimed.run();
+                lock(&self.meta).shrink_hold(held, run.count);
+                is_fresh = run.fresh;
+                Some(run.first)
+            }
+            None => held.reserved,
+        };
+        let Some(host) = host else {
+            unreachable!("either there is space in reserve or it was claimed")
+        };
+        let (at, len) = (self.geometry.host_start(host), self.geometry.bytes(held.count));
+        self.provide(at, len, is_fresh, how)
+            .await
+            .map_err(|e| self.named(Error::io("Could not preallocate data", &e)))?;
+        let linked = lock(&self.meta).link_held(self.geometry, held, host);
+        linked.map_err(|e| self.named(e))?;
+        if let Some(claimed) = claimed {
+            claimed.keep();
+        }
+        Ok(())
+    }
+
+    /// Makes clusters of the file read as zeros, and takes the space for them that `how` asks for.
+    pub(super) async fn provide(
+        &self,
+        at: HostOffset,
+        len: u64,
+        is_fresh: bool,
+        how: Preallocation,
+    ) -> std::io::Result<()> {
+        match how {
+            Preallocation::Full => {
+                let mut done = 0;
+                while done < len {
+                    let zeros = Payload::zeros(ZERO_WRITE_LEN.min(len - done));
+                    self.data_disk().write(at.plus(done), &zeros).await?;
+                    done += zeros.len();
+                }
+                return Ok(());
+            }
+            _ if !is_fresh => self.data_disk().write_zeroes(at, len).await?,
+            _ => {}
+        }
+        match how {
+            Preallocation::Falloc => self.data_disk().allocate(at, len).await,
+            _ => Ok(()),
+        }
+    }
+}
