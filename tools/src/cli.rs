@@ -9,7 +9,8 @@ use crate::failure::{Failure, Outcome};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
-    check, compare, convert, create, info, io, manual, map, output, resize, snapshot, unbuilt,
+    bitmap, check, compare, convert, create, info, io, manual, map, output, resize, snapshot,
+    unbuilt,
 };
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
@@ -36,6 +37,7 @@ struct IoCli {
 /// A subcommand with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Bitmap(bitmap::Args),
     Check(check::Args),
     Compare(compare::Args),
     Completions(manual::CompletionsArgs),
@@ -60,6 +62,7 @@ impl Command {
     /// Runs the subcommand; its exit code.
     pub fn run(&self) -> Outcome<u8> {
         match self {
+            Self::Bitmap(args) => bitmap::run(args).map(|()| 0),
             Self::Check(args) => check::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Completions(args) => {

@@ -22,6 +22,7 @@ mod size;
 mod snapshot_choice;
 mod unbuilt;
 
+mod bitmap;
 mod check;
 mod compare;
 mod convert;

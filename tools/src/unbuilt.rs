@@ -4,7 +4,7 @@ use crate::failure::{Failure, Outcome};
 
 /// Subcommands that are not built yet.
 const COMMANDS: &[&str] =
-    &["amend", "bench", "bitmap", "commit", "compact", "ctl", "dd", "measure", "rebase"];
+    &["amend", "bench", "commit", "compact", "ctl", "dd", "measure", "rebase"];
 
 /// Refuses `command` if it is one of them.
 pub fn refuse_command(command: &str) -> Outcome {

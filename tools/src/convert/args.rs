@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use qcow::engine::{Format, SnapshotChoice};
 
+use super::bitmaps::Bitmaps;
 use crate::cache::Cache;
 use crate::creation_options;
 use crate::failure::{Failure, Outcome};
@@ -72,10 +73,10 @@ pub struct Args {
     /// Zeros of this length (in bytes, with an optional suffix) are not stored; default 4k; 0 stores everything
     #[arg(short = 'S', long, value_name = "SIZE")]
     sparse_size: Option<String>,
-    /// Copy persistent bitmaps, too (not supported yet)
+    /// Copy the persistent bitmaps of the source, too
     #[arg(long)]
     bitmaps: bool,
-    /// With --bitmaps, leave broken ones out (not supported yet)
+    /// With --bitmaps, leave broken ones out
     #[arg(long)]
     skip_broken_bitmaps: bool,
     /// Read the sources even while other programs write them
@@ -133,6 +134,7 @@ pub(super) struct Job {
     pub(super) in_order: bool,
     pub(super) progress: bool,
     pub(super) verify: bool,
+    pub(super) bitmaps: Bitmaps,
 }
 
 impl Args {
@@ -185,6 +187,11 @@ impl Args {
             in_order: !self.oob_writes,
             progress: self.progress && !self.quiet,
             verify: self.verify,
+            bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
+                (false, _) => Bitmaps::Leave,
+                (true, false) => Bitmaps::All,
+                (true, true) => Bitmaps::Sound,
+            },
         }))
     }
 
@@ -247,7 +254,6 @@ impl Args {
             (self.source_image_opts, "--image-opts"),
             (self.target_image_opts, "--target-image-opts"),
             (self.compress, "-c"),
-            (self.bitmaps, "--bitmaps"),
             (self.rate.is_some(), "-r"),
             (self.copy_range_offloading, "-C"),
             (self.salvage, "--salvage"),

@@ -4,6 +4,7 @@
 //! several parts in flight.
 
 mod args;
+mod bitmaps;
 mod copy;
 mod plan;
 
@@ -57,6 +58,7 @@ fn convert(args: &Args, job: &Job, last_name: &Path) -> Outcome {
         sources.push(Source { image, start: total });
         total = total.checked_add(size).ok_or_else(|| Failure::new("the sources are too large"))?;
     }
+    bitmaps::check(job, &sources)?;
     let partial = match job.create {
         true => Some(create(job, total)?),
         false => None,
@@ -123,12 +125,14 @@ fn fill(job: &Job, sources: &[Source], total: u64) -> Outcome {
         ..Opening::default()
     };
     let target = opening.open(&job.target)?;
+    bitmaps::check_target(job, &target)?;
     if target.virtual_size() < total {
         return Err(Failure::new("output file is smaller than input file"));
     }
     let mut progress = Progress::new(job.progress, total);
     let rule = zero_rule(job, &target);
-    let copied = block_on(Copy::new(sources, &target, rule, job).run(&mut progress));
+    let copied = block_on(Copy::new(sources, &target, rule, job).run(&mut progress))
+        .and_then(|()| bitmaps::copy(job, sources, &target));
     // Closed after a failure, too: what was copied until then stays readable where the target is kept.
     let closed = block_on(target.close())
         .map_err(|e| Failure::from(e).context("error while closing the target"));

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use qcow::addr::HostOffset;
-use qcow::disk::uring::{UringDisk, block_on};
-use qcow::disk::{Buffer, Disk, Identity};
+use qcow::Error;
+use qcow::disk::uring::block_on;
+use qcow::disk::{Disk, Identity};
 use qcow::engine::Format;
+use qcow::engine::bitmap::read_directory;
 use qcow::engine::info::ImageInfo;
-use qcow::format::bitmap::{self, BitmapEntry};
+use qcow::format::bitmap::BitmapEntry;
 use qcow::format::header::Header;
 use qcow::limits::CHAIN_DEPTH_MAX;
-use qcow::{Error, Result};
 
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, Opening};
@@ -89,7 +89,7 @@ pub fn describe(
     let disk = Opening { shared, ..Opening::default() }.open_file(&path)?;
     let info = block_on(ImageInfo::read(&disk, &path, format)).map_err(unusable)?;
     let bitmaps = match &info.header {
-        Some(header) => read_bitmaps(&disk, header, info.file_len).map_err(unusable)?,
+        Some(header) => block_on(read_directory(&disk, header)).map_err(unusable)?,
         None => Vec::new(),
     };
     let backing = info.header.as_ref().and_then(|header| backing_of(&path, header));
@@ -106,16 +106,6 @@ fn backing_of(path: &Path, header: &Header) -> Option<Backing> {
         path,
         format: header.extensions.backing_format.clone(),
     })
-}
-
-fn read_bitmaps(disk: &UringDisk, header: &Header, file_len: u64) -> Result<Vec<BitmapEntry>> {
-    let Some(extension) = &header.extensions.bitmaps else { return Ok(Vec::new()) };
-    // The header has been checked: the directory lies inside the file and has no more than 64 MiB.
-    let buffer = Buffer::zeroed(extension.directory_size as usize);
-    let at: HostOffset = extension.directory_offset;
-    block_on(disk.read(at, &buffer.payload()))
-        .map_err(|e| Error::io(format!("Could not read the bitmap directory at {at}"), &e))?;
-    bitmap::parse_directory(&buffer.to_vec(), extension.count, header.geometry(), file_len)
 }
 
 impl Description {

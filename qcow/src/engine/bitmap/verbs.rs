@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::engine::Image;
 use crate::engine::layer::{Layer, Qcow2};
 use crate::engine::load::read_header;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{BitmapFlags, directory_len};
 use crate::format::header::Version;
 use crate::limits::{
@@ -53,10 +53,28 @@ impl<D: Disk> Image<D> {
         Ok(entries.into_iter().map(|entry| Bitmap::from_entry(entry, Vec::new()).info()).collect())
     }
 
+    /// Whether the top image can have persistent bitmaps at all.
+    pub fn keeps_bitmaps(&self) -> bool {
+        match self.top() {
+            Layer::Qcow2(qcow2) => lock(&qcow2.header).version == Version::V3,
+            Layer::Raw(_) => false,
+        }
+    }
+
+    /// Fails unless the image, which is open for writing, has a bitmap called `name` whose bits mean something.
+    ///
+    /// # Errors
+    /// There is none (`NotFound`), or it is inconsistent (`Unsupported`).
+    pub fn check_bitmap(&self, name: &OsStr) -> Result<()> {
+        let Layer::Qcow2(qcow2) = self.top() else { return Err(not_found(name)) };
+        let index = qcow2.bitmaps.find(name).ok_or_else(|| not_found(name))?;
+        lock(&qcow2.bitmaps.list)[index].check_usable()
+    }
+
     /// The bits of the bitmap called `name`, as they are now.
     ///
     /// # Errors
-    /// There is none of that name, its bits mean nothing, or they cannot be read.
+    /// There is none of that name (`NotFound`), its bits mean nothing, or they cannot be read.
     pub async fn read_bitmap(&self, name: &OsStr) -> Result<Bits> {
         let Layer::Qcow2(qcow2) = self.top() else { return Err(not_found(name)) };
         if self.is_writable() {
@@ -362,5 +380,5 @@ impl Bitmap {
 }
 
 fn not_found(name: &OsStr) -> Error {
-    Error::invalid(format!("Dirty bitmap '{}' not found", name.display()))
+    Error::new(ErrorKind::NotFound, format!("Dirty bitmap '{}' not found", name.display()))
 }
