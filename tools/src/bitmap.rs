@@ -218,8 +218,7 @@ async fn carry_out(
             let target = image.check_bitmap(name);
             let bits = source.unwrap_or(image).read_bitmap(other).await;
             match (target, bits) {
-                (Err(e), _) if e.kind() == ErrorKind::NotFound => Err(e),
-                (_, Err(e)) if e.kind() == ErrorKind::NotFound => Err(e),
+                (Err(e), _) | (_, Err(e)) if e.kind() == ErrorKind::NotFound => Err(e),
                 (Err(e), _) | (_, Err(e)) => Err(e),
                 (Ok(()), Ok(bits)) => image.merge_bitmap(name, &bits).await,
             }
@@ -250,8 +249,13 @@ pub fn reason(image: &HostImage, error: &Error) -> String {
     if image.format() == Format::Raw {
         return message.replacen("bitmaps:", &format!("bitmaps to {node}:"), 1);
     }
-    if message.ends_with("is inconsistent and cannot be used") {
-        return format!("{message}\n{HINT}");
+    with_hint(message).replacen("persistent: ", &format!("persistent in '{node}': "), 1)
+}
+
+/// `message`, with the line that QEMU adds where it says that a bitmap is inconsistent.
+pub fn with_hint(message: &str) -> String {
+    match message.ends_with("is inconsistent and cannot be used") {
+        true => format!("{message}\n{HINT}"),
+        false => message.to_owned(),
     }
-    message.replacen("persistent: ", &format!("persistent in '{node}': "), 1)
 }

@@ -9,6 +9,7 @@ use qcow::disk::uring::block_on;
 use qcow::engine::{Format, Preallocation, Resize};
 
 use crate::arguments::ImageArgs;
+use crate::bitmap;
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::keyval::{Kind, OptionSpec, OptionValues};
@@ -176,6 +177,6 @@ fn resize(
     let resized = block_on(image.resize_as(size, &Resize { shrink, preallocation }));
     resized.map_err(|e| match e.kind() {
         ErrorKind::Limit => Failure::new("Failed to grow the L1 table: File too large"),
-        _ => Failure::new(e.message()),
+        _ => Failure::new(bitmap::with_hint(e.message())),
     })
 }

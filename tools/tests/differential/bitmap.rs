@@ -166,6 +166,8 @@ fn a_bitmap_in_use_is_refused_alike() {
         "bitmap --merge none i b",
         "convert --bitmaps -O qcow2 i o",
         "bitmap --add --merge b i d",
+        "resize i 20M",
+        "resize --shrink i 1M",
     ];
     for line in lines {
         same(&pair, line);
@@ -178,6 +180,24 @@ fn a_bitmap_in_use_is_refused_alike() {
     same(&pair, "convert --bitmaps -O qcow2 i p");
     same_bitmaps(&pair, "p");
     pair.same_clean_image("i");
+}
+
+#[test]
+fn bitmaps_follow_a_resize_alike() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 -o cluster_size=4k i 10M
+         img bitmap --add -g 1k i fine
+         img bitmap --add --disable -g 512k i coarse
+         io i: write 7M 3M
+         img bitmap --merge fine i coarse",
+    );
+    for size in ["30M", "9M", "8200k", "10M"] {
+        same(&pair, &format!("resize --shrink i {size}"));
+        same_bitmaps(&pair, "i");
+        same_bits(&pair, "i", "fine", size, "1k");
+        same_bits(&pair, "i", "coarse", size, "512k");
+        pair.same_clean_image("i");
+    }
 }
 
 #[test]
