@@ -67,7 +67,7 @@ pub enum BackingPolicy {
 pub struct HostGate {
     /// Whether I/O goes through the page cache.
     pub cache: CacheMode,
-    /// Read an image that somebody else may be writing (`--force-share`).
+    /// Take no locks: read an image that somebody else may be writing (`--force-share`), or trust that nobody does.
     pub shared: bool,
     /// Which files an image may name.
     pub backing: BackingPolicy,
@@ -78,7 +78,8 @@ impl Gate for HostGate {
 
     fn open_image(&self, path: &Path, writable: bool) -> Result<UringDisk> {
         let access = match (writable, self.shared) {
-            (true, _) => Access::ReadWrite,
+            (true, true) => Access::ReadWriteShared,
+            (true, false) => Access::ReadWrite,
             (false, true) => Access::ReadOnlyShared,
             (false, false) => Access::ReadOnly,
         };

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
-use crate::unbuilt;
+use crate::image::Opening;
+use crate::objects;
 
 /// How a result is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +55,10 @@ pub struct ImageArgs {
     /// Format of the image: qcow2 or raw; found out if not given
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
-    /// FILE is an option string (not supported yet)
+    /// FILE is an option string, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long)]
     image_opts: bool,
-    /// Object definition, such as a secret (not supported yet)
+    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
     #[arg(long, value_name = "DEFINITION")]
     object: Vec<String>,
 }
@@ -68,9 +69,13 @@ impl ImageArgs {
         self.format.as_deref()
     }
 
-    /// Refuses what is not built yet.
+    /// The opening of the image, for reading.
+    pub fn opening(&self) -> Opening<'_> {
+        Opening { format: self.format(), image_opts: self.image_opts, ..Opening::default() }
+    }
+
+    /// Refuses objects that make no sense, and what is not built yet.
     pub fn refuse_unbuilt(&self) -> Outcome {
-        unbuilt::refuse_option(self.image_opts, "--image-opts")?;
-        unbuilt::refuse_option(!self.object.is_empty(), "--object")
+        objects::check(&self.object)
     }
 }

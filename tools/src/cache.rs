@@ -19,6 +19,8 @@ impl Cache {
     /// Through the page cache, with flushes.
     pub const WRITEBACK: Self =
         Self { mode: CacheMode::PageCache, writethrough: false, flushes: true };
+    /// Through the page cache, and flushed at once.
+    pub const WRITETHROUGH: Self = Self { writethrough: true, ..Self::WRITEBACK };
     /// Through the page cache, and without any flush.
     pub const UNSAFE: Self =
         Self { mode: CacheMode::PageCache, writethrough: false, flushes: false };
@@ -36,7 +38,7 @@ impl Cache {
             "none" | "off" => Some(direct),
             "directsync" => Some(Self { writethrough: true, ..direct }),
             "writeback" => Some(Self::WRITEBACK),
-            "writethrough" => Some(Self { writethrough: true, ..Self::WRITEBACK }),
+            "writethrough" => Some(Self::WRITETHROUGH),
             "unsafe" => Some(Self::UNSAFE),
             _ => None,
         }

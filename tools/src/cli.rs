@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, tell};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
@@ -19,7 +19,8 @@ use crate::{
     name = "qcow",
     infer_long_args = true,
     args_override_self = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    after_help = "Supported image formats: qcow2 raw"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -87,18 +88,56 @@ impl Command {
 /// The subcommand that `arguments`, the program's name first, ask for.
 pub fn parse(arguments: &[OsString]) -> Outcome<Command> {
     if program::persona() == Persona::QemuIo {
-        let definition = define(IoCli::command());
-        let parsed = parse_with::<IoCli>(definition, arguments);
-        return answer(parsed.map(|cli| Command::Io(cli.args)), arguments, "");
+        return parse_io(arguments);
     }
-    let command = arguments.get(1).map(|first| first.to_string_lossy()).unwrap_or_default();
+    let mut arguments = without_trace(arguments)?;
+    let command = arguments.get(1).map(|first| first.to_string_lossy().into_owned());
+    let command = command.unwrap_or_default();
     unbuilt::refuse_command(&command)?;
-    let arguments = match &*command {
-        "resize" => &resize::mark_decrease(arguments),
-        _ => arguments,
-    };
-    let parsed = parse_with::<Cli>(definition(), arguments);
-    answer(parsed.map(|cli| cli.command), arguments, &command)
+    if command == "resize" {
+        arguments = resize::mark_decrease(&arguments);
+    }
+    let command = if command.starts_with('-') { "" } else { &command };
+    let definition = definition();
+    answer(parse_with::<Cli>(&definition, &arguments).map(|cli| cli.command), |error| {
+        let options = definition.find_subcommand(command).unwrap_or(&definition);
+        told(error, options, &arguments, command)
+    })
+}
+
+fn parse_io(arguments: &[OsString]) -> Outcome<Command> {
+    let definition = define(IoCli::command());
+    let parsed = parse_with::<IoCli>(&definition, arguments);
+    answer(parsed.map(|cli| Command::Io(cli.args)), |error| {
+        let failure = told(error, &definition, arguments, "").without_hint();
+        output::write(format_args!("{}", definition.clone().render_help()));
+        failure
+    })
+}
+
+/// `arguments` without the option `-T` of the whole program. There are no events to trace, as there are none in a `qemu-img`
+/// that was built without.
+fn without_trace(arguments: &[OsString]) -> Outcome<Vec<OsString>> {
+    let mut rest: Vec<OsString> = arguments.iter().take(1).cloned().collect();
+    let mut left = arguments.iter().skip(1);
+    while let Some(argument) = left.next() {
+        let text = argument.to_string_lossy();
+        let pattern = match text.split_once('=') {
+            _ if text == "-T" || text == "--trace" => match left.next() {
+                Some(pattern) => pattern.to_string_lossy().into_owned(),
+                None => return Err(Failure::usage("", missing_value(&text, &text))),
+            },
+            Some(("--trace", pattern)) => pattern.to_owned(),
+            _ if text.starts_with("-T") => text[2..].to_owned(),
+            _ => {
+                rest.push(argument.clone());
+                rest.extend(left.cloned());
+                break;
+            }
+        };
+        tell(&format!("warning: trace event '{pattern}' does not exist"));
+    }
+    Ok(rest)
 }
 
 /// The whole command line of `qcow`.
@@ -109,22 +148,30 @@ pub fn definition() -> clap::Command {
 fn define(definition: clap::Command) -> clap::Command {
     // Made once in the life of the program.
     let version: &'static str = program::version().leak();
-    definition.name(program::name()).bin_name(program::name()).version(version)
+    let definition = definition.name(program::name()).bin_name(program::name()).version(version);
+    take_any_value(definition).mut_subcommands(take_any_value)
+}
+
+/// Lets what follows an option be its value, whatever it looks like, as `getopt_long` does.
+fn take_any_value(definition: clap::Command) -> clap::Command {
+    definition.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+        true => arg.allow_hyphen_values(true),
+        false => arg,
+    })
 }
 
 fn parse_with<T: FromArgMatches>(
-    mut definition: clap::Command,
+    definition: &clap::Command,
     arguments: &[OsString],
 ) -> Result<T, clap::Error> {
-    let matches = definition.try_get_matches_from_mut(arguments)?;
+    let matches = definition.clone().try_get_matches_from(arguments)?;
     T::from_arg_matches(&matches)
 }
 
-/// Gives the help or version that was asked for, or tells what is wrong with the arguments of `command`.
+/// Gives the help or version that was asked for, or says with `told` what is wrong with the arguments.
 fn answer(
     parsed: Result<Command, clap::Error>,
-    arguments: &[OsString],
-    command: &str,
+    told: impl FnOnce(&clap::Error) -> Failure,
 ) -> Outcome<Command> {
     match parsed {
         Ok(command) => Ok(command),
@@ -132,13 +179,19 @@ fn answer(
             output::write(format_args!("{error}"));
             Ok(Command::Answered)
         }
-        Err(error) => Err(told(&error, arguments, command)),
+        Err(error) => Err(told(&error)),
     }
 }
 
-/// A usage error of `command`, as `getopt_long` tells it.
-fn told(error: &clap::Error, arguments: &[OsString], command: &str) -> Failure {
+/// A usage error of `command`, whose options `definition` lists, as `getopt_long` tells it.
+fn told(
+    error: &clap::Error,
+    definition: &clap::Command,
+    arguments: &[OsString],
+    command: &str,
+) -> Failure {
     let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let argument = text(ContextKind::InvalidArg);
     let message = match error.kind() {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Failure::usage("", "Not enough arguments");
@@ -147,18 +200,12 @@ fn told(error: &clap::Error, arguments: &[OsString], command: &str) -> Failure {
             let name = text(ContextKind::InvalidSubcommand);
             return Failure::usage("", format!("Command not found: {name}"));
         }
-        ErrorKind::UnknownArgument => {
-            let argument = text(ContextKind::InvalidArg);
-            match argument.starts_with("--") {
-                true => format!("unrecognized option '{argument}'"),
-                false => format!("invalid option -- '{}'", argument.trim_start_matches('-')),
-            }
-        }
+        ErrorKind::UnknownArgument => unknown(&argument, definition),
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => {
-            missing_value(&arguments.last().map(|a| a.to_string_lossy()).unwrap_or_default())
+            let last = arguments.last().map(|a| a.to_string_lossy()).unwrap_or_default();
+            missing_value(&last, argument.split(' ').next().unwrap_or_default())
         }
         ErrorKind::TooManyValues => {
-            let argument = text(ContextKind::InvalidArg);
             let flag = argument.split('=').next().unwrap_or_default();
             format!("option '{flag}' doesn't allow an argument")
         }
@@ -172,12 +219,26 @@ fn told(error: &clap::Error, arguments: &[OsString], command: &str) -> Failure {
     Failure::usage(command, message).spoken_by(command)
 }
 
-/// Says that `option`, the last argument, wants a value.
-fn missing_value(option: &str) -> String {
-    match option.strip_prefix("--") {
+/// Says that the option `argument` is none, or that it could be several.
+fn unknown(argument: &str, definition: &clap::Command) -> String {
+    let Some(start) = argument.strip_prefix("--") else {
+        return format!("invalid option -- '{}'", argument.trim_start_matches('-'));
+    };
+    let longs = definition.get_arguments().filter_map(clap::Arg::get_long);
+    let possible: Vec<&str> = longs.filter(|long| long.starts_with(start)).collect();
+    if possible.len() < 2 {
+        return format!("unrecognized option '{argument}'");
+    }
+    let possible: String = possible.iter().map(|long| format!(" '--{long}'")).collect();
+    format!("option '{argument}' is ambiguous; possibilities:{possible}")
+}
+
+/// Says that `typed`, the last argument and perhaps short for `option`, wants a value.
+fn missing_value(typed: &str, option: &str) -> String {
+    match typed.strip_prefix("--") {
         Some(_) => format!("option '{option}' requires an argument"),
         None => {
-            let flag = option.chars().last().unwrap_or('-');
+            let flag = typed.chars().last().unwrap_or('-');
             format!("option requires an argument -- '{flag}'")
         }
     }

@@ -8,9 +8,9 @@ use crate::cache::Cache;
 use crate::content::{self, Difference, Side, compare};
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
+use crate::objects;
 use crate::output::say;
 use crate::progress::Progress;
-use crate::unbuilt;
 
 const COMMAND: &str = "compare";
 
@@ -41,7 +41,7 @@ pub struct Args {
     /// Format of the second image
     #[arg(short = 'F', long = "b-format", value_name = "FMT")]
     b_format: Option<String>,
-    /// The files are option strings (not supported yet)
+    /// The files are option strings, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long)]
     image_opts: bool,
     /// Images of different size or allocation differ, too
@@ -53,7 +53,7 @@ pub struct Args {
     /// Read the images even while other programs write them
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Object definition, such as a secret (not supported yet)
+    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
     #[arg(long, value_name = "DEFINITION")]
     object: Vec<String>,
     /// The two images
@@ -66,13 +66,12 @@ pub fn run(args: &Args) -> Outcome<u8> {
     let [first, second] = args.files.as_slice() else {
         return Err(Failure::usage(COMMAND, "Expecting two image file names"));
     };
-    unbuilt::refuse_option(args.image_opts, "--image-opts").map_err(|f| f.with_code(NOT_OPENED))?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")
-        .map_err(|f| f.with_code(NOT_OPENED))?;
+    objects::check(&args.object).map_err(|failure| failure.with_code(NOT_OPENED))?;
     let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)
         .map_err(|f| f.with_code(NOT_OPENED))?;
     let open = |path: &Path, format: Option<&str>| {
-        let opening = Opening { format, cache, shared: args.force_share, ..Opening::default() };
+        let (image_opts, shared) = (args.image_opts, args.force_share);
+        let opening = Opening { format, image_opts, cache, shared, ..Opening::default() };
         opening.open(path).map_err(|failure| failure.with_code(NOT_OPENED))
     };
     let a = open(first, args.format_a.as_deref().or(args.a_format.as_deref()))?;

@@ -10,6 +10,7 @@ use crate::image::{self, Opening};
 use crate::keyval::{self, OptionValues};
 use crate::new_image::{self, NewImage};
 use crate::size::{self, SizeError};
+use crate::source;
 
 const COMMAND: &str = "create";
 
@@ -62,8 +63,9 @@ pub fn run(args: &Args) -> Outcome {
     create(args, path, size).map_err(|failure| failure.context(path.display()))
 }
 
-fn create(args: &Args, path: &Path, size: Option<u64>) -> Outcome {
+fn create(args: &Args, name: &Path, size: Option<u64>) -> Outcome {
     let format = image::parse_new_format(&args.format)?;
+    let path = &source::new_file(name).map_err(Failure::new)?;
     let mut values = creation_options::parse(format, &args.options)?;
     if let Some(size) = size {
         if values.number("size").is_some() {
@@ -81,7 +83,7 @@ fn create(args: &Args, path: &Path, size: Option<u64>) -> Outcome {
         return Err(Failure::new("Image creation needs a size parameter"));
     }
     if !args.quiet {
-        creation_options::announce(path, format, &values);
+        creation_options::announce(name, format, &values);
     }
     NewImage::plan(format, &values)?.write(path)?.keep();
     Ok(())
@@ -93,7 +95,7 @@ fn set_backing(args: &Args, format: Format, values: &mut OptionValues) -> Outcom
         return Ok(());
     }
     if format == Format::Raw {
-        let what = if args.backing.is_some() { "Backing file" } else { "Backing format" };
+        let what = if args.backing.is_some() { "Backing file" } else { "Backing file format" };
         return Err(Failure::new(format!("{what} not supported for file format 'raw'")));
     }
     if let Some(name) = &args.backing {
@@ -107,22 +109,23 @@ fn set_backing(args: &Args, format: Format, values: &mut OptionValues) -> Outcom
 
 /// Looks at the backing image, if there is one and it is to be looked at. Returns its size in bytes.
 fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Option<u64>> {
-    let Some(name) = values.text("backing_file").filter(|name| !name.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(name) = values.text("backing_file") else { return Ok(None) };
+    if name.is_empty() {
+        return Err(Failure::new("Expected backing file name, got empty string"));
+    }
     if Path::new(name) == path {
         let message = "Error: Trying to create an image with the same filename as the backing file";
         return Err(Failure::new(message));
     }
     let format = values.text("backing_fmt");
     if args.backing_unsafe {
-        if let Some(format) = format {
-            image::parse_format(format).map_err(Failure::new)?;
-        }
-        return Ok(None);
+        return match format {
+            None => Err(Failure::new("Backing file specified without backing format")),
+            Some(_) => Ok(None),
+        };
     }
     let backing = new_image::backing_path(path, name)?;
-    let opening = Opening { format, ..Opening::default() };
+    let opening = Opening { format, shared: true, ..Opening::default() };
     let image = opening
         .open_plainly(&backing)
         .map_err(|reason| Failure::new(format!("{reason}\nCould not open backing image.")))?;

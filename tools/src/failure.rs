@@ -58,6 +58,12 @@ impl Failure {
         Self { warning: Some(warning.into()), ..self }
     }
 
+    /// The same failure without the hint at the help.
+    #[must_use]
+    pub fn without_hint(self) -> Self {
+        Self { hint: None, ..self }
+    }
+
     /// The same failure with another exit code.
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {

@@ -2,20 +2,21 @@
 
 use std::path::Path;
 
-use qcow::disk::uring::{UringDisk, block_on};
+use qcow::disk::uring::{CacheMode, UringDisk, block_on};
 use qcow::engine::snapshot::NOT_LOADED;
-use qcow::engine::{DetectZeroes, Discard, Format, OpenOptions, SnapshotChoice};
+use qcow::engine::{Below, DetectZeroes, Discard, Format, OpenOptions, SnapshotChoice};
 use qcow::gate::{BackingPolicy, HostGate};
 use qcow::{Error, ErrorKind, Image};
 
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome, tell_plain};
+use crate::source::{self, Source};
 
 /// An image on the host.
 pub type HostImage = Image<UringDisk>;
 
 /// Formats that QEMU knows and this program does not.
-const FOREIGN: [&str; 13] = [
+const FOREIGN: [&str; 14] = [
     "bochs",
     "cloop",
     "dmg",
@@ -29,6 +30,7 @@ const FOREIGN: [&str; 13] = [
     "vhdx",
     "vmdk",
     "vpc",
+    "vvfat",
 ];
 
 /// How an image is to be opened.
@@ -36,6 +38,8 @@ const FOREIGN: [&str; 13] = [
 pub struct Opening<'a> {
     /// Its format's name; found out where it is not given.
     pub format: Option<&'a str>,
+    /// What is opened is called by an option string.
+    pub image_opts: bool,
     /// For writing too.
     pub writable: bool,
     /// How writes reach the disk.
@@ -55,6 +59,7 @@ impl Default for Opening<'_> {
     fn default() -> Self {
         Self {
             format: None,
+            image_opts: false,
             writable: false,
             cache: Cache::WRITEBACK,
             shared: false,
@@ -66,62 +71,137 @@ impl Default for Opening<'_> {
 }
 
 impl Opening<'_> {
-    /// Opens the image at `path`.
+    /// Opens the image that the command line calls `name`.
     ///
     /// # Errors
-    /// `Could not open 'path': ` and the reason; of a snapshot, `Failed to load snapshot: ` and the reason.
-    pub fn open(&self, path: &Path) -> Outcome<HostImage> {
-        self.open_plainly(path).map_err(|reason| match reason.starts_with(NOT_LOADED) {
+    /// `Could not open 'name': ` and the reason; of a snapshot, `Failed to load snapshot: ` and the reason.
+    pub fn open(&self, name: &Path) -> Outcome<HostImage> {
+        self.check_options()?;
+        self.open_plainly(name).map_err(|reason| match reason.starts_with(NOT_LOADED) {
             true => Failure::new(reason),
-            false => could_not_open(path, &reason),
+            false => could_not_open(name, &reason),
         })
     }
 
     /// As [`Opening::open`]; warns where nobody said that the image is raw, and it is about to be written to.
-    pub fn open_to_write(&self, path: &Path) -> Outcome<HostImage> {
-        let image = self.open(path)?;
-        if self.format.is_none() && image.format() == Format::Raw {
-            warn_of_guess(path);
+    pub fn open_to_write(&self, name: &Path) -> Outcome<HostImage> {
+        let image = self.open(name)?;
+        let is_named = self.source(name).is_ok_and(|source| source.format.is_some());
+        if !is_named && image.format() == Format::Raw {
+            warn_of_guess(name);
         }
         Ok(image)
     }
 
-    /// Opens the image at `path`; the error is the reason alone.
-    pub fn open_plainly(&self, path: &Path) -> Result<HostImage, String> {
-        if self.shared && self.writable {
-            return Err("force-share=on can only be used with read-only images".to_owned());
-        }
-        let options = OpenOptions {
-            writable: self.writable,
-            format: self.format.map(parse_format).transpose()?,
-            backing: self.backing,
-            discard: self.discard,
-            detect_zeroes: DetectZeroes::Off,
-            snapshot: self.snapshot.cloned(),
-            flushes: self.cache.flushes,
-            ..OpenOptions::default()
-        };
-        let image = block_on(Image::open(&self.gate(), path, &options));
-        image.map_err(|error| reason_not_open(path, &error))
+    /// Opens the image that the command line calls `name`; the error is the reason alone.
+    pub fn open_plainly(&self, name: &Path) -> Result<HostImage, String> {
+        self.open_source(&self.source(name)?)
     }
 
-    /// Opens the file at `path` without looking into it.
+    /// What `name` stands for.
+    pub fn source(&self, name: &Path) -> Result<Source, String> {
+        source::parse(name, self.format, self.image_opts)
+    }
+
+    /// Opens `source`; the error is the reason alone.
+    pub fn open_source(&self, source: &Source) -> Result<HostImage, String> {
+        let opening = self.with_options_of(source)?;
+        if source.window.is_some() {
+            return Err("options 'offset' and 'size' are not supported yet".to_owned());
+        }
+        if source.data_file.is_some() {
+            return Err("option 'data-file' is not supported yet".to_owned());
+        }
+        let options = OpenOptions {
+            writable: opening.writable,
+            format: source.format,
+            backing: self.backing,
+            below: below(&source.below)?,
+            discard: opening.discard,
+            detect_zeroes: source.common.detect_zeroes.unwrap_or(DetectZeroes::Off),
+            snapshot: self.snapshot.cloned(),
+            flushes: opening.cache.flushes,
+            ..OpenOptions::default()
+        };
+        let image = block_on(Image::open(&opening.gate(source), source.path(), &options));
+        image.map_err(|error| reason_not_open(source.path(), &error))
+    }
+
+    /// Opens the file of what the command line calls `name`, without looking into it.
     ///
     /// # Errors
     /// As [`Opening::open`].
-    pub fn open_file(&self, path: &Path) -> Outcome<UringDisk> {
-        use qcow::gate::Gate;
-        if self.shared && self.writable {
-            let reason = "force-share=on can only be used with read-only images";
-            return Err(could_not_open(path, reason));
-        }
-        let disk = self.gate().open_image(path, self.writable);
-        disk.map_err(|error| could_not_open(path, &reason_not_open(path, &error)))
+    pub fn open_file(&self, name: &Path) -> Outcome<UringDisk> {
+        self.check_options()?;
+        let file = self.source(name).and_then(|source| self.open_file_of(&source));
+        file.map_err(|reason| could_not_open(name, &reason))
     }
 
-    fn gate(&self) -> HostGate {
+    /// Opens the file of `source`, without looking into it; the error is the reason alone.
+    pub fn open_file_of(&self, source: &Source) -> Result<UringDisk, String> {
+        use qcow::gate::Gate;
+        let opening = self.with_options_of(source)?;
+        let disk = opening.gate(source).open_image(source.path(), opening.writable);
+        disk.map_err(|error| reason_not_open(source.path(), &error))
+    }
+
+    /// Refuses options that exclude each other.
+    pub fn check_options(&self) -> Outcome {
+        match self.image_opts && self.format.is_some() {
+            true => Err(Failure::new("--image-opts and --format are mutually exclusive")),
+            false => Ok(()),
+        }
+    }
+
+    /// The same with what `source` says about it.
+    fn with_options_of(&self, source: &Source) -> Result<Self, String> {
+        let common = &source.common;
+        if self.shared && common.force_share == Some(false) {
+            return Err("--force-share/-U conflicts with image options".to_owned());
+        }
+        let mut opening = *self;
+        opening.shared |= common.force_share == Some(true);
+        opening.writable &= common.read_only != Some(true);
+        opening.discard = common.discard.unwrap_or(self.discard);
+        opening.cache.flushes &= common.no_flush != Some(true);
+        match common.direct {
+            Some(true) => opening.cache.mode = CacheMode::Direct,
+            Some(false) => opening.cache.mode = CacheMode::PageCache,
+            None => {}
+        }
+        match opening.shared && opening.writable {
+            true => Err("force-share=on can only be used with read-only images".to_owned()),
+            false => Ok(opening),
+        }
+    }
+
+    fn gate(&self, source: &Source) -> HostGate {
         let backing = BackingPolicy::Anywhere;
-        HostGate { cache: self.cache.mode, shared: self.shared, backing }
+        HostGate { cache: self.cache.mode, shared: self.shared || source.unlocked, backing }
+    }
+}
+
+/// What the engine is to know about the images below.
+fn below(first: &source::Below) -> Result<Vec<Below>, String> {
+    let mut found = Vec::new();
+    let mut next = first;
+    loop {
+        match next {
+            source::Below::AsNamed => return Ok(found),
+            source::Below::Nothing => {
+                found.push(Below::Nothing);
+                return Ok(found);
+            }
+            source::Below::Like(source)
+                if source.window.is_some() || source.data_file.is_some() =>
+            {
+                return Err("this option of a backing image is not supported yet".to_owned());
+            }
+            source::Below::Like(source) => {
+                found.push(Below::Like(source.path.clone(), source.format));
+                next = &source.below;
+            }
+        }
     }
 }
 
@@ -137,10 +217,20 @@ pub fn warn_of_guess(path: &Path) {
 
 /// The format called `name`, of an image that exists.
 pub fn parse_format(name: &str) -> Result<Format, String> {
-    match FOREIGN.contains(&name) {
-        true => Err(format!("format '{name}' is not supported yet")),
-        false => name.parse(),
+    match name {
+        name if FOREIGN.contains(&name) => Err(format!("format '{name}' is not supported yet")),
+        name if source::FOREIGN_PROTOCOLS.contains(&name) => {
+            Err(format!("driver '{name}' is not supported"))
+        }
+        name => name.parse(),
     }
+}
+
+/// Whether QEMU has a driver called `name`: images may name formats that this program does not serve.
+pub fn is_known_driver(name: &str) -> bool {
+    name.parse::<Format>().is_ok()
+        || FOREIGN.contains(&name)
+        || source::FOREIGN_PROTOCOLS.contains(&name)
 }
 
 /// The format called `name`, of an image that is to be made.

@@ -139,26 +139,36 @@ impl OptionValues {
 impl OptionSpec {
     fn check(&self, text: &str) -> Outcome<Value> {
         let name = self.name;
-        match self.kind {
+        let value = match self.kind {
             Kind::Text => Ok(Value::Text(text.to_owned())),
-            Kind::Bool if parse_bool(text).is_some() => Ok(Value::Text(text.to_owned())),
-            Kind::Bool => Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            Kind::Bool => bool_value(name, text).map(|_| Value::Text(text.to_owned())),
             Kind::Number => text
                 .parse()
                 .map(Value::Number)
-                .map_err(|_| Failure::new(format!("Parameter '{name}' expects a number"))),
-            Kind::Size => size::parse(text).map(Value::Number).map_err(|error| match error {
-                SizeError::Malformed => Failure::new(format!(
-                    "Parameter '{name}' expects a non-negative number below 2^64\n\
-                     Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-                     and exabytes, respectively."
-                )),
-                SizeError::OutOfRange => {
-                    Failure::new(format!("Value '{text}' is out of range for parameter '{name}'"))
-                }
-            }),
-        }
+                .map_err(|_| format!("Parameter '{name}' expects a number")),
+            Kind::Size => size_value(name, text).map(Value::Number),
+        };
+        value.map_err(Failure::new)
     }
+}
+
+/// The switch that the option `name` is set to by `text`; the error is in QEMU's words.
+pub fn bool_value(name: &str, text: &str) -> Result<bool, String> {
+    parse_bool(text).ok_or_else(|| format!("Parameter '{name}' expects 'on' or 'off'"))
+}
+
+/// The bytes that the option `name` is set to by `text`; the error is in QEMU's words.
+pub fn size_value(name: &str, text: &str) -> Result<u64, String> {
+    size::parse(text).map_err(|error| match error {
+        SizeError::Malformed => format!(
+            "Parameter '{name}' expects a non-negative number below 2^64\n\
+             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively."
+        ),
+        SizeError::OutOfRange => {
+            format!("Value '{text}' is out of range for parameter '{name}'")
+        }
+    })
 }
 
 /// Refuses lists that begin or end with a single comma.
@@ -171,7 +181,7 @@ pub fn check_list(list: &str) -> Outcome {
 }
 
 /// The items between single commas, with doubled commas undone.
-fn split(list: &str) -> Vec<String> {
+pub fn split(list: &str) -> Vec<String> {
     let mut items = vec![String::new()];
     let mut characters = list.chars().peekable();
     while let Some(c) = characters.next() {

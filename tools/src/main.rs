@@ -14,12 +14,14 @@ mod failure;
 mod image;
 mod keyval;
 mod new_image;
+mod objects;
 mod output;
 mod partial;
 mod program;
 mod progress;
 mod size;
 mod snapshot_choice;
+mod source;
 mod unbuilt;
 
 mod bitmap;

@@ -41,8 +41,8 @@ pub fn run(args: &Args) -> Outcome {
     let len_max = parse_bound(args.max_length.as_deref(), "max length")?.unwrap_or(u64::MAX);
     let path = one_file(COMMAND, &args.files)?;
     args.image.refuse_unbuilt()?;
-    let format = args.image.format();
-    let image = Opening { format, shared: args.force_share, ..Opening::default() }.open(path)?;
+    let opening = Opening { shared: args.force_share, ..args.image.opening() };
+    let image = opening.open(path)?;
     let end = start.saturating_add(len_max).min(image.virtual_size());
     let map = Map { image: &image, top: path, start, end };
     match output {

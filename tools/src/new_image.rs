@@ -172,6 +172,9 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
             Failure::new("Refcount width must be a power of two and may not exceed 64 bits")
         })?;
     let format = values.text("backing_fmt").map(str::to_owned);
+    if let Some(format) = format.as_deref().filter(|format| !image::is_known_driver(format)) {
+        return Err(not_accepted("backing-fmt", format));
+    }
     let data_file = values.text("data_file");
     let raw = values.is_on("data_file_raw");
     if raw && data_file.is_none() {

@@ -47,7 +47,8 @@ pub use crate::meta::snapshot::SnapshotChoice;
 pub use create::{create, create_with_data};
 pub use map::MapExtent;
 pub use options::{
-    CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, OpenOptions, Preallocation,
+    Below, CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, OpenOptions,
+    Preallocation,
 };
 pub use recover::{Recovery, RecoveryEnd};
 pub use resize::Resize;

@@ -13,7 +13,7 @@ use super::layer::{Layer, Qcow2};
 use super::load::{probe, read_bytes, read_header, read_snapshots, read_words, see_medium};
 use super::regions::map_regions;
 use super::snapshot::{DiskThen, NOT_LOADED};
-use super::{Format, Image, Inner, OpenOptions};
+use super::{Below, Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
 use crate::disk::{Disk, Identity};
 use crate::error::{Error, ErrorKind, Result};
@@ -73,8 +73,10 @@ impl<D: Disk> Image<D> {
                 }
                 seen.push(data);
             }
+            let mut layer = layer;
             if options.backing {
-                next = open_backing(gate, &path, &layer).await?;
+                let below = options.below.get(layers.len()).unwrap_or(&Below::AsNamed);
+                next = open_below(gate, &path, &mut layer, below).await?;
             }
             layers.push(layer);
         }
@@ -85,22 +87,43 @@ impl<D: Disk> Image<D> {
 
 type Backing<D> = Option<(PathBuf, D, Option<Format>)>;
 
+/// Opens the file of the image below `layer`, if there is to be one.
+async fn open_below<G: Gate>(
+    gate: &G,
+    image: &Path,
+    layer: &mut Layer<G::Disk>,
+    below: &Below,
+) -> Result<Backing<G::Disk>> {
+    match below {
+        Below::AsNamed => open_backing(gate, image, layer, None).await,
+        Below::Nothing => Ok(None),
+        Below::Like(None, format) => open_backing(gate, image, layer, *format).await,
+        Below::Like(Some(path), format) => {
+            let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
+            qcow2.names_backing = true;
+            let disk = gate.open_image(path, false)?;
+            Ok(Some((path.to_owned(), disk, *format)))
+        }
+    }
+}
+
 async fn open_backing<G: Gate>(
     gate: &G,
     image: &Path,
     layer: &Layer<G::Disk>,
+    format: Option<Format>,
 ) -> Result<Backing<G::Disk>> {
     let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
-    let (name, format) = {
+    let (name, named_format) = {
         let header = lock(&qcow2.header);
         let Some(name) = header.backing_name.clone() else { return Ok(None) };
         (name, header.extensions.backing_format.clone())
     };
-    let format = match format {
+    let format = match named_format.filter(|_| format.is_none()) {
+        None => format,
         Some(format) => Some(Format::from_str(&format).map_err(|e| {
             Error::unsupported(format!("the backing file's format: {e}")).in_file(image)
         })?),
-        None => None,
     };
     let opened = gate.open_backing(image, &name);
     let (path, disk) = opened.map_err(|e| e.context("Could not open backing file"))?;

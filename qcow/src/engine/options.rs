@@ -61,6 +61,19 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// Which image lies below another one.
+#[derive(Clone, Debug, Default)]
+pub enum Below {
+    /// The one that the image above names.
+    #[default]
+    AsNamed,
+    /// None, whatever the image above names.
+    Nothing,
+    /// The one in this file, or else the one that the image above names, in this format; an image that the user names needs no
+    /// gate's leave.
+    Like(Option<PathBuf>, Option<Format>),
+}
+
 /// How an image is to be opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -70,6 +83,8 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// Open the backing files too. Without them, what they hold reads as zeros.
     pub backing: bool,
+    /// What the user says about the images below the top one, in their order; nothing about those beyond the end.
+    pub below: Vec<Below>,
     /// Bytes of L2 tables to keep in memory, per image of the chain.
     pub l2_cache_bytes: u64,
     /// What a discard does.
@@ -90,6 +105,7 @@ impl Default for OpenOptions {
             writable: false,
             format: None,
             backing: true,
+            below: Vec::new(),
             l2_cache_bytes: limits::L2_CACHE_BYTES_DEFAULT,
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,

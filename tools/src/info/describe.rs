@@ -14,6 +14,7 @@ use qcow::limits::CHAIN_DEPTH_MAX;
 
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, Opening};
+use crate::source::{Below, Source};
 
 /// One image of a chain.
 #[derive(Debug)]
@@ -41,34 +42,37 @@ pub struct Backing {
     pub format: Option<String>,
 }
 
-/// Describes the image at `path` and, if `whole`, those below it.
-pub fn chain(
-    path: &Path,
-    format: Option<&str>,
-    shared: bool,
-    whole: bool,
-) -> Outcome<Vec<Description>> {
-    let mut found: Vec<Description> = Vec::new();
-    let mut seen: Vec<Identity> = Vec::new();
-    let mut next = Some((path.to_owned(), format.map(str::to_owned)));
-    while let Some((path, format)) = next.take() {
-        let (identity, description) = describe(path, format.as_deref(), shared)?;
+/// Describes the image that the command line calls `name`, opened as `opening` says, and, if `whole`, those below it.
+pub fn chain(name: &Path, opening: &Opening<'_>, whole: bool) -> Outcome<Vec<Description>> {
+    opening.check_options()?;
+    let top = opening.source(name).and_then(|source| {
+        let described = describe(&source, opening)?;
+        match source.below {
+            Below::Like(_) => {
+                Err("Block format 'qcow2' does not support the option 'backing'".to_owned())
+            }
+            Below::AsNamed | Below::Nothing => Ok(described),
+        }
+    });
+    let (identity, top) = top.map_err(|reason| image::could_not_open(name, &reason))?;
+    let mut found = vec![top];
+    let mut seen: Vec<Identity> = vec![identity];
+    while whole && let Some(backing) = found.last().and_then(|image| image.backing.as_ref()) {
+        let path = backing.path.clone().ok_or_else(|| not_a_path(&backing.name))?;
+        let (identity, below) = describe_backing(&path, backing.format.as_deref(), opening)
+            .map_err(|reason| image::could_not_open(&path, &reason))?;
         if seen.contains(&identity) {
-            let path = description.path.display();
+            let path = path.display();
             return Err(Failure::new(format!("Backing file '{path}' creates an infinite loop.")));
         }
         if seen.len() == CHAIN_DEPTH_MAX {
-            let path = description.path.display();
+            let path = path.display();
             let message =
                 format!("{path}: the backing chain is longer than {CHAIN_DEPTH_MAX} images");
             return Err(Failure::new(message));
         }
         seen.push(identity);
-        if let Some(backing) = description.backing.as_ref().filter(|_| whole) {
-            let below = backing.path.clone().ok_or_else(|| not_a_path(&backing.name))?;
-            next = Some((below, backing.format.clone()));
-        }
-        found.push(description);
+        found.push(below);
     }
     Ok(found)
 }
@@ -78,16 +82,22 @@ fn not_a_path(name: &str) -> Failure {
     image::could_not_open(Path::new(name), reason)
 }
 
-pub fn describe(
-    path: PathBuf,
+fn describe_backing(
+    path: &Path,
     format: Option<&str>,
-    shared: bool,
-) -> Outcome<(Identity, Description)> {
-    let unusable = |e: Error| image::could_not_open(&path, &image::reason_not_open(&path, &e));
-    let format = format.map(image::parse_format).transpose();
-    let format = format.map_err(|reason| image::could_not_open(&path, &reason))?;
-    let disk = Opening { shared, ..Opening::default() }.open_file(&path)?;
-    let info = block_on(ImageInfo::read(&disk, &path, format)).map_err(unusable)?;
+    opening: &Opening<'_>,
+) -> Result<(Identity, Description), String> {
+    let format = format.map(image::parse_format).transpose()?;
+    let source = Source { path: Some(path.to_owned()), format, ..Source::default() };
+    describe(&source, opening)
+}
+
+/// Describes the image that `source` is; the error is the reason why that does not work.
+pub fn describe(source: &Source, opening: &Opening<'_>) -> Result<(Identity, Description), String> {
+    let path = source.path().to_owned();
+    let unusable = |e: Error| image::reason_not_open(&path, &e);
+    let disk = opening.open_file_of(source)?;
+    let info = block_on(ImageInfo::read(&disk, &path, source.format)).map_err(unusable)?;
     let bitmaps = match &info.header {
         Some(header) => block_on(read_directory(&disk, header)).map_err(unusable)?,
         None => Vec::new(),

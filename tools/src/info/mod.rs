@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
 use crate::failure::Outcome;
+use crate::image::Opening;
 use crate::output::{self, say};
 
 pub use human::{format_specific, print_snapshots};
@@ -41,7 +42,8 @@ pub fn run(args: &Args) -> Outcome {
     let output = args.output.format(COMMAND)?;
     let path = one_file(COMMAND, &args.files)?;
     args.image.refuse_unbuilt()?;
-    let chain = describe::chain(path, args.image.format(), args.force_share, args.backing_chain)?;
+    let opening = Opening { shared: args.force_share, ..args.image.opening() };
+    let chain = describe::chain(path, &opening, args.backing_chain)?;
     match output {
         OutputFormat::Json if args.backing_chain => {
             output::json(&chain.iter().map(json::to_json).collect::<Vec<_>>());

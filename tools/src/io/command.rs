@@ -67,6 +67,12 @@ impl Arguments {
         self.flags.iter().any(|(other, _)| *other == flag)
     }
 
+    /// All values that `flag` was given.
+    pub fn values(&self, flag: char) -> impl Iterator<Item = &str> {
+        let found = self.flags.iter().filter(move |(other, _)| *other == flag);
+        found.filter_map(|(_, value)| value.as_deref())
+    }
+
     /// The last value that `flag` was given.
     pub fn value(&self, flag: char) -> Option<&str> {
         let found = self.flags.iter().rev().find(|(other, _)| *other == flag);
@@ -93,6 +99,15 @@ pub fn number(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The whole number that `text` stands for in C: decimal, octal behind `0`, hexadecimal behind `0x`.
+pub fn integer(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None if text.len() > 1 && text.starts_with('0') => u64::from_str_radix(&text[1..], 8).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 /// The length of a request that `text` stands for; the error is what to tell.
 pub fn request_len(text: &str) -> Result<u64, String> {
     let len = number(text)?;
@@ -104,12 +119,8 @@ pub fn request_len(text: &str) -> Result<u64, String> {
 
 /// The pattern byte that `text` stands for; the error is what to tell.
 pub fn pattern_byte(text: &str) -> Result<u8, String> {
-    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u8::from_str_radix(digits, 16),
-        None if text.len() > 1 && text.starts_with('0') => u8::from_str_radix(&text[1..], 8),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| format!("{text} is not a valid pattern byte"))
+    let byte = integer(text).and_then(|number| u8::try_from(number).ok());
+    byte.ok_or_else(|| format!("{text} is not a valid pattern byte"))
 }
 
 #[cfg(test)]

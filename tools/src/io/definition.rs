@@ -38,8 +38,8 @@ impl Command {
         self.names[0]
     }
 
-    /// Checks how many words follow; the error is what to tell.
-    pub fn check_count(&self, count: usize) -> Result<(), String> {
+    /// Checks how many words follow `name`, as which it was called; the error is what to tell.
+    pub fn check_count(&self, name: &str, count: usize) -> Result<(), String> {
         let (least, most) = self.count;
         if count >= least && most.is_none_or(|most| count <= most) {
             return Ok(());
@@ -49,7 +49,6 @@ impl Command {
             Some(most) if most == least => least.to_string(),
             Some(most) => format!("between {least} and {most}"),
         };
-        let name = self.name();
         Err(format!("bad argument count {count} to {name}, expected {expected} arguments"))
     }
 

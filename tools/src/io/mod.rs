@@ -10,6 +10,7 @@ mod open;
 mod pattern;
 mod query;
 mod read;
+mod reopen;
 mod report;
 mod session;
 mod transfer;
@@ -20,9 +21,9 @@ use std::path::PathBuf;
 
 use self::open::OpenArgs;
 use self::session::{Flow, Session};
-use crate::failure::{FAILED, Failure, Outcome};
-use crate::unbuilt;
-use crate::{output, program};
+use crate::failure::{FAILED, Failure, Outcome, tell};
+use crate::source::Options;
+use crate::{objects, output, program};
 
 const COMMAND: &str = "io";
 
@@ -44,31 +45,34 @@ pub struct Args {
     /// The same as -t none
     #[arg(short, long)]
     nocache: bool,
-    /// Copy what is read from backing images (not supported yet)
+    /// Write what is read from backing images to the image
     #[arg(short = 'C', long)]
     copy_on_read: bool,
-    /// Misalign buffers (not supported yet)
+    /// Misalign buffers (no effect: buffers are the engine's own)
     #[arg(short, long)]
     misalign: bool,
-    /// Use the kernel's old asynchronous I/O (not supported)
+    /// The same as -i native
     #[arg(short = 'k', long)]
     native_aio: bool,
-    /// Way of doing I/O: only io_uring
+    /// Way of doing I/O: io_uring, threads or native (no effect: io_uring serves all)
     #[arg(short = 'i', long, value_name = "MODE")]
     aio: Option<String>,
-    /// Cache mode: writeback (default), writethrough, none, directsync or unsafe
+    /// Cache mode: writethrough (default), writeback, none, directsync or unsafe
     #[arg(short = 't', long, value_name = "MODE")]
     cache: Option<String>,
     /// What discards do: unmap or on (default), ignore or off
     #[arg(short, long, value_name = "MODE")]
     discard: Option<String>,
+    /// What to trace (no effect: there are no events)
+    #[arg(short = 'T', long, value_name = "PATTERN")]
+    trace: Vec<String>,
     /// Read the image even while another program writes it; only with -r
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// FILE is an option string (not supported yet)
+    /// FILE is an option string, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long)]
     image_opts: bool,
-    /// Object definition, such as a secret (not supported yet)
+    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
     #[arg(long, value_name = "DEFINITION")]
     object: Vec<String>,
     /// The image; the command 'open' opens one later
@@ -78,12 +82,21 @@ pub struct Args {
 
 /// Runs the commands; exit code 1 if any of them failed.
 pub fn run(args: &Args) -> Outcome<u8> {
-    refuse_unbuilt(args)?;
-    let mut session = Session::new();
-    match args.files.as_slice() {
-        [] => {}
-        [path] => session.open(&args.open_args(path.clone())?)?,
-        _ => return Err(Failure::usage(COMMAND, "Expecting at most one image file name")),
+    args.trace.iter().for_each(|pattern| {
+        tell(&format!("warning: trace event '{pattern}' does not exist"));
+    });
+    objects::check(&args.object)?;
+    if args.files.len() > 1 {
+        return Err(Failure::usage(COMMAND, "Expecting at most one image file name"));
+    }
+    if args.image_opts && args.format.is_some() {
+        return Err(Failure::new("--image-opts and -f are mutually exclusive"));
+    }
+    // Before anything is opened: these are wrong without an image, too.
+    let open_args = args.open_args()?;
+    let mut session = Session::new(args.image_opts);
+    if !args.files.is_empty() {
+        session.open(&open_args)?;
     }
     let mut all_well = true;
     let mut run = |line: Result<&str, Failure>| {
@@ -134,27 +147,24 @@ fn run_stdin(run: &mut impl FnMut(Result<&str, Failure>) -> Flow) -> Outcome {
     Ok(())
 }
 
-fn refuse_unbuilt(args: &Args) -> Outcome {
-    let other_aio = args.aio.as_deref().is_some_and(|mode| mode != "io_uring");
-    let given = [
-        (args.copy_on_read, "-C"),
-        (args.misalign, "-m"),
-        (args.native_aio, "-k"),
-        (other_aio, "-i with anything but io_uring"),
-        (args.image_opts, "--image-opts"),
-        (!args.object.is_empty(), "--object"),
-    ];
-    given.into_iter().try_for_each(|(given, option)| unbuilt::refuse_option(given, option))
-}
-
 impl Args {
-    fn open_args(&self, path: PathBuf) -> Outcome<OpenArgs> {
+    fn open_args(&self) -> Outcome<OpenArgs> {
+        let file = self.files.first();
+        let mut options = Options::default();
+        if self.image_opts {
+            let text = file.map(|file| file.to_string_lossy());
+            options = Options::parse(&text.unwrap_or_default(), Some("file"));
+        } else if let Some(format) = &self.format {
+            options.set("driver", format);
+        }
         Ok(OpenArgs {
-            path,
-            format: self.format.clone(),
+            name: file.filter(|_| !self.image_opts).cloned(),
+            options,
             read_only: self.read_only,
             snapshot: self.snapshot,
             shared: self.force_share,
+            copy_on_read: self.copy_on_read,
+            native_aio: open::parse_aio(self.aio.as_deref(), self.native_aio)?,
             cache: open::parse_cache(self.cache.as_deref(), self.nocache)?,
             discard: open::parse_discard(self.discard.as_deref())?,
         })

@@ -8,9 +8,10 @@ use super::open::OpenImage;
 use super::report::size;
 use super::session::{Done, Failed, Flow, Session};
 use crate::failure::tell;
-use crate::image::HostImage;
+use crate::image::{HostImage, Opening};
 use crate::info;
 use crate::output::say;
+use crate::source::Source;
 
 /// Smallest amount that `alloc` asks for.
 const SECTOR_LEN: u64 = 512;
@@ -37,9 +38,10 @@ pub fn info(session: &mut Session, _: &Command, _: &[&str]) -> Done {
 
 fn print_format_specific(open: &OpenImage) -> Done<()> {
     // The lock is ours already, so the header is read past it.
-    let described = info::describe::describe(open.path.clone(), Some("qcow2"), true);
-    let (_, image) = described.map_err(|failure| {
-        failure.report();
+    let opening = Opening { shared: true, ..Opening::default() };
+    let source = Source { format: Some(Format::Qcow2), ..open.source.clone() };
+    let (_, image) = info::describe::describe(&source, &opening).map_err(|reason| {
+        tell(&reason);
         Failed
     })?;
     if let Some(header) = image.qcow2() {

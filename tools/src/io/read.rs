@@ -10,24 +10,30 @@ use super::pattern;
 use super::report::{self, Style};
 use super::session::{Done, Flow, Session};
 use super::transfer::{
-    Range, Transfer, failed, pieces, refuse_vm_state, run_in_background, run_now, style, wrong,
+    Range, Transfer, failed, open_image, pieces, refuse_vm_state, run_in_background, run_now,
+    style, wrong,
 };
 use crate::image::HostImage;
 use crate::output::say;
+
+/// Bytes that are copied at a time.
+const COPY_LEN: u64 = 1 << 20;
 
 /// `read`
 pub fn read(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let arguments = command.arguments(words, "abCl:pP:qrs:v")?;
     refuse_vm_state(&arguments)?;
     let range = Range::parse(command, &arguments)?;
-    run_now(session, command.name(), Read::parse(command, &arguments, range)?)
+    let read = Read::parse(session, command, &arguments, range)?;
+    run_now(session, command.name(), read)
 }
 
 /// `readv`
 pub fn readv(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let arguments = command.arguments(words, "CP:qrv")?;
     let range = Range::parse_vector(command, &arguments)?;
-    run_now(session, command.name(), Read::parse(command, &arguments, range)?)
+    let read = Read::parse(session, command, &arguments, range)?;
+    run_now(session, command.name(), read)
 }
 
 /// `aio_read`: counts as well done once it is under way.
@@ -39,7 +45,8 @@ pub fn aio_read(session: &mut Session, command: &Command, words: &[&str]) -> Don
     }
     let range = Range::parse_vector(command, &arguments)?;
     // The name that QEMU gives it when it fails.
-    run_in_background(session, "readv", Read::parse(command, &arguments, range)?)
+    let read = Read::parse(session, command, &arguments, range)?;
+    run_in_background(session, "readv", read)
 }
 
 /// A read that is about to begin.
@@ -48,6 +55,8 @@ struct Read {
     verify: Option<Verify>,
     dump: bool,
     style: Style,
+    /// Write what backing images have to the top image first.
+    copy: bool,
 }
 
 /// Looks for `byte` in `len` bytes from `offset` of what was read.
@@ -58,9 +67,16 @@ struct Verify {
 }
 
 impl Read {
-    fn parse(command: &Command, arguments: &Arguments, range: Range) -> Done<Self> {
+    fn parse(
+        session: &Session,
+        command: &Command,
+        arguments: &Arguments,
+        range: Range,
+    ) -> Done<Self> {
+        let copy = open_image(session)?.args.copy_on_read;
         let verify = Verify::parse(command, arguments, range.len)?;
-        Ok(Self { range, verify, dump: arguments.has('v'), style: style(arguments) })
+        let (dump, style) = (arguments.has('v'), style(arguments));
+        Ok(Self { range, verify, dump, style, copy })
     }
 }
 
@@ -70,6 +86,9 @@ impl Transfer for Read {
         self.range.check(name, &image)?;
         let buffer = Buffer::zeroed(len as usize).payload();
         let started = Instant::now();
+        if self.copy && image.is_writable() {
+            copy_up(&image, self.range).await.map_err(|e| failed(name, &e))?;
+        }
         for (offset, piece) in pieces(&buffer) {
             image.read(at + offset, &piece).await.map_err(|e| failed(name, &e))?;
         }
@@ -83,6 +102,26 @@ impl Transfer for Read {
         report::transfer("read", at, len, started, self.style);
         verified
     }
+}
+
+/// Writes the clusters that `range` touches to the top image, where it does not have them itself.
+async fn copy_up(image: &HostImage, range: Range) -> qcow::Result<()> {
+    let cluster_size = image.cluster_size().unwrap_or(1);
+    let mut at = range.at / cluster_size * cluster_size;
+    let end = (range.at + range.len).next_multiple_of(cluster_size).min(image.virtual_size());
+    while at < end {
+        let extent = image.map(at, (end - at).min(COPY_LEN)).await?;
+        if extent.depth > 0 || !extent.present {
+            let buffer = Buffer::zeroed(extent.len as usize).payload();
+            image.read(at, &buffer).await?;
+            match pattern::is_filled(&buffer, 0, extent.len, 0) {
+                true => image.write_zeroes(at, extent.len, false).await?,
+                false => image.write(at, &buffer).await?,
+            }
+        }
+        at += extent.len;
+    }
+    Ok(())
 }
 
 impl Verify {

@@ -34,23 +34,45 @@ type Background = Pin<Box<dyn Future<Output = ()>>>;
 
 /// The state that commands share.
 pub struct Session {
+    /// Images are called by option strings.
+    pub image_opts: bool,
     current: Option<OpenImage>,
     background: Vec<Background>,
 }
 
 impl Session {
-    /// Nothing is open.
-    pub fn new() -> Self {
-        Self { current: None, background: Vec::new() }
+    /// Nothing is open. With `image_opts`, images are called by option strings.
+    pub fn new(image_opts: bool) -> Self {
+        Self { image_opts, current: None, background: Vec::new() }
     }
 
     /// Opens an image.
     pub fn open(&mut self, args: &OpenArgs) -> Outcome {
         let opened = open::open(args).map_err(|reason| {
-            Failure::new(format!("can't open device {}: {reason}", args.path.display()))
+            let device = args.name.as_ref().map(|name| format!(" device {}", name.display()));
+            Failure::new(format!("can't open{}: {reason}", device.unwrap_or_default()))
         })?;
         self.current = Some(opened);
         Ok(())
+    }
+
+    /// Opens the open image anew; where that fails, it is opened as it was.
+    pub fn reopen(&mut self, args: &OpenArgs) -> Outcome {
+        self.drain();
+        let Some(open) = self.current.take() else { return Ok(()) };
+        close(&open)?;
+        let OpenImage { image, args: former, source, temporary, .. } = open;
+        drop(image);
+        let again = |args: &OpenArgs| match temporary {
+            Some(_) => open::open_top(args, source.clone()),
+            None => open::open(args),
+        };
+        let (opened, outcome) = match again(args) {
+            Ok(opened) => (Some(opened), Ok(())),
+            Err(reason) => (again(&former).ok(), Err(Failure::new(reason))),
+        };
+        self.current = opened.map(|opened| OpenImage { temporary, ..opened });
+        outcome
     }
 
     /// The open image. Commands that need one are only run if there is one.
@@ -87,12 +109,15 @@ impl Session {
     /// Closes the image, if one is open.
     pub fn close(&mut self) -> Outcome {
         self.drain();
-        let Some(open) = self.current.take() else { return Ok(()) };
-        if open.image.is_writable() {
-            block_on(open.image.close())?;
-        }
-        Ok(())
+        self.current.take().map_or(Ok(()), |open| close(&open))
     }
+}
+
+fn close(open: &OpenImage) -> Outcome {
+    if open.image.is_writable() {
+        block_on(open.image.close())?;
+    }
+    Ok(())
 }
 
 fn poll_all(background: &mut Vec<Background>, context: &mut Context<'_>) {

@@ -36,6 +36,17 @@ impl Range {
         Ok(Self { at: number(offset).map_err(wrong)?, len: request_len(len).map_err(wrong)? })
     }
 
+    /// From the operands `offset length` of a write: with `-n`, which is for zeros, the length has no bound.
+    pub fn parse_write(command: &Command, arguments: &Arguments) -> Done<Self> {
+        let [offset, len] = arguments.operands.as_slice() else { return Err(command.tell_usage()) };
+        let (at, bytes) = (number(offset).map_err(wrong)?, number(len).map_err(wrong)?);
+        if bytes > REQUEST_LEN_MAX && !arguments.has('n') {
+            let message = format!("length cannot exceed {REQUEST_LEN_MAX} without -n, given {len}");
+            return Err(wrong(message));
+        }
+        Ok(Self { at, len: bytes })
+    }
+
     /// From the operands `offset length [length..]`.
     pub fn parse_vector(command: &Command, arguments: &Arguments) -> Done<Self> {
         let operands = arguments.operands.split_first();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use qcow::disk::{Buffer, Payload};
 
-use super::command::{Arguments, pattern_byte};
+use super::command::{Arguments, number, pattern_byte};
 use super::definition::Command;
 use super::open::OpenImage;
 use super::pattern;
@@ -37,7 +37,7 @@ pub fn write(session: &mut Session, command: &Command, words: &[&str]) -> Done {
         return Err(command.tell_usage());
     }
     check_flags(&arguments)?;
-    let range = Range::parse(command, &arguments)?;
+    let range = Range::parse_write(command, &arguments)?;
     let write = Write::parse(open_image(session)?, &arguments, range)?;
     run_now(session, command.name(), write)
 }
@@ -57,10 +57,16 @@ pub fn aio_write(session: &mut Session, command: &Command, words: &[&str]) -> Do
         say!("injecting invalid write request");
         return Ok(Flow::Continue);
     }
+    if arguments.operands.len() < 2 {
+        return Err(command.tell_usage());
+    }
     if arguments.has('z') && arguments.operands.len() > 2 {
         return Err(wrong("-z supports only a single length parameter"));
     }
-    check_flags(&arguments)?;
+    if arguments.has('u') && !arguments.has('z') {
+        return Err(wrong("-u requires -z to be specified"));
+    }
+    check_registered(&arguments)?;
     let range = Range::parse_vector(command, &arguments)?;
     let write = Write::parse(open_image(session)?, &arguments, range)?;
     run_in_background(session, command.name(), write)
@@ -71,6 +77,25 @@ pub fn discard(session: &mut Session, command: &Command, words: &[&str]) -> Done
     let arguments = command.arguments(words, "Cq")?;
     let range = Range::parse(command, &arguments)?;
     run_now(session, command.name(), Discard { range, style: style(&arguments) })
+}
+
+/// `truncate`
+pub fn truncate(session: &mut Session, command: &Command, words: &[&str]) -> Done {
+    let arguments = command.arguments(words, "m:")?;
+    if let Some(mode) = arguments.value('m').filter(|mode| *mode != "off") {
+        tell(&match ["metadata", "falloc", "full"].contains(&mode) {
+            true => format!("truncate -m {mode} is not supported yet"),
+            false => format!("Invalid preallocation mode '{mode}'"),
+        });
+        return Err(Failed);
+    }
+    let [size] = arguments.operands.as_slice() else { return Err(command.tell_usage()) };
+    let size = number(size).map_err(wrong)?;
+    let image = open_image(session)?.image.clone();
+    session.wait(image.resize(size, true)).map(|()| Flow::Continue).map_err(|error| {
+        tell(error.message());
+        Failed
+    })
 }
 
 /// `flush`
@@ -87,6 +112,12 @@ pub fn aio_flush(session: &mut Session, _: &Command, _: &[&str]) -> Done {
 }
 
 fn check_flags(arguments: &Arguments) -> Done<()> {
+    if arguments.has('b') && arguments.has('z') {
+        return Err(wrong("-b and -z cannot be specified at the same time"));
+    }
+    if arguments.has('f') && (arguments.has('b') || arguments.has('c')) {
+        return Err(wrong("-f and -b or -c cannot be specified at the same time"));
+    }
     let sources = ['z', 'P', 's'].into_iter().filter(|flag| arguments.has(*flag)).count();
     if arguments.has('n') && !arguments.has('z') {
         return Err(wrong("-n requires -z to be specified"));
@@ -97,7 +128,14 @@ fn check_flags(arguments: &Arguments) -> Done<()> {
     if sources > 1 {
         return Err(wrong("Only one of -z, -P, and -s can be specified at the same time"));
     }
-    Ok(())
+    check_registered(arguments)
+}
+
+fn check_registered(arguments: &Arguments) -> Done<()> {
+    match arguments.has('z') && arguments.has('r') {
+        true => Err(wrong("cannot combine zero write with registered I/O buffer")),
+        false => Ok(()),
+    }
 }
 
 /// A write that is about to begin.
@@ -133,7 +171,7 @@ impl Write {
         Ok(Self {
             range,
             content,
-            durable: arguments.has('f') || open.cache.writethrough,
+            durable: arguments.has('f') || open.args.cache.writethrough,
             guard_start: open.guessed_raw,
             style: style(arguments),
         })

@@ -36,7 +36,7 @@ impl Layer {
 
 /// The layers of the image at `path`, the top one first.
 pub fn survey(path: &Path, format: Option<&str>, shared: bool) -> Outcome<Vec<Layer>> {
-    let chain = describe::chain(path, format, shared, true)?;
+    let chain = describe::chain(path, &Opening { format, shared, ..Opening::default() }, true)?;
     chain.into_iter().map(|image| measure(image, shared)).collect()
 }
 

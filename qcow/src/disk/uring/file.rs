@@ -34,6 +34,8 @@ pub enum Access {
     ReadOnlyShared,
     /// Read and written, and locked against everybody else.
     ReadWrite,
+    /// Read and written without any lock: somebody else sees to it that nobody comes in between (`locking=off`).
+    ReadWriteShared,
     /// As `ReadWrite`, and made first; an existing file is cut to nothing once its lock is held.
     Create,
 }
@@ -73,7 +75,7 @@ impl UringDisk {
         ring::set_up_ring().map_err(|e| {
             Error::io("cannot set up an io_uring (is kernel.io_uring_disabled set?)", &e)
         })?;
-        let writable = matches!(access, Access::ReadWrite | Access::Create);
+        let writable = !matches!(access, Access::ReadOnly | Access::ReadOnlyShared);
         let mut options = OpenOptions::new();
         options.read(true).write(writable).create(access == Access::Create);
         // Nonblocking, so that a FIFO in the image's place cannot hang the program; regular files ignore it.
@@ -86,7 +88,7 @@ impl UringDisk {
         let flags = OFlag::from_bits_retain(direct | libc::O_RDWR);
         let blocking = nix::fcntl::fcntl(&file, FcntlArg::F_SETFL(flags));
         blocking.map_err(|e| Error::io("set the file's flags", &e.into()))?;
-        if access != Access::ReadOnlyShared {
+        if !matches!(access, Access::ReadOnlyShared | Access::ReadWriteShared) {
             lock::lock_image(&file, writable)?;
         }
         if access == Access::Create && metadata.is_file() {

@@ -1,0 +1,103 @@
+//! Options of qcow2 nodes. Most are about caches and caution, of which this program has its own; they are checked and
+//! then have no effect.
+
+use super::options::Options;
+use crate::keyval;
+
+/// What an overlap check can be set to.
+const TEMPLATES: [&str; 4] = ["none", "constant", "cached", "all"];
+/// Parts of an image for which overlaps are looked for.
+const PARTS: [&str; 9] = [
+    "main-header",
+    "active-l1",
+    "active-l2",
+    "refcount-table",
+    "refcount-block",
+    "snapshot-table",
+    "inactive-l1",
+    "inactive-l2",
+    "bitmap-directory",
+];
+/// Bytes of the smallest part of a table that is cached.
+const CACHE_ENTRY_LEN_MIN: u64 = 512;
+
+/// Takes the options out that are known, and refuses wrong values in QEMU's words.
+pub fn check(options: &mut Options) -> Result<(), String> {
+    for name in [
+        "lazy-refcounts",
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+        "discard-no-unref",
+    ] {
+        check_switch(options, name)?;
+    }
+    check_caches(options)?;
+    check_overlaps(options)?;
+    if !options.take_child("encrypt").is_empty() {
+        return Err("encryption is not supported yet".to_owned());
+    }
+    Ok(())
+}
+
+fn check_switch(options: &mut Options, name: &str) -> Result<(), String> {
+    let text = options.take_text(name);
+    text.map_or(Ok(()), |text| keyval::bool_value(name, &text).map(drop))
+}
+
+fn check_caches(options: &mut Options) -> Result<(), String> {
+    let mut size = |name| {
+        let text = options.take_text(name);
+        text.map(|text| keyval::size_value(name, &text)).transpose()
+    };
+    let all = size("cache-size")?;
+    let (l2, refcounts) = (size("l2-cache-size")?, size("refcount-cache-size")?);
+    let entry = size("l2-cache-entry-size")?;
+    if all.is_some() && l2.is_some() && refcounts.is_some() {
+        let message =
+            "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time";
+        return Err(message.to_owned());
+    }
+    let exceeds = |part: Option<u64>| all.is_some_and(|all| part.is_some_and(|part| part > all));
+    if exceeds(l2) {
+        return Err("l2-cache-size may not exceed cache-size".to_owned());
+    }
+    if exceeds(refcounts) {
+        return Err("refcount-cache-size may not exceed cache-size".to_owned());
+    }
+    if entry.is_some_and(|entry| entry < CACHE_ENTRY_LEN_MIN || !entry.is_power_of_two()) {
+        return Err("L2 cache entry size must be a power of two between 512 and the cluster size"
+            .to_owned());
+    }
+    let Some(text) = options.take_text("cache-clean-interval") else { return Ok(()) };
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds <= u64::from(u32::MAX) => Ok(()),
+        Ok(_) => Err("Cache clean interval too big".to_owned()),
+        Err(_) => Err("Parameter 'cache-clean-interval' expects a number".to_owned()),
+    }
+}
+
+fn check_overlaps(options: &mut Options) -> Result<(), String> {
+    let plain = options.take_text("overlap-check");
+    let mut parts = options.take_child("overlap-check");
+    let template = parts.take_text("template");
+    if let (Some(plain), Some(template)) = (&plain, &template)
+        && plain != template
+    {
+        return Err(format!(
+            "Conflicting values for qcow2 options 'overlap-check' ('{plain}') and 'overlap-check.template' ('{template}')"
+        ));
+    }
+    if let Some(value) = plain.or(template).filter(|value| !TEMPLATES.contains(&value.as_str())) {
+        return Err(format!(
+            "Unsupported value '{value}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
+        ));
+    }
+    PARTS.iter().try_for_each(|part| check_switch(&mut parts, part))?;
+    match parts.first_name() {
+        None => Ok(()),
+        Some(name) => {
+            Err(format!("Block format 'qcow2' does not support the option 'overlap-check.{name}'"))
+        }
+    }
+}
