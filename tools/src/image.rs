@@ -1,5 +1,6 @@
 //! Opening images as the command line names them, and saying in QEMU's words why one does not open.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use qcow::disk::uring::{CacheMode, UringDisk, block_on};
@@ -10,6 +11,7 @@ use qcow::{Error, ErrorKind, Image};
 
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome, tell_plain};
+use crate::program;
 use crate::source::{self, Source};
 
 /// An image on the host.
@@ -30,6 +32,22 @@ const FOREIGN: [&str; 14] = [
     "vhdx",
     "vmdk",
     "vpc",
+    "vvfat",
+];
+
+/// Formats that QEMU reads and does not make.
+const NEVER_MADE: [&str; 12] = [
+    "blkdebug",
+    "blklogwrites",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "null-aio",
+    "null-co",
+    "quorum",
     "vvfat",
 ];
 
@@ -123,8 +141,11 @@ impl Opening<'_> {
             flushes: opening.cache.flushes,
             ..OpenOptions::default()
         };
+        check_kind(source, opening.writable)?;
         let image = block_on(Image::open(&opening.gate(source), source.path(), &options));
-        image.map_err(|error| reason_not_open(source.path(), &error))
+        let image = image.map_err(|error| reason_not_open(source.path(), &error))?;
+        check_cache_entry(source, &image)?;
+        Ok(image)
     }
 
     /// Opens the file of what the command line calls `name`, without looking into it.
@@ -141,6 +162,7 @@ impl Opening<'_> {
     pub fn open_file_of(&self, source: &Source) -> Result<UringDisk, String> {
         use qcow::gate::Gate;
         let opening = self.with_options_of(source)?;
+        check_kind(source, opening.writable)?;
         let disk = opening.gate(source).open_image(source.path(), opening.writable);
         disk.map_err(|error| reason_not_open(source.path(), &error))
     }
@@ -178,6 +200,43 @@ impl Opening<'_> {
     fn gate(&self, source: &Source) -> HostGate {
         let backing = BackingPolicy::Anywhere;
         HostGate { cache: self.cache.mode, shared: self.shared || source.unlocked, backing }
+    }
+}
+
+/// Refuses files of a kind that no image is, in QEMU's words.
+fn check_kind(source: &Source, writable: bool) -> Result<(), String> {
+    let path = source.path();
+    let Ok(metadata) = path.metadata() else { return Ok(()) };
+    let kind = metadata.file_type();
+    let wrong = match source.device {
+        true => !kind.is_block_device() && !kind.is_char_device(),
+        false => !kind.is_file() && !kind.is_block_device(),
+    };
+    match (wrong, source.device) {
+        (false, _) => Ok(()),
+        (true, _) if kind.is_dir() && writable => {
+            Err(format!("Could not open '{}': Is a directory", path.display()))
+        }
+        (true, false) => {
+            Err(format!("'file' driver requires '{}' to be a regular file", path.display()))
+        }
+        (true, true) => Err(format!(
+            "'host_device' driver requires '{}' to be either a character or block device",
+            path.display()
+        )),
+    }
+}
+
+/// Refuses a length of entries in the L2 cache that does not go with the image's clusters; ours have a length of their own.
+fn check_cache_entry(source: &Source, image: &HostImage) -> Result<(), String> {
+    let Some((len, cluster_size)) = source.l2_cache_entry_len.zip(image.cluster_size()) else {
+        return Ok(());
+    };
+    match len.is_power_of_two() && (512..=cluster_size).contains(&len) {
+        true => Ok(()),
+        false => Err(format!(
+            "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_size})"
+        )),
     }
 }
 
@@ -235,9 +294,14 @@ pub fn is_known_driver(name: &str) -> bool {
 
 /// The format called `name`, of an image that is to be made.
 pub fn parse_new_format(name: &str) -> Outcome<Format> {
-    parse_format(name).map_err(|message| match message.starts_with("Unknown") {
-        true => Failure::new(format!("Unknown file format '{name}'")),
-        false => Failure::new(message),
+    parse_format(name).map_err(|message| {
+        Failure::new(match message.starts_with("Unknown") {
+            true => format!("Unknown file format '{name}'"),
+            false if NEVER_MADE.contains(&name) => {
+                format!("Format driver '{name}' does not support image creation")
+            }
+            false => message,
+        })
     })
 }
 
@@ -253,9 +317,6 @@ pub fn reason_not_open(path: &Path, error: &Error) -> String {
     if error.kind() == ErrorKind::Locked {
         return lock_message(file, message);
     }
-    if file.is_dir() {
-        return format!("'file' driver requires '{}' to be a regular file", file.display());
-    }
     // The host's own errors name the file once more, as QEMU's file layer does.
     if error.errno().is_some() {
         return message.replacen(
@@ -264,6 +325,7 @@ pub fn reason_not_open(path: &Path, error: &Error) -> String {
             1,
         );
     }
+    let message = program::plainly(message);
     match file == path {
         true => message.to_owned(),
         false => format!("Could not open backing file '{}': {message}", file.display()),

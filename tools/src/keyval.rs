@@ -142,10 +142,7 @@ impl OptionSpec {
         let value = match self.kind {
             Kind::Text => Ok(Value::Text(text.to_owned())),
             Kind::Bool => bool_value(name, text).map(|_| Value::Text(text.to_owned())),
-            Kind::Number => text
-                .parse()
-                .map(Value::Number)
-                .map_err(|_| format!("Parameter '{name}' expects a number")),
+            Kind::Number => number_value(name, text).map(Value::Number),
             Kind::Size => size_value(name, text).map(Value::Number),
         };
         value.map_err(Failure::new)
@@ -155,6 +152,26 @@ impl OptionSpec {
 /// The switch that the option `name` is set to by `text`; the error is in QEMU's words.
 pub fn bool_value(name: &str, text: &str) -> Result<bool, String> {
     parse_bool(text).ok_or_else(|| format!("Parameter '{name}' expects 'on' or 'off'"))
+}
+
+/// The number that the option `name` is set to by `text`, written as C writes numbers; a negative one counts from 2^64 down.
+pub fn number_value(name: &str, text: &str) -> Result<u64, String> {
+    let text = text.trim_start();
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (digits, radix) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
+        None => (digits, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(format!("Parameter '{name}' expects a number"));
+    }
+    let number = u64::from_str_radix(digits, radix)
+        .map_err(|_| format!("Value '{text}' is too large for parameter '{name}'"))?;
+    Ok(if negative { number.wrapping_neg() } else { number })
 }
 
 /// The bytes that the option `name` is set to by `text`; the error is in QEMU's words.

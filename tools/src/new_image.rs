@@ -21,6 +21,9 @@ use crate::partial::PartialFile;
 /// Zeros that one write of a full preallocation carries.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
 
+/// Bytes at the start of a raw image that are stored from the beginning.
+const FIRST_BLOCK_LEN: u64 = 4096;
+
 /// Preallocation modes and their names.
 const PREALLOCATIONS: [(Preallocation, &str); 4] = [
     (Preallocation::Off, "off"),
@@ -115,7 +118,13 @@ async fn write_raw(disk: &UringDisk, size: u64, preallocation: Preallocation) ->
     disk.set_len(size).await.map_err(resized)?;
     match preallocation {
         _ if size == 0 => Ok(()),
-        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        // Stored, so that the alignment that direct I/O takes can be found out by reading it, as QEMU does.
+        Preallocation::Off | Preallocation::Metadata => {
+            let len = if size < FIRST_BLOCK_LEN { SECTOR_BYTES.min(size) } else { FIRST_BLOCK_LEN };
+            // Nothing is lost where this fails: it reads as zeros all the same.
+            let _ = disk.write(start, &Payload::zeros(len)).await;
+            Ok(())
+        }
         Preallocation::Falloc => disk.allocate(start, size).await.map_err(preallocated),
         Preallocation::Full => {
             let mut at = 0;

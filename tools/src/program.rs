@@ -50,3 +50,16 @@ pub fn version() -> String {
         Persona::QemuImg | Persona::QemuIo => format!("version {STAND_IN_VERSION} (qcow {own})"),
     }
 }
+
+/// A message of the engine as this program says it: a stand-in leaves out the field and its value in brackets at the end, which
+/// the other program does not tell.
+pub fn plainly(message: &str) -> &str {
+    match message.strip_suffix(')').and_then(|text| text.rsplit_once(" (")) {
+        Some((plain, detail)) if persona() != Persona::Qcow && is_detail(detail) => plain,
+        _ => message,
+    }
+}
+
+fn is_detail(text: &str) -> bool {
+    text.contains(" is ") || text.starts_with("entry ") || text.ends_with(" snapshots")
+}

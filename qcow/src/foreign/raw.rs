@@ -147,7 +147,13 @@ impl<D: Disk> Raw<D> {
         if at >= len {
             return Ok(FileExtent { len: self.size().saturating_sub(at), data: false });
         }
-        self.disk.extent_at(HostOffset::new(at)).map_err(|e| self.failed("map", at, &e))
+        let extent = self.disk.extent_at(HostOffset::new(at));
+        let mut extent = extent.map_err(|e| self.failed("map", at, &e))?;
+        // The last sector counts as a whole, like the disk's size.
+        if at + extent.len == len {
+            extent.len = self.size().saturating_sub(at).max(extent.len);
+        }
+        Ok(extent)
     }
 
     fn failed(&self, what: &str, at: u64, error: &std::io::Error) -> Error {

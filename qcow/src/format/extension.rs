@@ -136,7 +136,9 @@ impl Extensions {
     fn add(&mut self, kind: u32, data: &[u8], context: &Context) -> Result<()> {
         match kind {
             BACKING_FORMAT => {
-                set_once(&mut self.backing_format, "backing format", parse_backing_format(data)?)
+                // As QEMU: the last one counts.
+                self.backing_format = Some(parse_backing_format(data)?);
+                Ok(())
             }
             DATA_FILE => {
                 let name = OsStr::from_bytes(data).to_owned();

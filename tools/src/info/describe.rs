@@ -1,5 +1,6 @@
 //! Reading what an image and the images below it say about themselves.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow::Error;
@@ -94,7 +95,7 @@ fn describe_backing(
 
 /// Describes the image that `source` is; the error is the reason why that does not work.
 pub fn describe(source: &Source, opening: &Opening<'_>) -> Result<(Identity, Description), String> {
-    let path = source.path().to_owned();
+    let path = unmistakable(source.path());
     let unusable = |e: Error| image::reason_not_open(&path, &e);
     let disk = opening.open_file_of(source)?;
     let info = block_on(ImageInfo::read(&disk, &path, source.format)).map_err(unusable)?;
@@ -104,6 +105,15 @@ pub fn describe(source: &Source, opening: &Opening<'_>) -> Result<(Identity, Des
     };
     let backing = info.header.as_ref().and_then(|header| backing_of(&path, header));
     Ok((disk.identity(), Description { path, info, bitmaps, backing }))
+}
+
+/// `path`, so written that what stands before a colon in it is not taken for a protocol.
+fn unmistakable(path: &Path) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    match bytes.iter().find(|byte| b":/".contains(byte)) {
+        Some(b':') => Path::new(".").join(path),
+        _ => path.to_owned(),
+    }
 }
 
 fn backing_of(path: &Path, header: &Header) -> Option<Backing> {

@@ -86,6 +86,9 @@ pub fn open(args: &OpenArgs) -> Result<OpenImage, String> {
         );
     }
     let image = opening.open_source(&source)?;
+    if args.copy_on_read && !args.snapshot && !image.is_writable() {
+        return Err("Can't use copy-on-read on read-only device".to_owned());
+    }
     let guessed_raw = source.format.is_none() && image.format() == Format::Raw;
     if guessed_raw && !args.read_only {
         image::warn_of_guess(source.path());

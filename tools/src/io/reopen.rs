@@ -10,6 +10,9 @@ use crate::source::{self, Options};
 /// Cache options, which `-c` sets all at once.
 const CACHE_OPTIONS: [&str; 2] = ["cache.direct", "cache.no-flush"];
 
+/// The size of all caches, and those of each.
+const CACHE_SIZES: [&str; 3] = ["cache-size", "l2-cache-size", "refcount-cache-size"];
+
 /// `reopen`
 pub fn reopen(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let open = session.current().ok_or(Failed)?;
@@ -42,9 +45,26 @@ pub fn reopen(session: &mut Session, command: &Command, words: &[&str]) -> Done 
     if let Some(name) = first_fixed(open, &options) {
         return Err(refused(&format!("Cannot change the option '{name}'")));
     }
-    args.options.add(options);
+    join(&mut args.options, options);
     check(open, &args).map_err(|reason| refused(&reason))?;
     session.reopen(&args).map(|()| Flow::Continue).map_err(report)
+}
+
+/// Adds `new` options to `former` ones: some replace several.
+fn join(former: &mut Options, new: Options) {
+    if new.get("overlap-check").or(new.get("overlap-check.template")).is_some() {
+        former.take("overlap-check");
+        former.take_child("overlap-check");
+    }
+    let sizes = |options: &Options| CACHE_SIZES.map(|name| options.get(name).is_some());
+    let [all, parts @ ..] = sizes(&new);
+    if all {
+        CACHE_SIZES[1..].iter().for_each(|name| drop(former.take(name)));
+    }
+    former.add(new);
+    if !all && parts.contains(&true) && sizes(former) == [true; 3] {
+        former.take(CACHE_SIZES[0]);
+    }
 }
 
 /// The first option of `options` that would make another image of the open one.

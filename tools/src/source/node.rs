@@ -18,12 +18,16 @@ pub struct Source {
     pub format: Option<Format>,
     /// Nobody else is asked about the file.
     pub unlocked: bool,
+    /// It must be a device.
+    pub device: bool,
     /// The part of the file that the image is, for raw ones: offset and, if it is not the rest, length.
     pub window: Option<(u64, Option<u64>)>,
     /// Options that all nodes have.
     pub common: Common,
     /// The image below it.
     pub below: Below,
+    /// Bytes of L2 tables that are to be cached as one: at most a cluster.
+    pub l2_cache_entry_len: Option<u64>,
     /// The file that has its data, in the place of the one that it names.
     pub data_file: Option<PathBuf>,
 }
@@ -88,19 +92,20 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
         source.path = Some(file.path);
         source.common.add(file.common);
         source.unlocked = file.unlocked;
+        source.device = file.device;
     }
     if let Some(Value::Text(name)) = options.take("data-file") {
         return Err(no_such_node(&name));
     }
     let mut data_file = options.take_child("data-file");
     if !data_file.is_empty() {
-        source.data_file = Some(leaf("file", None, &mut data_file)?.path);
+        source.data_file = node(None, &mut data_file)?.path;
     }
     source.below = below(options)?;
     if format == Some(Format::Raw) {
         source.window = window(options)?;
     } else {
-        qcow2::check(options)?;
+        source.l2_cache_entry_len = qcow2::check(options)?;
     }
     match options.first_name() {
         None => Ok(source),
@@ -117,6 +122,7 @@ struct File {
     /// Options that count for the format node, too.
     common: Common,
     unlocked: bool,
+    device: bool,
 }
 
 /// The file of a format node, if options or a name say which it is.
@@ -159,9 +165,9 @@ fn leaf_alone(
     path: Option<PathBuf>,
     options: &mut Options,
 ) -> Result<Source, String> {
-    let File { path, common, unlocked } = leaf(driver, path, options)?;
+    let File { path, common, unlocked, device } = leaf(driver, path, options)?;
     let (path, format) = (Some(path), Some(Format::Raw));
-    Ok(Source { path, format, common, unlocked, ..Source::default() })
+    Ok(Source { path, format, common, unlocked, device, ..Source::default() })
 }
 
 /// A node of the driver `file` or `host_device`.
@@ -188,7 +194,7 @@ fn leaf(driver: &str, path: Option<PathBuf>, options: &mut Options) -> Result<Fi
         Some(other) => return Err(format!("invalid parameter value: {other}")),
     };
     match options.first_name() {
-        None => Ok(File { path, common, unlocked }),
+        None => Ok(File { path, common, unlocked, device: driver == "host_device" }),
         Some(name) => Err(format!("Block protocol '{driver}' doesn't support the option '{name}'")),
     }
 }

@@ -6,6 +6,8 @@ use crate::keyval;
 
 /// What an overlap check can be set to.
 const TEMPLATES: [&str; 4] = ["none", "constant", "cached", "all"];
+/// Bytes of a cache that nobody can mean.
+const TOO_BIG: u64 = 1 << 47;
 /// Parts of an image for which overlaps are looked for.
 const PARTS: [&str; 9] = [
     "main-header",
@@ -18,11 +20,10 @@ const PARTS: [&str; 9] = [
     "inactive-l2",
     "bitmap-directory",
 ];
-/// Bytes of the smallest part of a table that is cached.
-const CACHE_ENTRY_LEN_MIN: u64 = 512;
 
-/// Takes the options out that are known, and refuses wrong values in QEMU's words.
-pub fn check(options: &mut Options) -> Result<(), String> {
+/// Takes the options out that are known, and refuses wrong values in QEMU's words. Returns the length of an entry of the L2
+/// cache, which can only be judged with the image's clusters at hand.
+pub fn check(options: &mut Options) -> Result<Option<u64>, String> {
     for name in [
         "lazy-refcounts",
         "pass-discard-request",
@@ -32,12 +33,12 @@ pub fn check(options: &mut Options) -> Result<(), String> {
     ] {
         check_switch(options, name)?;
     }
-    check_caches(options)?;
+    let entry_len = check_caches(options)?;
     check_overlaps(options)?;
     if !options.take_child("encrypt").is_empty() {
         return Err("encryption is not supported yet".to_owned());
     }
-    Ok(())
+    Ok(entry_len)
 }
 
 fn check_switch(options: &mut Options, name: &str) -> Result<(), String> {
@@ -45,7 +46,7 @@ fn check_switch(options: &mut Options, name: &str) -> Result<(), String> {
     text.map_or(Ok(()), |text| keyval::bool_value(name, &text).map(drop))
 }
 
-fn check_caches(options: &mut Options) -> Result<(), String> {
+fn check_caches(options: &mut Options) -> Result<Option<u64>, String> {
     let mut size = |name| {
         let text = options.take_text(name);
         text.map(|text| keyval::size_value(name, &text)).transpose()
@@ -65,15 +66,16 @@ fn check_caches(options: &mut Options) -> Result<(), String> {
     if exceeds(refcounts) {
         return Err("refcount-cache-size may not exceed cache-size".to_owned());
     }
-    if entry.is_some_and(|entry| entry < CACHE_ENTRY_LEN_MIN || !entry.is_power_of_two()) {
-        return Err("L2 cache entry size must be a power of two between 512 and the cluster size"
-            .to_owned());
+    if refcounts.is_some_and(|len| len >= TOO_BIG) {
+        return Err("Refcount cache size too big".to_owned());
     }
-    let Some(text) = options.take_text("cache-clean-interval") else { return Ok(()) };
-    match text.parse::<u64>() {
-        Ok(seconds) if seconds <= u64::from(u32::MAX) => Ok(()),
-        Ok(_) => Err("Cache clean interval too big".to_owned()),
-        Err(_) => Err("Parameter 'cache-clean-interval' expects a number".to_owned()),
+    let interval = options.take_text("cache-clean-interval");
+    let interval = interval.map(|text| keyval::number_value("cache-clean-interval", &text));
+    match interval.transpose()? {
+        Some(seconds) if seconds > u64::from(u32::MAX) => {
+            Err("Cache clean interval too big".to_owned())
+        }
+        _ => Ok(entry),
     }
 }
 
