@@ -127,9 +127,6 @@ impl Opening<'_> {
         if source.window.is_some() {
             return Err("options 'offset' and 'size' are not supported yet".to_owned());
         }
-        if source.data_file.is_some() {
-            return Err("option 'data-file' is not supported yet".to_owned());
-        }
         let options = OpenOptions {
             writable: opening.writable,
             format: source.format,
@@ -138,6 +135,7 @@ impl Opening<'_> {
             discard: opening.discard,
             detect_zeroes: source.common.detect_zeroes.unwrap_or(DetectZeroes::Off),
             snapshot: self.snapshot.cloned(),
+            data_file: source.data_file.clone(),
             flushes: opening.cache.flushes,
             ..OpenOptions::default()
         };
