@@ -61,11 +61,10 @@ pub fn run(args: &Args) -> Outcome<u8> {
     args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)?;
     let opening = Opening {
-        format: args.image.format(),
         writable: repair != Repair::None,
         cache,
         shared: args.force_share,
-        ..Opening::default()
+        ..args.image.opening()
     };
     let disk = open(&opening, path)?;
     let checker = Checker { disk: &disk, path, crew: Crew::of_rings(threads(args.threads)) };
@@ -87,12 +86,15 @@ fn threads(wanted: Option<u16>) -> usize {
     wanted.map_or_else(available, usize::from)
 }
 
-fn open(opening: &Opening<'_>, path: &Path) -> Outcome<UringDisk> {
-    let format = opening.format.map(image::parse_format).transpose();
-    let format = format.map_err(|reason| image::could_not_open(path, &reason))?;
-    let disk = opening.open_file(path)?;
-    let unusable = |e: Error| image::could_not_open(path, &image::reason_not_open(path, &e));
-    if block_on(examine(&disk, path, format)).map_err(unusable)? == Format::Raw {
+fn open(opening: &Opening<'_>, name: &Path) -> Outcome<UringDisk> {
+    opening.check_options()?;
+    let unusable = |reason: String| image::could_not_open(name, &reason);
+    let source = opening.source(name).map_err(unusable)?;
+    let disk = opening.open_file_of(&source).map_err(unusable)?;
+    let path = source.path();
+    let format = block_on(examine(&disk, path, source.format))
+        .map_err(|error| unusable(image::reason_not_open(path, &error)))?;
+    if format == Format::Raw {
         let message = "This image format does not support checks";
         return Err(Failure::new(message).with_code(NOT_SUPPORTED));
     }

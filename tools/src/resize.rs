@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     args.image.refuse_unbuilt()?;
     let change = Change::parse(&size)?;
-    let opening = Opening { format: args.image.format(), writable: true, ..Opening::default() };
+    let opening = Opening { writable: true, ..args.image.opening() };
     let image = opening.open_to_write(path)?;
     let resized = resize(&image, path, change, args.shrink, preallocation);
     let closed = block_on(async {

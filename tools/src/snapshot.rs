@@ -70,8 +70,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn list(args: &Args, path: &Path) -> Outcome {
-    let opening =
-        Opening { format: args.image.format(), shared: args.force_share, ..Opening::default() };
+    let opening = Opening { shared: args.force_share, ..args.image.opening() };
     let snapshots = block_on(opening.open(path)?.snapshots())?;
     if args.json {
         output::json(&snapshots.iter().map(info::snapshot_json).collect::<Vec<_>>());
@@ -83,8 +82,8 @@ fn list(args: &Args, path: &Path) -> Outcome {
 
 /// Opens the image for writing and closes it after `verb`, also where that fails.
 fn change(args: &Args, path: &Path, verb: impl FnOnce(&HostImage) -> Outcome) -> Outcome {
-    let (format, shared) = (args.image.format(), args.force_share);
-    let image = Opening { format, shared, writable: true, ..Opening::default() }.open(path)?;
+    let opening = Opening { shared: args.force_share, writable: true, ..args.image.opening() };
+    let image = opening.open(path)?;
     let done = verb(&image);
     let closed = block_on(image.close());
     done.and(closed.map_err(Failure::from))

@@ -157,7 +157,7 @@ impl Drop for LoopDevice {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let pair = Pair::new();
-    for option in ["data_file=d.raw", "encryption=on", "encrypt.format=luks"] {
+    for option in ["encryption=on", "encrypt.format=luks"] {
         let line = format!("create -f qcow2 -o {option} x.qcow2 1M");
         let said = Tool::Ours.img(pair.ours(), &line);
         let name = option.split('=').next().unwrap();
