@@ -90,7 +90,7 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
     source.common = Common::take(options)?;
     if let Some(file) = file {
         source.path = Some(file.path);
-        source.common.add(file.common);
+        source.common.add(&file.common);
         source.unlocked = file.unlocked;
         source.device = file.device;
     }
@@ -155,7 +155,7 @@ fn raw_inside(path: Option<PathBuf>, options: &mut Options) -> Result<File, Stri
     let Some(mut file) = inner else {
         return Err("A block device must be specified for \"file\"".to_owned());
     };
-    file.common.add(common);
+    file.common.add(&common);
     Ok(file)
 }
 
@@ -261,7 +261,7 @@ impl Common {
     }
 
     /// What `file`, a child's options, say where these say nothing. Its discards and zeros are its own affair.
-    fn add(&mut self, file: Self) {
+    fn add(&mut self, file: &Self) {
         self.read_only = self.read_only.or(file.read_only);
         self.force_share = self.force_share.or(file.force_share);
         self.direct = self.direct.or(file.direct);
