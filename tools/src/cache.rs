@@ -32,7 +32,7 @@ impl Cache {
     }
 
     /// The mode of that name.
-    fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         let direct = Self { mode: CacheMode::Direct, ..Self::WRITEBACK };
         match name {
             "none" | "off" => Some(direct),

@@ -9,8 +9,8 @@ use crate::failure::{Failure, Outcome, tell};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
-    bitmap, check, compare, convert, create, info, io, manual, map, output, resize, snapshot,
-    unbuilt,
+    bench, bitmap, check, compare, convert, create, dd, info, io, manual, map, measure, output,
+    resize, snapshot, unbuilt,
 };
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
@@ -38,18 +38,21 @@ struct IoCli {
 /// A subcommand with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Bench(bench::Args),
     Bitmap(bitmap::Args),
     Check(check::Args),
     Compare(compare::Args),
     Completions(manual::CompletionsArgs),
     Convert(convert::Args),
     Create(create::Args),
+    Dd(dd::Args),
     Info(info::Args),
     Io(io::Args),
     /// List the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
     Ls(layers::Args),
     Man(manual::ManArgs),
     Map(map::Args),
+    Measure(measure::Args),
     Resize(resize::Args),
     Snapshot(snapshot::Args),
     /// Draw the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
@@ -63,6 +66,7 @@ impl Command {
     /// Runs the subcommand; its exit code.
     pub fn run(&self) -> Outcome<u8> {
         match self {
+            Self::Bench(args) => bench::run(args).map(|()| 0),
             Self::Bitmap(args) => bitmap::run(args).map(|()| 0),
             Self::Check(args) => check::run(args),
             Self::Compare(args) => compare::run(args),
@@ -72,11 +76,13 @@ impl Command {
             }
             Self::Convert(args) => convert::run(args).map(|()| 0),
             Self::Create(args) => create::run(args).map(|()| 0),
+            Self::Dd(args) => dd::run(args).map(|()| 0),
             Self::Info(args) => info::run(args).map(|()| 0),
             Self::Io(args) => io::run(args),
             Self::Ls(args) => layers::run(args, Shape::List).map(|()| 0),
             Self::Man(args) => manual::write_pages(args).map(|()| 0),
             Self::Map(args) => map::run(args).map(|()| 0),
+            Self::Measure(args) => measure::run(args).map(|()| 0),
             Self::Resize(args) => resize::run(args).map(|()| 0),
             Self::Snapshot(args) => snapshot::run(args).map(|()| 0),
             Self::Tree(args) => layers::run(args, Shape::Tree).map(|()| 0),

@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 mod arguments;
+mod bounded;
 mod cache;
 mod cli;
 mod content;
@@ -24,16 +25,19 @@ mod snapshot_choice;
 mod source;
 mod unbuilt;
 
+mod bench;
 mod bitmap;
 mod check;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod info;
 mod io;
 mod layers;
 mod manual;
 mod map;
+mod measure;
 mod resize;
 mod snapshot;
 

@@ -3,8 +3,7 @@
 use crate::failure::{Failure, Outcome};
 
 /// Subcommands that are not built yet.
-const COMMANDS: &[&str] =
-    &["amend", "bench", "commit", "compact", "ctl", "dd", "measure", "rebase"];
+const COMMANDS: &[&str] = &["amend", "commit", "compact", "ctl", "rebase"];
 
 /// Refuses `command` if it is one of them.
 pub fn refuse_command(command: &str) -> Outcome {

@@ -43,6 +43,10 @@ use Finder::{Creation, Faults, PowerCuts, Regressions, Schedules, SmallSchedules
 /// Which tests find which bug.
 const BUGS: &[(Bug, Finder)] = &[
     (Bug::NoBarrierBeforeMappings, PowerCuts),
+    (Bug::DataFileNotSynced, PowerCuts),
+    (Bug::DataPunchedWhileInUse, SmallSchedules),
+    (Bug::RawDataKeepsZeroed, PowerCuts),
+    (Bug::RawDataBeforeMapping, PowerCuts),
     (Bug::NoBarrierBeforeRefcountTable, PowerCuts),
     (Bug::NoBarrierBeforeAcknowledgement, PowerCuts),
     (Bug::NoBarrierBeforeLargerTable, TableGrowth),

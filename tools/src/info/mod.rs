@@ -14,6 +14,7 @@ use crate::failure::Outcome;
 use crate::image::Opening;
 use crate::output::{self, say};
 
+pub use describe::describe;
 pub use human::{format_specific, print_snapshots};
 pub use json::snapshot as snapshot_json;
 

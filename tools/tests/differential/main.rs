@@ -1,16 +1,20 @@
 //! `qcow` against QEMU's own tools: both run the same commands on equal files, and must say and do the same.
 
 mod bad_input;
+mod bench;
 mod bitmap;
 mod check;
 mod compare;
 mod convert;
 mod create;
+mod data_file;
+mod dd;
 mod info;
 mod io;
 mod layers;
 mod manual;
 mod map;
+mod measure;
 mod messages;
 mod resize;
 mod tool;
