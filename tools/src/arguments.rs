@@ -64,6 +64,11 @@ pub struct ImageArgs {
 }
 
 impl ImageArgs {
+    /// Whether they say anything about FILE.
+    pub fn describes(&self) -> bool {
+        self.image_opts || self.format.is_some()
+    }
+
     /// The format that was named, if one was.
     pub fn format(&self) -> Option<&str> {
         self.format.as_deref()

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use qcow::disk::uring::{CacheMode, block_on};
 use qcow::disk::{Buffer, Payload};
-use qcow::engine::Format;
 use qcow::exec::{SlotPool, yield_now};
 use serde_json::json;
 
@@ -17,7 +16,6 @@ use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
 use crate::output::{self, say};
-use crate::unbuilt;
 
 const COMMAND: &str = "bench";
 
@@ -74,7 +72,7 @@ pub struct Args {
     /// The byte that is written; default 0
     #[arg(long, value_name = "BYTE", allow_hyphen_values = true)]
     pattern: Option<String>,
-    /// FILE is an option string (not supported yet)
+    /// FILE is an option string, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long)]
     image_opts: bool,
     /// Tell the result as JSON
@@ -111,7 +109,6 @@ pub fn run(args: &Args) -> Outcome {
     if job.flush_interval > 0 && job.flush_interval < job.depth {
         return Err(Failure::new("Flush interval can't be smaller than depth"));
     }
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
     if args.is_native() && job.cache.mode != CacheMode::Direct {
         let reason =
             "aio=native was specified, but it requires cache.direct=on, which was not specified.";
@@ -119,15 +116,13 @@ pub fn run(args: &Args) -> Outcome {
     }
     let opening = Opening {
         format: args.format.as_deref(),
+        image_opts: args.image_opts,
         writable: job.write,
         cache: job.cache,
         shared: args.force_share,
         ..Opening::default()
     };
-    let image = opening.open(path)?;
-    if job.write && args.format.is_none() && image.format() == Format::Raw {
-        image::warn_of_guess(path);
-    }
+    let image = if job.write { opening.open_to_write(path)? } else { opening.open(path)? };
     if !args.json {
         job.announce();
     }

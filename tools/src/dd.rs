@@ -6,12 +6,12 @@ use qcow::disk::uring::block_on;
 use qcow::disk::{Buffer, Payload};
 use qcow::engine::Format;
 
+use crate::arguments::ImageArgs;
 use crate::bounded::{INT_MAX, SIZE_MAX, parse_size};
 use crate::failure::{self, Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
 use crate::keyval::OptionValues;
 use crate::new_image::NewImage;
-use crate::unbuilt;
 
 /// Bytes of a block where none are given.
 const BLOCK_LEN: u64 = 512;
@@ -21,21 +21,14 @@ const CHUNK_LEN: u64 = 2 << 20;
 /// Copy a stretch of a disk into a new image: if=FILE of=FILE [bs=SIZE] [count=BLOCKS] [skip=BLOCKS]
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of the input: qcow2 or raw; found out if not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Format of the output: qcow2 or raw
     #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
     output_format: String,
     /// Read the input even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// The input is an option string (not supported yet)
-    #[arg(long)]
-    image_opts: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
-    object: Vec<String>,
     /// if=FILE, the input; of=FILE, the output; bs=SIZE, bytes of a block (512); count=BLOCKS, how many to copy at most,
     /// from the start of the input; skip=BLOCKS, how many of these to leave out at the start
     #[arg(value_name = "OPERAND")]
@@ -48,11 +41,9 @@ pub fn run(args: &Args) -> Outcome {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Failure::new("Must specify both input and output files"));
     };
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
+    args.image.refuse_unbuilt()?;
     let (input, output) = (Path::new(input), Path::new(output));
-    let format = args.format.as_deref();
-    let source = Opening { format, shared: args.force_share, ..Opening::default() }.open(input)?;
+    let source = Opening { shared: args.force_share, ..args.image.opening() }.open(input)?;
     let format = image::parse_format(&args.output_format).map_err(unknown_format)?;
     let stretch = operands.stretch(source.virtual_size());
     let mut values = OptionValues::default();

@@ -340,16 +340,6 @@ pub fn reason_of(error: &Error) -> String {
     }
 }
 
-/// Says that the image at `path` is taken for raw although nobody said so, and is going to be written.
-pub fn warn_of_guess(path: &Path) {
-    tell_plain(&format!(
-        "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
-         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
-         Specify the 'raw' format explicitly to remove the restrictions.",
-        path.display()
-    ));
-}
-
 /// A lost fight for a file's lock, in QEMU's two lines.
 pub fn lock_message(file: &Path, message: &str) -> String {
     let what = message.split(": is another process").next().unwrap_or(message);

@@ -10,7 +10,7 @@ use qcow::format::header::Version;
 use serde_json::{Map, Value};
 
 use self::qcow2::Target;
-use crate::arguments::{OutputArgs, OutputFormat};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat};
 use crate::bounded::{SIZE_MAX, parse_size};
 use crate::creation_options;
 use crate::failure::{Failure, Outcome};
@@ -20,7 +20,6 @@ use crate::keyval;
 use crate::output::{self, say};
 use crate::program;
 use crate::snapshot_choice;
-use crate::unbuilt;
 
 mod qcow2;
 
@@ -29,9 +28,8 @@ const COMMAND: &str = "measure";
 /// Tell how large the file of a new image is going to be, for a disk of some size or the content of another image
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of FILE: qcow2 or raw; found out if not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Format of the new image: qcow2 or raw
     #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
     output_format: String,
@@ -47,12 +45,6 @@ pub struct Args {
     /// Read FILE even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// FILE is an option string (not supported yet)
-    #[arg(long)]
-    image_opts: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
-    object: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
     /// The image whose content the new one is to have
@@ -88,8 +80,7 @@ pub fn run(args: &Args) -> Outcome {
     let size = args.size.as_deref().map(|text| parse_size("image size", text, 0..=SIZE_MAX));
     let size = size.transpose()?;
     let path = args.check_combinations(size)?;
-    unbuilt::refuse_option(args.image_opts, "--image-opts")?;
-    unbuilt::refuse_option(!args.object.is_empty(), "--object")?;
+    args.image.refuse_unbuilt()?;
     let source = path.map(|path| args.open(path, snapshot.as_ref())).transpose()?;
     let measure = args.measure(size, source.as_ref())?;
     match output {
@@ -107,7 +98,7 @@ impl Args {
             [path] => Some(path.as_path()),
             _ => return Err(Failure::new("At most one filename argument is allowed.")),
         };
-        let describes = self.image_opts || self.format.is_some() || self.snapshot.is_some();
+        let describes = self.image.describes() || self.snapshot.is_some();
         let wrong = match path {
             None if describes => "--image-opts, -f, and -l require a filename argument.",
             Some(_) if size.is_some() => "--size N cannot be used together with a filename.",
@@ -118,10 +109,11 @@ impl Args {
     }
 
     fn open(&self, path: &Path, snapshot: Option<&SnapshotChoice>) -> Outcome<Source> {
-        let format = self.format.as_deref();
-        let opening = Opening { format, shared: self.force_share, snapshot, ..Opening::default() };
+        let opening = Opening { shared: self.force_share, snapshot, ..self.image.opening() };
         let image = opening.open(path)?;
-        let (_, described) = info::describe(path.to_owned(), format, self.force_share)?;
+        let described = opening.source(path).and_then(|source| info::describe(&source, &opening));
+        let (_, described) =
+            described.map_err(|reason| image::could_not_open(path, &reason))?;
         let can_have = described.qcow2().is_some_and(|header| header.version == Version::V3);
         Ok(Source { image, bitmaps: can_have.then_some(described.bitmaps) })
     }
