@@ -112,8 +112,7 @@ impl Args {
         let opening = Opening { shared: self.force_share, snapshot, ..self.image.opening() };
         let image = opening.open(path)?;
         let described = opening.source(path).and_then(|source| info::describe(&source, &opening));
-        let (_, described) =
-            described.map_err(|reason| image::could_not_open(path, &reason))?;
+        let (_, described) = described.map_err(|reason| image::could_not_open(path, &reason))?;
         let can_have = described.qcow2().is_some_and(|header| header.version == Version::V3);
         Ok(Source { image, bitmaps: can_have.then_some(described.bitmaps) })
     }
