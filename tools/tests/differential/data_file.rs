@@ -18,7 +18,6 @@ fn new_images_are_made_and_refused_alike() {
     for line in [
         "-o data_file=n.data n.qcow2 1000k",
         "-o data_file=n.data,data_file_raw=on,cluster_size=4k n.qcow2 3M",
-        "-o data_file=n.data,extended_l2=on n.qcow2 3M",
         "-o data_file=n.data,preallocation=metadata n.qcow2 3M",
         "-o data_file=n.data,preallocation=falloc n.qcow2 3M",
         "-o data_file=n.data,preallocation=full,data_file_raw=on n.qcow2 300k",
