@@ -19,11 +19,13 @@ macro_rules! address {
 
         impl $name {
             /// Wraps a raw value; the caller vouches for its unit and address space.
+            #[inline]
             pub const fn new(raw: u64) -> Self {
                 Self(raw)
             }
 
             /// The raw value, for messages, on-disk fields and system calls.
+            #[inline]
             pub const fn get(self) -> u64 {
                 self.0
             }
@@ -35,6 +37,7 @@ macro_rules! address {
 
             /// This address moved up by `distance` of its own unit, which must not pass 2^64.
             #[must_use]
+            #[inline]
             pub fn plus(self, distance: u64) -> Self {
                 Self(self.0.checked_add(distance).expect("an address beyond 2^64"))
             }
@@ -169,11 +172,13 @@ impl Geometry {
     }
 
     /// log2 of the cluster size in bytes.
+    #[inline]
     pub const fn cluster_bits(self) -> u32 {
         self.cluster_bits
     }
 
     /// Bytes of a cluster.
+    #[inline]
     pub const fn cluster_size(self) -> u64 {
         1 << self.cluster_bits
     }
@@ -204,11 +209,13 @@ impl Geometry {
     }
 
     /// The cluster that holds `offset`.
+    #[inline]
     pub const fn host_cluster(self, offset: HostOffset) -> HostCluster {
         HostCluster(offset.0 >> self.cluster_bits)
     }
 
     /// First byte of `cluster`.
+    #[inline]
     pub const fn host_start(self, cluster: HostCluster) -> HostOffset {
         HostOffset(cluster.0 << self.cluster_bits)
     }
@@ -219,6 +226,7 @@ impl Geometry {
     }
 
     /// Whether `offset` is the first byte of a cluster.
+    #[inline]
     pub const fn is_cluster_aligned(self, offset: u64) -> bool {
         offset & (self.cluster_size() - 1) == 0
     }
@@ -230,6 +238,7 @@ impl Geometry {
     }
 
     /// Bytes of an L2 entry: 8, or 16 for extended ones.
+    #[inline]
     pub const fn l2_entry_bytes(self) -> u64 {
         if self.extended_l2 { 16 } else { 8 }
     }
@@ -260,6 +269,7 @@ impl Geometry {
     }
 
     /// log2 of the refcount width in bits.
+    #[inline]
     pub const fn refcount_order(self) -> u32 {
         self.refcount_order
     }
@@ -270,23 +280,27 @@ impl Geometry {
     }
 
     /// Largest count that a refcount entry can hold.
+    #[inline]
     pub const fn refcount_max(self) -> u64 {
         u64::MAX >> (64 - self.refcount_bits())
     }
 
     /// Refcounts in one refcount block.
+    #[inline]
     pub const fn refcounts_per_block(self) -> u64 {
         (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// The refcount table entry whose block counts `cluster`.
+    #[inline]
     pub const fn refcount_block_index(self, cluster: HostCluster) -> u64 {
-        cluster.0 / self.refcounts_per_block()
+        cluster.0 >> (self.cluster_bits + 3 - self.refcount_order)
     }
 
     /// The entry of `cluster` in its refcount block.
+    #[inline]
     pub const fn index_in_refcount_block(self, cluster: HostCluster) -> u64 {
-        cluster.0 % self.refcounts_per_block()
+        cluster.0 & (self.refcounts_per_block() - 1)
     }
 
     /// First cluster that the refcount block at table entry `index` counts.

@@ -1,8 +1,9 @@
 //! An image that was not closed cleanly: the dirty bit says that its counts may be wrong, and the format asks for their
 //! repair before the image is written to.
 //!
-//! This engine never postpones counts, so it never sets the bit; images with lazy refcounts come with it after a crash of
-//! whoever wrote them. Reading needs no counts, so who only reads leaves such an image alone.
+//! This engine sets the bit while a snapshot comes or goes, and never else; images with lazy refcounts come with it after a
+//! crash of whoever wrote them. In version 2, which has no such bit, our own mark sends an image here after a crash while a
+//! snapshot came or went. Reading needs no counts, so who only reads leaves such an image alone.
 
 use std::path::Path;
 

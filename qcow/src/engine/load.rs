@@ -4,7 +4,9 @@ use super::options::Format;
 use crate::addr::HostOffset;
 use crate::disk::{Buffer, Disk};
 use crate::error::{Error, Result};
+use crate::format::feature::Incompatible;
 use crate::format::header::Header;
+use crate::format::mark::MarkState;
 use crate::format::snapshot::{SnapshotEntry, SnapshotTableReader};
 use crate::limits::SECTOR_BYTES;
 
@@ -84,8 +86,25 @@ pub(super) async fn read_bytes<D: Disk>(
 /// others - may have been killed before a flush, or have met one that failed: after that the cache shows what the medium
 /// never got.
 pub(super) async fn see_medium<D: Disk>(disk: &D) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io("Could not read the file anew", &e);
     let synced = disk.sync().await;
+    forget_cache(disk, synced)
+}
+
+/// As [`see_medium`], but of an image that says it was closed nothing is read anew: who said so had made all of it durable.
+pub(super) async fn see_medium_unless_closed<D: Disk>(disk: &D) -> Result<()> {
+    let synced = disk.sync().await;
+    if synced.is_ok()
+        && let Ok(header) = read_header(disk).await
+        && header.extensions.mark.is_some_and(|mark| mark.state() == MarkState::Clean)
+        && !header.incompatible.contains(Incompatible::DIRTY)
+    {
+        return Ok(());
+    }
+    forget_cache(disk, synced)
+}
+
+fn forget_cache<D: Disk>(disk: &D, synced: std::io::Result<()>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io("Could not read the file anew", &e);
     // Also where that failed, for whoever tries it next: to him the host reports no error any more.
     let len = disk.len().map_err(failed)?;
     disk.drop_cache(0..len).map_err(failed)?;

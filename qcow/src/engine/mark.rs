@@ -25,6 +25,14 @@ impl<D: Disk> Qcow2<D> {
         Ok(true)
     }
 
+    /// Makes the mark say that counts and COPIED flags are behind each other. Durable with the next barrier. The caller holds
+    /// `structure`.
+    pub(super) async fn mark_unsettled(&self) -> Result<()> {
+        let Some(mut mark) = lock(&self.header).extensions.mark.clone() else { return Ok(()) };
+        mark.set(MarkState::Unsettled);
+        self.write_mark(mark).await
+    }
+
     /// Makes the mark say that the image was closed, unless it may hold leaks of an earlier crash. Everything else is
     /// durable by now.
     pub(super) async fn mark_clean(&self) -> Result<()> {

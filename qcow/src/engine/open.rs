@@ -10,7 +10,10 @@ use super::bitmap::{Bitmaps, read_bitmaps};
 use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
-use super::load::{probe, read_bytes, read_header, read_snapshots, read_words, see_medium};
+use super::load::{
+    probe, read_bytes, read_header, read_snapshots, read_words, see_medium,
+    see_medium_unless_closed,
+};
 use super::regions::map_regions;
 use super::snapshot::{DiskThen, NOT_LOADED};
 use super::{Below, Format, Image, Inner, OpenOptions};
@@ -20,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{Header, Version};
-use crate::format::mark::MarkState;
+use crate::format::mark::{Mark, MarkState};
 use crate::gate::Gate;
 use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
 use crate::meta::Meta;
@@ -175,7 +178,7 @@ async fn open_qcow2<G: Gate>(
     let writable = top && options.writable;
     let distrusted = writable && options.flushes && !Bug::CacheIsTrusted.is_seeded();
     if distrusted {
-        see_medium(&disk).await?;
+        see_medium_unless_closed(&disk).await?;
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
@@ -183,7 +186,9 @@ async fn open_qcow2<G: Gate>(
     if let Some(data) = data.as_ref().filter(|_| distrusted) {
         see_medium(&data.disk).await.map_err(|e| e.in_file(&data.path))?;
     }
-    if writable && header.incompatible.contains(Incompatible::DIRTY) {
+    let state = header.extensions.mark.as_ref().map(Mark::state);
+    let unsettled = state == Some(MarkState::Unsettled);
+    if writable && (header.incompatible.contains(Incompatible::DIRTY) || unsettled) {
         header = repair_dirty(&disk, path).await?;
     }
     let geometry = header.geometry();
@@ -201,7 +206,7 @@ async fn open_qcow2<G: Gate>(
         Vec::new()
     };
     let mark = header.extensions.mark.as_ref();
-    let may_leak = writable && mark.is_some_and(|mark| mark.state() == MarkState::Unclean);
+    let may_leak = writable && mark.is_some_and(|mark| mark.state() != MarkState::Clean);
     let zero_flag = header.version == Version::V3;
     let l1 = WordTable::new(disk_then.l1_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);

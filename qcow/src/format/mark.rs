@@ -11,6 +11,7 @@ pub const MARK_BYTES: usize = 8;
 const VERSION: u8 = 1;
 const CLEAN: u8 = 0;
 const UNCLEAN: u8 = 1;
+const UNSETTLED: u8 = 2;
 /// Where the state stands, in every version.
 const STATE_AT: usize = 1;
 
@@ -21,6 +22,9 @@ pub enum MarkState {
     Clean,
     /// Open for writing, or left so by a crash: clusters may be leaked.
     Unclean,
+    /// As unclean; and COPIED flags may contradict the counts, of which none is too low. Only in version 2 of the format,
+    /// which has no dirty bit.
+    Unsettled,
 }
 
 /// The extension's data, kept byte for byte but for the state.
@@ -49,9 +53,10 @@ impl Mark {
 
     /// What it says. A damaged mark, or one of a later version, vouches for nothing.
     pub fn state(&self) -> MarkState {
-        match self.is_legible() && self.0[STATE_AT] == CLEAN {
-            true => MarkState::Clean,
-            false => MarkState::Unclean,
+        match self.0.get(STATE_AT) {
+            Some(&CLEAN) if self.is_legible() => MarkState::Clean,
+            Some(&UNSETTLED) if self.is_legible() => MarkState::Unsettled,
+            _ => MarkState::Unclean,
         }
     }
 
@@ -60,13 +65,14 @@ impl Mark {
         self.0.len() == MARK_BYTES && self.0[0] == VERSION
     }
 
-    /// Changes the state, of an illegible mark only to unclean. Returns whether that changed a byte.
+    /// Changes the state, of an illegible mark only to unclean or unsettled, which are the same there. Returns whether that changed a byte.
     pub fn set(&mut self, state: MarkState) -> bool {
         let legible = self.is_legible();
         let byte = match state {
             MarkState::Clean if !legible => return false,
             MarkState::Clean => CLEAN,
             MarkState::Unclean => UNCLEAN,
+            MarkState::Unsettled => UNSETTLED,
         };
         match self.0.get_mut(STATE_AT) {
             Some(stored) => std::mem::replace(stored, byte) != byte,
@@ -92,6 +98,8 @@ mod tests {
         assert!(!mark.set(MarkState::Unclean));
         assert_eq!(mark.state(), MarkState::Unclean);
         assert_eq!(mark.as_bytes(), [1, 1, 9, 8, 7, 6, 5, 4]);
+        assert!(mark.set(MarkState::Unsettled));
+        assert_eq!(mark.state(), MarkState::Unsettled);
         assert!(mark.set(MarkState::Clean));
         assert_eq!(mark.as_bytes(), [1, 0, 9, 8, 7, 6, 5, 4]);
     }

@@ -112,6 +112,18 @@ impl Allocator {
         cluster < self.fresh_from
     }
 
+    /// Every cluster below is in use.
+    pub fn lowest_free(&self) -> HostCluster {
+        self.lowest_free
+    }
+
+    /// Notes that every cluster from `start` to `end` is in use.
+    pub fn used_up_to(&mut self, start: HostCluster, end: HostCluster) {
+        if start <= self.lowest_free {
+            self.lowest_free = self.lowest_free.max(end);
+        }
+    }
+
     /// Notes that the count of `cluster` has become zero.
     pub fn freed(&mut self, cluster: HostCluster) {
         self.lowest_free = self.lowest_free.min(cluster);

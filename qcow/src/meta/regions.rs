@@ -74,6 +74,16 @@ impl Regions {
         Ok(())
     }
 
+    /// Takes over where `before` knows bitmaps.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn carry_bitmaps(&mut self, before: &Self) -> Result<()> {
+        let kinds = [Kind::BitmapDirectory, Kind::BitmapTable, Kind::BitmapData];
+        let bitmaps = before.clusters.iter().filter(|(_, (kind, _))| kinds.contains(kind));
+        bitmaps.into_iter().try_for_each(|(&cluster, &(kind, _))| self.add(kind, cluster, 1))
+    }
+
     /// Notes that one pointer fewer names these clusters.
     pub fn remove(&mut self, first: HostCluster, count: ClusterCount) {
         for cluster in (0..count).map(|i| first.plus(i)) {

@@ -13,6 +13,7 @@ use crate::hunt::{Failure, find_from, message_of};
 use crate::qemu::Sampler;
 use crate::regressions::POWER_CUTS;
 use crate::schedules::{self, schedule};
+use crate::snapshots;
 
 /// The longest that the tests may take to find a bug.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -36,9 +37,13 @@ enum Finder {
     Creation,
     /// Power cuts in cases that once failed.
     Regressions,
+    /// Power cuts while snapshots come and go.
+    Snapshots,
 }
 
-use Finder::{Creation, Faults, PowerCuts, Regressions, Schedules, SmallSchedules, TableGrowth};
+use Finder::{
+    Creation, Faults, PowerCuts, Regressions, Schedules, SmallSchedules, Snapshots, TableGrowth,
+};
 
 /// Which tests find which bug.
 const BUGS: &[(Bug, Finder)] = &[
@@ -82,6 +87,14 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::LoadedWhileWritten, Schedules),
     (Bug::LostWakeup, Schedules),
     (Bug::ClusterAcrossTheEnd, Regressions),
+    (Bug::NoBarrierBeforeSnapshotSwitch, Snapshots),
+    (Bug::NoBarrierAfterSnapshotSwitch, Snapshots),
+    (Bug::DirtyClearedTooEarly, Snapshots),
+    (Bug::SettledWithoutDirty, Snapshots),
+    (Bug::SnapshotBeforeCounts, Snapshots),
+    (Bug::SnapshotBeforeFlags, Snapshots),
+    (Bug::SnapshotFreedTooEarly, Snapshots),
+    (Bug::FlagsStayAfterSnapshot, Snapshots),
 ];
 
 #[test]
@@ -138,6 +151,11 @@ fn seek(bug: Bug, finder: Finder, attempt: u64) -> Option<Failure> {
             single(bug, case.parse().expect("a case"), |case| power_cuts(case, 64))
         }),
         TableGrowth => single(bug, table_grows(), |case| power_cuts(case, 12)),
+        Snapshots => {
+            let start = Instant::now();
+            let message = snapshots::find(bug, attempt)?;
+            Some(Failure { case: Case::plain(Start::Empty), message, found_after: start.elapsed() })
+        }
         Creation => single(bug, Case::plain(Start::Empty), |case| {
             creation(&case.shape);
         }),

@@ -6,6 +6,7 @@
 //!   used and closed; QEMU looks at a sample ([`qemu`]).
 //! * [`sequences`]: every sequence of two requests, with power cuts at every event.
 //! * [`faults`]: a fault at every operation of a case.
+//! * [`snapshots`]: internal snapshots come, go and become the disk, with power cuts at every event.
 //!
 //! * `bugs` (with the feature `seeded-bugs`): bugs that engines have really had, each to be found by one of the above.
 //!
@@ -28,4 +29,5 @@ mod regressions;
 mod schedules;
 mod sequences;
 mod shrink;
+mod snapshots;
 mod start;

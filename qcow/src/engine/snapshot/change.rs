@@ -17,7 +17,8 @@
 //!
 //! In version 3 whoever opens the image for writing after a crash sees the dirty bit and works counts and flags out anew,
 //! as the format asks. Version 2 has no such bit: its counts are never too low, and a flag is set only where nobody else
-//! refers to the cluster.
+//! refers to the cluster. Counts may be too high then and flags may contradict them, which harms nobody; our own mark
+//! says so, for our next open to repair.
 
 use std::sync::atomic::Ordering;
 
@@ -68,6 +69,7 @@ impl<D: Disk> Qcow2<D> {
         if late {
             self.flush_metadata().await?;
         }
+        self.find_free().await?;
         let mut claims = Vec::new();
         if let Some(snapshots) = &change.snapshots {
             let table = encode_table(snapshots)?;
@@ -167,6 +169,9 @@ impl<D: Disk> Qcow2<D> {
         l1: Option<Vec<u64>>,
         mut settlement: Settlement<'_, D>,
     ) -> Result<Vec<Run>> {
+        // There is no dirty bit; our own mark sends our next open for the same repair.
+        self.mark_unsettled().await?;
+        self.barrier().await?;
         if !Bug::SnapshotBeforeCounts.is_seeded() {
             settlement.write_raised().await?;
             self.barrier().await?;
@@ -192,6 +197,7 @@ impl<D: Disk> Qcow2<D> {
         }
         settlement.write_counts().await?;
         self.barrier().await?;
+        self.mark_unclean().await?;
         self.restart(l1, settlement.freed()).await
     }
 
@@ -228,6 +234,7 @@ impl<D: Disk> Qcow2<D> {
         let inside = |table| lock(&self.meta).check_inside(self.geometry, Kind::L2, table);
         add_snapshots(&self.disk, &self.path, &header, &snapshots, &mut regions, inside).await?;
         let mut meta = lock(&self.meta);
+        regions.carry_bitmaps(&meta.regions)?;
         meta.regions = regions;
         freed.iter().for_each(|run| meta.alloc.freed(run.first));
         Ok(freed)

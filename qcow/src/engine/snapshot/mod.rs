@@ -19,6 +19,7 @@ use crate::meta::snapshot::SnapshotChoice;
 use crate::sync::lock;
 
 mod apply;
+mod batch;
 mod change;
 mod create;
 mod delete;

@@ -1,6 +1,6 @@
 //! Refcount blocks in memory, for counts that change by the million: each block is read once and written once.
 
-use crate::addr::{Geometry, HostCluster};
+use crate::addr::{ClusterCount, Geometry, HostCluster};
 use crate::error::{Error, Result};
 use crate::meta::refs::{read_count, set_count};
 
@@ -30,9 +30,8 @@ impl Blocks {
         Self { geometry, blocks }
     }
 
-    /// The index of the block that counts `cluster` and is not in memory.
-    pub fn missing(&self, cluster: HostCluster) -> Option<u64> {
-        let index = self.geometry.refcount_block_index(cluster);
+    /// `index`, if the table has it and its block is not in memory.
+    pub fn missing(&self, index: u64) -> Option<u64> {
         let known = usize::try_from(index).ok().and_then(|index| self.blocks.get(index));
         known.is_some_and(Option::is_none).then_some(index)
     }
@@ -44,6 +43,7 @@ impl Blocks {
     }
 
     /// The count of `cluster`, whose block is in memory if there is one.
+    #[inline]
     pub fn get(&self, cluster: HostCluster) -> u64 {
         let index = self.geometry.refcount_block_index(cluster) as usize;
         let at = self.geometry.index_in_refcount_block(cluster) as usize;
@@ -52,13 +52,16 @@ impl Blocks {
         block.map_or(0, |block| read(&block.bytes, order, at))
     }
 
-    /// Raises the count of `cluster`, which is referenced already.
+    /// Raises the counts of `count` clusters from `first` on, which are referenced already.
     ///
     /// # Errors
-    /// It counts zero (`Corrupt`), or the sum does not fit the image's counts (`Invalid`).
-    pub fn raise(&mut self, cluster: HostCluster, by: u64) -> Result<()> {
+    /// One counts zero (`Corrupt`), or the sum does not fit the image's counts (`Invalid`).
+    pub fn raise(&mut self, first: HostCluster, count: ClusterCount, by: u64) -> Result<()> {
         let max = self.geometry.refcount_max();
-        self.change(cluster, |count| {
+        if self.raise_usual(first, count, by) {
+            return Ok(());
+        }
+        self.change(first, count, |cluster, count| {
             let sum = count.checked_add(by).filter(|&sum| sum <= max);
             sum.ok_or_else(|| {
                 let number = cluster.get();
@@ -66,41 +69,104 @@ impl Blocks {
                 Error::invalid(format!("{what}: the image needs wider refcounts"))
             })
         })
-        .map(drop)
     }
 
-    /// Lowers the count of `cluster`, which is referenced; whether that was its last reference.
+    /// Does the same where it is simple, or nothing: where all counts are fit to be raised.
+    fn raise_usual(&mut self, first: HostCluster, count: ClusterCount, by: u64) -> bool {
+        let Ok(by) = u16::try_from(by) else { return false };
+        let fit = |count: u16| (count > 0) & (count <= u16::MAX - by);
+        self.change_usual(first, count, fit, |count| count.wrapping_add(by))
+    }
+
+    /// Lowers counts where it is simple, or does nothing: where something is left of every one.
+    fn lower_usual(&mut self, first: HostCluster, count: ClusterCount, by: u64) -> bool {
+        let Ok(by) = u16::try_from(by) else { return false };
+        self.change_usual(first, count, |count| count > by, |count| count.wrapping_sub(by))
+    }
+
+    /// Changes a row in one block with counts of the usual width, if all of them are `fit`; whether it did.
+    fn change_usual(
+        &mut self,
+        first: HostCluster,
+        count: ClusterCount,
+        fit: impl Fn(u16) -> bool,
+        change: impl Fn(u16) -> u16,
+    ) -> bool {
+        let at = self.geometry.index_in_refcount_block(first);
+        let in_one = at + count <= self.geometry.refcounts_per_block();
+        if self.geometry.refcount_order() != USUAL_ORDER || !in_one {
+            return false;
+        }
+        let index = self.geometry.refcount_block_index(first) as usize;
+        let Some(block) = self.blocks.get_mut(index).and_then(Option::as_mut) else { return false };
+        let (counts, _) = block.bytes.as_chunks_mut::<2>();
+        let counts = &mut counts[at as usize..(at + count) as usize];
+        // Without a way out halfway, many are looked at in one go.
+        if !counts.iter().fold(true, |all, &count| all & fit(u16::from_be_bytes(count))) {
+            return false;
+        }
+        block.changed = true;
+        for count in counts {
+            *count = change(u16::from_be_bytes(*count)).to_be_bytes();
+        }
+        true
+    }
+
+    /// Lowers the counts of `count` clusters from `first` on, which are referenced; tells `freed` of those that have lost
+    /// their last reference.
     ///
     /// # Errors
-    /// It counts too little for that.
-    pub fn lower(&mut self, cluster: HostCluster, by: u64) -> Result<bool> {
-        let lowered = self.change(cluster, |count| {
-            let number = cluster.get();
-            let what = || format!("cluster {number} has a refcount of {count} and loses {by}");
-            count.checked_sub(by).ok_or_else(|| Error::corrupt(what()))
-        });
-        lowered.map(|count| count == 0)
+    /// One counts too little for that.
+    pub fn lower(
+        &mut self,
+        first: HostCluster,
+        count: ClusterCount,
+        by: u64,
+        mut freed: impl FnMut(HostCluster),
+    ) -> Result<()> {
+        if self.lower_usual(first, count, by) {
+            return Ok(());
+        }
+        self.change(first, count, |cluster, count| {
+            let left = count.checked_sub(by).ok_or_else(|| {
+                let number = cluster.get();
+                let what = format!("cluster {number} has a refcount of {count} and loses {by}");
+                Error::corrupt(what)
+            })?;
+            if left == 0 {
+                freed(cluster);
+            }
+            Ok(left)
+        })
     }
 
     fn change(
         &mut self,
-        cluster: HostCluster,
-        change: impl FnOnce(u64) -> Result<u64>,
-    ) -> Result<u64> {
-        let index = self.geometry.refcount_block_index(cluster) as usize;
-        let at = self.geometry.index_in_refcount_block(cluster) as usize;
+        first: HostCluster,
+        count: ClusterCount,
+        mut change: impl FnMut(HostCluster, u64) -> Result<u64>,
+    ) -> Result<()> {
         let order = self.geometry.refcount_order();
-        let block = self.blocks.get_mut(index).and_then(Option::as_mut);
-        let count = block.as_ref().map_or(0, |block| read(&block.bytes, order, at));
-        let Some(block) = block.filter(|_| count > 0) else {
-            let number = cluster.get();
-            let what = format!("cluster {number} is referenced but its refcount is zero");
-            return Err(Error::corrupt(what));
-        };
-        let count = change(count)?;
-        write(&mut block.bytes, order, at, count);
-        block.changed = true;
-        Ok(count)
+        let mut done = 0;
+        while done < count {
+            let cluster = first.plus(done);
+            let index = self.geometry.refcount_block_index(cluster) as usize;
+            let at = self.geometry.index_in_refcount_block(cluster);
+            let here = (self.geometry.refcounts_per_block() - at).min(count - done);
+            let Some(block) = self.blocks.get_mut(index).and_then(Option::as_mut) else {
+                return Err(uncounted(cluster));
+            };
+            for (i, at) in (at as usize..(at + here) as usize).enumerate() {
+                let cluster = cluster.plus(i as u64);
+                match read(&block.bytes, order, at) {
+                    0 => return Err(uncounted(cluster)),
+                    count => write(&mut block.bytes, order, at, change(cluster, count)?),
+                }
+            }
+            block.changed = true;
+            done += here;
+        }
+        Ok(())
     }
 
     /// Keeps the blocks that have changed as they are now, to be written before those with lowered counts.
@@ -128,6 +194,12 @@ impl Blocks {
     }
 }
 
+fn uncounted(cluster: HostCluster) -> Error {
+    let number = cluster.get();
+    Error::corrupt(format!("cluster {number} is referenced but its refcount is zero"))
+}
+
+#[inline]
 fn read(block: &[u8], order: u32, at: usize) -> u64 {
     if order == USUAL_ORDER {
         return u16::from_be_bytes([block[2 * at], block[2 * at + 1]]).into();
@@ -135,6 +207,7 @@ fn read(block: &[u8], order: u32, at: usize) -> u64 {
     read_count(block, order, at)
 }
 
+#[inline]
 fn write(block: &mut [u8], order: u32, at: usize, count: u64) {
     if order == USUAL_ORDER {
         block[2 * at..2 * at + 2].copy_from_slice(&(count as u16).to_be_bytes());
@@ -154,11 +227,11 @@ mod tests {
     /// One block, in which cluster 5 counts one.
     fn blocks(order: u32) -> Blocks {
         let mut blocks = Blocks::new(Geometry::new(9, order), 2);
-        assert_eq!(blocks.missing(cluster(5)), Some(0));
+        assert_eq!(blocks.missing(0), Some(0));
         let mut bytes = vec![0; 512];
         set_count(&mut bytes, order, 5, 1);
         blocks.put(0, bytes);
-        assert_eq!(blocks.missing(cluster(5)), None);
+        assert_eq!((blocks.missing(0), blocks.missing(2)), (None, None));
         blocks
     }
 
@@ -167,14 +240,15 @@ mod tests {
         for order in 0..=6 {
             let mut blocks = blocks(order);
             let max = Geometry::new(9, order).refcount_max();
-            blocks.raise(cluster(5), max - 1).expect("fits");
-            blocks.raise(cluster(5), 1).expect_err("does not fit");
+            blocks.raise(cluster(5), 1, max - 1).expect("fits");
+            blocks.raise(cluster(5), 1, 1).expect_err("does not fit");
             assert_eq!(blocks.get(cluster(5)), max);
             blocks.hold_raised();
-            assert!(!blocks.lower(cluster(5), max - 1).expect("one is left") || max == 1);
-            if max > 1 {
-                assert!(blocks.lower(cluster(5), 1).expect("the last one"));
-            }
+            let mut freed = Vec::new();
+            blocks.lower(cluster(5), 1, max - 1, |cluster| freed.push(cluster)).expect("enough");
+            assert_eq!(freed, [], "one is left");
+            blocks.lower(cluster(5), 1, 1, |cluster| freed.push(cluster)).expect("enough");
+            assert_eq!(freed, [cluster(5)]);
             assert_eq!(blocks.changed().count(), 1);
             let raised: Vec<_> = blocks.raised().collect();
             assert_eq!(read_count(raised[0].1, order, 5), max, "order {order}");
@@ -184,11 +258,11 @@ mod tests {
     #[test]
     fn what_is_referenced_counts_something() {
         let mut blocks = blocks(4);
-        for number in [4, 256, 100_000] {
-            blocks.raise(cluster(number), 1).expect_err("not counted");
-            blocks.lower(cluster(number), 1).expect_err("not counted");
+        for (number, count) in [(4, 1), (5, 2), (4, 2), (256, 1), (100_000, 1)] {
+            let first = cluster(number);
+            blocks.raise(first, count, 1).expect_err("not counted");
+            blocks.lower(first, count, 1, |_| ()).expect_err("not counted");
         }
-        blocks.lower(cluster(5), 2).expect_err("counted once");
-        assert_eq!((blocks.raised().count(), blocks.changed().count()), (0, 0));
+        blocks.lower(cluster(5), 1, 3, |_| ()).expect_err("counted less");
     }
 }

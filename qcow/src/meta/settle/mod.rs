@@ -21,21 +21,24 @@ enum Named {
 }
 
 impl Named {
+    #[inline]
     fn by(entry: u64, geometry: Geometry) -> Result<Self> {
         if entry & COMPRESSED != 0 {
-            return match L2Entry(entry).parse(geometry, false)? {
-                Mapping::Compressed(extent) => Ok(Self::Compressed(extent)),
-                _ => Ok(Self::Nothing),
-            };
+            return Self::compressed(entry, geometry);
         }
         match entry & OFFSET_MASK {
             0 => Ok(Self::Nothing),
             offset if geometry.is_cluster_aligned(offset) => {
                 Ok(Self::Cluster(geometry.host_cluster(HostOffset::new(offset))))
             }
-            offset => {
-                Err(Error::corrupt(format!("Cluster allocation offset {offset:#x} unaligned")))
-            }
+            offset => Err(unaligned(offset)),
+        }
+    }
+
+    fn compressed(entry: u64, geometry: Geometry) -> Result<Self> {
+        match L2Entry(entry).parse(geometry, false)? {
+            Mapping::Compressed(extent) => Ok(Self::Compressed(extent)),
+            _ => Ok(Self::Nothing),
         }
     }
 }
@@ -50,17 +53,30 @@ pub fn for_each_named(
     table: &[u8],
     mut visit: impl FnMut(HostCluster, ClusterCount) -> Result<()>,
 ) -> Result<()> {
+    let (mut first, mut count) = (HostCluster::new(0), 0);
+    // What an entry says, but for its flags, where it goes on with the row: almost all do.
+    let mut expected = u64::MAX;
     for entry in descriptors(geometry, table) {
-        match Named::by(entry, geometry)? {
-            Named::Nothing => {}
-            Named::Cluster(cluster) => visit(cluster, 1)?,
-            Named::Compressed(extent) => {
-                let (first, count) = geometry.host_span(extent.offset, extent.len);
-                visit(first, count)?;
-            }
+        if entry & (COMPRESSED | OFFSET_MASK) == expected {
+            expected = next_offset(geometry, expected);
+            count += 1;
+            continue;
         }
+        let (next, more) = match Named::by(entry, geometry)? {
+            Named::Nothing => continue,
+            Named::Cluster(cluster) => (cluster, 1),
+            Named::Compressed(extent) => geometry.host_span(extent.offset, extent.len),
+        };
+        if count > 0 {
+            visit(first, count)?;
+        }
+        (first, count) = (next, more);
+        expected = match entry & COMPRESSED {
+            0 => next_offset(geometry, entry & OFFSET_MASK),
+            _ => u64::MAX,
+        };
     }
-    Ok(())
+    if count > 0 { visit(first, count) } else { Ok(()) }
 }
 
 /// Sets the COPIED flag of each entry of an L2 table that names a whole cluster to what `is_single` says of the cluster.
@@ -76,14 +92,33 @@ pub fn set_flags(
     let mut changed = false;
     for bytes in table.chunks_exact_mut(geometry.l2_entry_bytes() as usize) {
         let entry = descriptor(bytes);
-        let Named::Cluster(cluster) = Named::by(entry, geometry)? else { continue };
-        let right = if is_single(cluster) { entry | COPIED } else { entry & !COPIED };
-        if right != entry {
-            bytes[..8].copy_from_slice(&right.to_be_bytes());
+        let place = entry & (COMPRESSED | OFFSET_MASK);
+        if place == 0 || place & COMPRESSED != 0 {
+            continue;
+        }
+        if !geometry.is_cluster_aligned(place) {
+            return Err(unaligned(place));
+        }
+        let single = is_single(geometry.host_cluster(HostOffset::new(place)));
+        if single != (entry & COPIED != 0) {
+            bytes[..8].copy_from_slice(&(entry ^ COPIED).to_be_bytes());
             changed = true;
         }
     }
     Ok(changed)
+}
+
+fn unaligned(offset: u64) -> Error {
+    Error::corrupt(format!("Cluster allocation offset {offset:#x} unaligned"))
+}
+
+/// What follows `offset` in a row of clusters; nothing does at the end of all that can be addressed.
+#[inline]
+fn next_offset(geometry: Geometry, offset: u64) -> u64 {
+    match offset + geometry.cluster_size() {
+        next if next & OFFSET_MASK == next => next,
+        _ => u64::MAX,
+    }
 }
 
 /// The words of a table's entries that say where a cluster lies.
@@ -92,6 +127,7 @@ fn descriptors(geometry: Geometry, table: &[u8]) -> impl Iterator<Item = u64> + 
 }
 
 /// The first of an entry's words; an extended entry has another one.
+#[inline]
 fn descriptor(entry: &[u8]) -> u64 {
     entry.first_chunk().map_or(0, |&word| u64::from_be_bytes(word))
 }
@@ -109,14 +145,14 @@ mod tests {
         let geometry = Geometry::new(16, 4);
         let extent = CompressedExtent { offset: HostOffset::new(0x5_fe00), len: 1024 };
         let compressed = L2Entry::from_mapping(geometry, Mapping::Compressed(extent)).0;
-        let table = bytes(&[0, COPIED | 0x3_0000, 1, 0x4_0001, compressed]);
+        let table = bytes(&[0, 0x9_0000, COPIED | 0x3_0000, 1, 0x4_0001, compressed]);
         let mut named = Vec::new();
         let visit = |first: HostCluster, count| {
             named.push((first.get(), count));
             Ok(())
         };
         for_each_named(geometry, &table, visit).expect("sound");
-        assert_eq!(named, [(3, 1), (4, 1), (5, 2)]);
+        assert_eq!(named, [(9, 1), (3, 2), (5, 2)], "neighbours go together");
         for_each_named(geometry, &bytes(&[0x200]), |_, _| Ok(())).expect_err("unaligned");
     }
 
