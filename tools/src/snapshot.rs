@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::ArgAction;
 use qcow::disk::uring::block_on;
 use qcow::engine::{Format, SnapshotChoice};
 use qcow::{Error, ErrorKind};
@@ -28,17 +29,17 @@ pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
     /// List the snapshots; the default
-    #[arg(short, long)]
-    list: bool,
+    #[arg(short, long, action = ArgAction::Count)]
+    list: u8,
     /// Make the disk what it was at this snapshot, by id or name; what was written since is lost
     #[arg(short, long, value_name = "SNAPSHOT")]
-    apply: Option<OsString>,
+    apply: Vec<OsString>,
     /// Keep the disk as it is now as a snapshot of this name
     #[arg(short, long, value_name = "NAME")]
-    create: Option<OsString>,
+    create: Vec<OsString>,
     /// Delete the snapshot of this name
     #[arg(short, long, value_name = "NAME")]
-    delete: Option<OsString>,
+    delete: Vec<OsString>,
     /// Say nothing unless something is wrong
     #[arg(short, long)]
     quiet: bool,
@@ -55,17 +56,17 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let given = [args.list, args.apply.is_some(), args.create.is_some(), args.delete.is_some()];
-    if given.into_iter().filter(|&given| given).count() > 1 {
+    let named = args.apply.len() + args.create.len() + args.delete.len();
+    if named + usize::from(args.list) > 1 {
         return Err(Failure::usage(COMMAND, "Cannot mix '-l', '-a', '-c', '-d'"));
     }
     let path = one_file(COMMAND, &args.files)?;
     args.image.refuse_unbuilt()?;
-    match (&args.apply, &args.create, &args.delete) {
+    match (args.apply.first(), args.create.first(), args.delete.first()) {
         (Some(which), ..) => change(args, path, |image| apply(image, which)),
         (_, Some(name), _) => change(args, path, |image| create(image, name)),
         (.., Some(name)) => change(args, path, |image| delete(image, name)),
-        _ => list(args, path),
+        (None, None, None) => list(args, path),
     }
 }
 

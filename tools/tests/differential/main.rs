@@ -17,4 +17,5 @@ mod map;
 mod measure;
 mod messages;
 mod resize;
+mod snapshot;
 mod tool;

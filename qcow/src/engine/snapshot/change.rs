@@ -65,10 +65,6 @@ impl<D: Disk> Qcow2<D> {
     pub(super) async fn carry_out_change(&self, mut change: Change) -> Result<Vec<Run>> {
         let header = lock(&self.header).clone();
         let mut new = Header { size: change.size, ..header.clone() };
-        let late = Bug::NoBarrierBeforeSnapshotSwitch.is_seeded();
-        if late {
-            self.flush_metadata().await?;
-        }
         self.find_free().await?;
         let mut claims = Vec::new();
         if let Some(snapshots) = &change.snapshots {
@@ -85,7 +81,9 @@ impl<D: Disk> Qcow2<D> {
             claims.extend(claimed);
         }
         // The counts of the new tables' clusters, and the tables.
-        self.come_to_rest().await?;
+        if !Bug::NoBarrierBeforeSnapshotSwitch.is_seeded() {
+            self.come_to_rest().await?;
+        }
         let two_steps = header.version == Version::V2;
         let Change { trees, flags, dropped, .. } = change;
         let survey = Settlement::survey(self, trees, flags, &dropped, two_steps).await;
@@ -112,6 +110,9 @@ impl<D: Disk> Qcow2<D> {
         }
         bytes.resize(self.geometry.bytes(clusters) as usize, 0);
         let claimed = self.claim_row(clusters).await?;
+        if Bug::NoBarrierBeforeSnapshotSwitch.is_seeded() {
+            self.come_to_rest().await?;
+        }
         self.write_new(claimed.run().first, &bytes).await?;
         Ok((self.geometry.host_start(claimed.run().first), Some(claimed)))
     }
