@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ArgAction;
@@ -81,10 +82,14 @@ fn list(args: &Args, path: &Path) -> Outcome {
     Ok(())
 }
 
-/// Opens the image for writing and closes it after `verb`, also where that fails.
+/// Opens the image for writing and closes it after `verb`, also where that fails. What an earlier crash has leaked is given
+/// back first.
 fn change(args: &Args, path: &Path, verb: impl FnOnce(&HostImage) -> Outcome) -> Outcome {
     let opening = Opening { shared: args.force_share, writable: true, ..args.image.opening() };
     let image = opening.open(path)?;
+    if image.needs_recovery() {
+        block_on(image.recover_leaks(&AtomicBool::new(false)))?;
+    }
     let done = verb(&image);
     let closed = block_on(image.close());
     done.and(closed.map_err(Failure::from))
