@@ -96,6 +96,22 @@ pub enum Bug {
     ShortBackingRead,
     /// Of a compressed cluster that lies in two clusters only one is freed (Cloud Hypervisor 7537).
     CompressedFreedInPart,
+    /// A compressed cluster that is packed behind another one is not counted.
+    PackedNotCounted,
+    /// Of a compressed cluster that reaches into another cluster of the file only the second one is counted.
+    PackedCountedInPart,
+    /// The place behind a compressed cluster is handed out twice.
+    PackedTwice,
+    /// Compressed clusters are packed into a cluster that has become free.
+    PackedIntoFreed,
+    /// Compressed clusters are packed into a cluster whose hole is about to be punched.
+    PackedWhilePunched,
+    /// Two compressed clusters in one cluster of the file lower its count by one together.
+    PackedFreedOnce,
+    /// A compressed cluster is mapped before its data has been written.
+    PackedBeforeWritten,
+    /// A compressed write goes over data, which leaks.
+    PackedOverData,
     /// Changed metadata is evicted from the cache.
     DirtySliceEvicted,
     /// Metadata is loaded again while it is being written.

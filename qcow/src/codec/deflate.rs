@@ -1,8 +1,13 @@
 //! Raw deflate, without the header and checksum of zlib or gzip.
 
-use flate2::{Decompress, FlushDecompress};
+use std::fmt;
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use crate::error::{Error, Result};
+
+/// log2 of the window that compressed clusters may reach back, as QEMU writes them: a reader may rely on it.
+const WINDOW_BITS: u8 = 12;
 
 /// A reusable deflate decoder.
 #[derive(Debug, Default)]
@@ -28,5 +33,40 @@ impl Inflater {
             )));
         }
         Ok(())
+    }
+}
+
+/// A reusable deflate encoder.
+#[derive(Default)]
+pub(super) struct Deflater {
+    state: Option<(u32, Compress)>,
+}
+
+impl Deflater {
+    /// Compresses `src` into the start of `dst`: how many bytes that takes, or `None` where they do not fit.
+    pub(super) fn compress(
+        &mut self,
+        level: u32,
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Result<Option<usize>> {
+        if self.state.as_ref().is_none_or(|(of, _)| *of != level) {
+            let encoder =
+                Compress::new_with_window_bits(Compression::new(level), false, WINDOW_BITS);
+            self.state = Some((level, encoder));
+        }
+        let Some((_, state)) = &mut self.state else { return Ok(None) };
+        state.reset();
+        let status = state.compress(src, dst, FlushCompress::Finish);
+        match status.map_err(|error| Error::invalid(format!("deflate failed: {error}")))? {
+            Status::StreamEnd => Ok(Some(state.total_out() as usize)),
+            Status::Ok | Status::BufError => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for Deflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deflater").finish_non_exhaustive()
     }
 }

@@ -168,6 +168,64 @@ fn mapping(image: &[u8], l1: u64, geometry: Geometry, index: u64) -> Mapping {
     L2Entry(word(table + index % per_table * 8)).parse(geometry, true).unwrap()
 }
 
+/// As a reader that keeps no more than the last 4 KiB: it fails where a stream reaches back further.
+fn inflate_strictly(src: &[u8], len: usize) -> Vec<u8> {
+    let mut decoder = flate2::Decompress::new_with_window_bits(false, 12);
+    let (mut out, mut piece) = (Vec::new(), [0; 512]);
+    while out.len() < len {
+        let (read, written) = (decoder.total_in() as usize, decoder.total_out());
+        decoder.decompress(&src[read..], &mut piece, flate2::FlushDecompress::None).unwrap();
+        let produced = (decoder.total_out() - written) as usize;
+        assert!(produced > 0, "the stream ends early");
+        out.extend_from_slice(&piece[..produced]);
+    }
+    out
+}
+
+#[test]
+fn what_is_compressed_comes_back_at_every_level() {
+    for len in [512, 4 << 10, CLUSTER, 2 << 20] {
+        let data = sample(len);
+        for compression in [CompressionType::Deflate, CompressionType::Zstd] {
+            for level in [None, Some(1), Some(9)] {
+                let level = level.map_or(Level::default_of(compression), |level| {
+                    Level::new(compression, level).unwrap()
+                });
+                let mut out = b"before".to_vec();
+                let smaller =
+                    Compressor::new().compress(compression, level, &data, &mut out).unwrap();
+                assert_eq!(smaller, out.len() > 6);
+                if !smaller {
+                    assert_eq!(len, 512, "this is half text");
+                    continue;
+                }
+                assert!(out.starts_with(b"before") && out.len() - 6 < len);
+                assert!(decompress(compression, &out[6..], len).unwrap() == data);
+                if compression == CompressionType::Deflate {
+                    assert!(inflate_strictly(&out[6..], len) == data, "a window of 4 KiB");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn noise_is_not_compressed() {
+    let noise: Vec<u8> = {
+        let mut random = crate::disk::sim::Random::new(1);
+        (0..CLUSTER / 8).flat_map(|_| random.draw().to_le_bytes()).collect()
+    };
+    let mut compressor = Compressor::new();
+    for compression in [CompressionType::Deflate, CompressionType::Zstd] {
+        let mut out = vec![1, 2, 3];
+        let level = Level::default_of(compression);
+        assert!(!compressor.compress(compression, level, &noise, &mut out).unwrap());
+        assert_eq!(out, [1, 2, 3]);
+    }
+    assert_eq!(Level::new(CompressionType::Deflate, 10), None);
+    assert_eq!(Level::new(CompressionType::Zstd, 0), None);
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic(bytes: Vec<u8>, zstd_magic: bool, len in 0_usize..2000) {

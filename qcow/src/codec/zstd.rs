@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zstd_safe::DCtx;
+use zstd_safe::{CCtx, CParameter, DCtx};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -51,6 +51,41 @@ impl ZstdDecoder {
 impl fmt::Debug for ZstdDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ZstdDecoder").finish_non_exhaustive()
+    }
+}
+
+/// A reusable zstd encoder.
+#[derive(Default)]
+pub(super) struct ZstdEncoder {
+    context: Option<CCtx<'static>>,
+}
+
+impl ZstdEncoder {
+    /// Bytes that the result of compressing `len` bytes may take.
+    pub(super) fn bound(len: usize) -> usize {
+        zstd_safe::compress_bound(len)
+    }
+
+    /// Compresses `src` to one frame at the start of `dst`, which has room for [`Self::bound`] bytes; the frame's length.
+    pub(super) fn compress(&mut self, level: i32, src: &[u8], dst: &mut [u8]) -> Result<usize> {
+        if self.context.is_none() {
+            self.context = CCtx::try_create();
+        }
+        let context = self
+            .context
+            .as_mut()
+            .ok_or_else(|| Error::new(ErrorKind::Limit, "no memory for a zstd encoder"))?;
+        let set = context.set_parameter(CParameter::CompressionLevel(level));
+        set.and_then(|_| context.compress2(dst, src)).map_err(|code| {
+            let reason = zstd_safe::get_error_name(code);
+            Error::new(ErrorKind::Limit, format!("zstd failed: {reason}"))
+        })
+    }
+}
+
+impl fmt::Debug for ZstdEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZstdEncoder").finish_non_exhaustive()
     }
 }
 

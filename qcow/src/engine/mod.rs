@@ -1,4 +1,4 @@
-//! The verbs: open, create, read, write, zero, discard, flush, map, resize, check, close.
+//! The verbs: open, create, read, write (compressed, too), zero, discard, flush, map, resize, check, close.
 //!
 //! An [`Image`] is a chain of [`layer::Layer`]s over [`Disk`]s. Requests are straight-line `async` code; what they know
 //! about tables they ask of [`crate::meta`], which never waits, and what is missing there they load. Any number of
@@ -15,6 +15,7 @@ pub mod bitmap;
 pub mod check;
 mod claim;
 mod close;
+mod compress;
 mod condemn;
 pub mod create;
 mod data_file;
@@ -44,6 +45,7 @@ mod write;
 mod zero;
 
 pub use crate::meta::snapshot::SnapshotChoice;
+pub use compress::Packed;
 pub use create::{create, create_with_data};
 pub use map::MapExtent;
 pub use options::{

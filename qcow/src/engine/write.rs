@@ -282,7 +282,7 @@ impl<D: Disk> Qcow2<D> {
         self.wait(|meta| (meta.busy.free_prefix(cluster, 1) == 1).then_some(())).await;
     }
 
-    async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {
+    pub(super) async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {
         let checked = {
             let meta = lock(&self.meta);
             let writable = meta.check_writable();

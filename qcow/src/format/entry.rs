@@ -85,6 +85,15 @@ pub struct CompressedExtent {
     pub len: u64,
 }
 
+impl CompressedExtent {
+    /// Whether an L2 entry can name it: the larger the clusters, the fewer bits are left for the offset.
+    pub fn is_addressable(self, geometry: Geometry) -> bool {
+        let end = self.offset.get().checked_add(self.len);
+        geometry.is_addressable(self.offset, self.len)
+            && end.is_some_and(|end| end <= 1 << compressed_shift(geometry))
+    }
+}
+
 /// What an L2 entry says about a guest cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {

@@ -18,6 +18,7 @@ mod drop;
 pub mod guard;
 pub mod map;
 pub mod order;
+pub mod pack;
 pub mod plan;
 pub mod reclaim;
 pub mod recover;
@@ -31,6 +32,7 @@ use alloc::Allocator;
 use busy::BusyClusters;
 use map::Map;
 use order::Sequencer;
+use pack::Packer;
 use reclaim::{Punched, Reclaim};
 use recover::Changes;
 use refs::Refcounts;
@@ -58,6 +60,8 @@ pub struct Meta {
     pub refs: Refcounts,
     /// Where free clusters are to be found.
     pub alloc: Allocator,
+    /// Where the next compressed cluster goes.
+    pub packer: Packer,
     /// Guest clusters whose mapping somebody is about to change.
     pub busy: BusyClusters,
     /// Where the metadata itself lies, of a writable image.
@@ -83,6 +87,7 @@ impl Meta {
             map,
             refs,
             alloc,
+            packer: Packer::default(),
             busy: BusyClusters::default(),
             regions: Regions::default(),
             reclaim: Reclaim::default(),
@@ -265,7 +270,8 @@ impl Meta {
     }
 
     /// How many of the clusters from `first` on can be released in one go, up to `count_max`, and whether this is their
-    /// last reference. What is metadata is never freed; a snapshot's table may lose the reference of the active one.
+    /// last reference. What is metadata is never freed; a snapshot's table may lose the reference of the active one. What
+    /// is in its last reference gets no other one from here on.
     pub fn plan_release(
         &mut self,
         first: HostCluster,
@@ -273,6 +279,9 @@ impl Meta {
     ) -> Asked<Result<(u64, bool)>> {
         let (count, last) = self.refs.same_fate(first, count_max)?;
         let clear = if last { self.regions.check_clear(first, count) } else { Ok(()) };
+        if last && !Bug::PackedWhilePunched.is_seeded() {
+            self.packer.leave(first, count);
+        }
         Ok(clear.map(|()| (count, last)))
     }
 
@@ -300,7 +309,7 @@ impl Meta {
             let refs = self.refs.get(cluster)?.expect("a block counts it, as just seen");
             self.refs.set(cluster, refs - 1)?;
             if refs == 1 {
-                self.alloc.freed(cluster);
+                self.freed(cluster);
                 if self.map.forget_table(cluster) {
                     self.note_table_gone();
                 }
@@ -308,6 +317,14 @@ impl Meta {
         }
         punched.released();
         Ok(Ok(()))
+    }
+
+    /// Notes that the count of `cluster` has become zero.
+    pub(super) fn freed(&mut self, cluster: HostCluster) {
+        if !Bug::PackedIntoFreed.is_seeded() {
+            self.packer.leave(cluster, 1);
+        }
+        self.alloc.freed(cluster);
     }
 
     /// Claims up to `count` clusters in a row: the first one and how many. `None` where a refcount block is missing.

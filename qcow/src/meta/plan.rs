@@ -184,7 +184,13 @@ impl Meta {
     }
 
     /// How many of the clusters from `first` on are free to be changed and have their entries in the slice of `slot`.
-    fn reach(&self, geometry: Geometry, first: GuestCluster, slot: Slot, count: u64) -> u64 {
+    pub(super) fn reach(
+        &self,
+        geometry: Geometry,
+        first: GuestCluster,
+        slot: Slot,
+        count: u64,
+    ) -> u64 {
         self.busy.free_prefix(first, count.min(in_slice(geometry, slot)))
     }
 
@@ -250,7 +256,7 @@ impl Meta {
     }
 
     /// As [`super::map::Map::place`], for a change: an error also where a table is shared against what its flag says.
-    fn own_place(&self, cluster: GuestCluster) -> Result<Place> {
+    pub(super) fn own_place(&self, cluster: GuestCluster) -> Result<Place> {
         let place = self.map.place(cluster)?;
         if let Place::OwnTable(slot) = place {
             self.check_own_table(slot)?;
@@ -295,7 +301,7 @@ impl Meta {
         Ok(count)
     }
 
-    fn hold(&mut self, held: Held) -> Held {
+    pub(super) fn hold(&mut self, held: Held) -> Held {
         self.busy.hold(held.first, held.count);
         self.map.slices_mut().pin(held.slot.key);
         held
@@ -369,7 +375,7 @@ impl Meta {
     }
 
     /// Maps a held cluster anew, and sends what it mapped to before on its way to being free.
-    fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
+    pub(super) fn relink(&mut self, geometry: Geometry, slot: Slot, new: Mapping, punch: bool) {
         let old = self.map.replace(slot, new);
         let kept = cluster_of(new);
         if kept.is_none() || kept != cluster_of(old) {
@@ -379,6 +385,9 @@ impl Meta {
             Mapping::Compressed(extent) => {
                 let (first, count) = geometry.host_span(extent.offset, extent.len);
                 let count = if Bug::CompressedFreedInPart.is_seeded() { 1 } else { count };
+                if Bug::PackedFreedOnce.is_seeded() && self.reclaim.has_unlinked(first) {
+                    return;
+                }
                 self.unlink(first, count, punch);
             }
             _ => match cluster_of(old) {

@@ -158,6 +158,11 @@ impl Reclaim {
         self.unlinked = unlinked;
     }
 
+    /// Whether `cluster` was unlinked since the newest flush began; for a seeded bug.
+    pub fn has_unlinked(&self, cluster: HostCluster) -> bool {
+        self.unlinked.0.iter().any(|release| release.first == cluster)
+    }
+
     /// Takes in clusters whose flush succeeded.
     pub fn add_durable(&mut self, durable: Durable) {
         if !durable.releases.is_empty() {

@@ -211,7 +211,7 @@ impl Meta {
             }
             self.refs.set(cluster, leak.reference)?;
             if free {
-                self.alloc.freed(cluster);
+                self.freed(cluster);
             }
             lowered += 1;
         }

@@ -47,6 +47,10 @@ async fn run_op(image: &Image<UringDisk>, op: &Op) -> qcow::Result<()> {
         Op::Write { at, len, byte } => {
             image.write(at, &Buffer::from_bytes(&vec![byte; len as usize]).payload()).await
         }
+        Op::Compressed { at, len, byte } => {
+            let payload = Buffer::from_bytes(&vec![byte; len as usize]).payload();
+            image.write_compressed(at, &payload).await
+        }
         Op::Zero { at, len, unmap } => image.write_zeroes(at, len, unmap).await,
         Op::Discard { at, len } => image.discard(at, len).await,
         Op::Flush => image.flush().await,

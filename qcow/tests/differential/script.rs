@@ -17,9 +17,26 @@ const OPS_PER_TURN_MAX: u64 = 14;
 /// One request, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
-    Write { at: u64, len: u64, byte: u8 },
-    Zero { at: u64, len: u64, unmap: bool },
-    Discard { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+        byte: u8,
+    },
+    /// Of whole clusters, none of which has a place in the file yet.
+    Compressed {
+        at: u64,
+        len: u64,
+        byte: u8,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        at: u64,
+        len: u64,
+    },
     Flush,
 }
 
@@ -28,6 +45,7 @@ impl Op {
     pub fn to_qemu_io(self) -> String {
         match self {
             Self::Write { at, len, byte } => format!("write -P {byte} {at} {len}"),
+            Self::Compressed { at, len, byte } => format!("write -c -P {byte} {at} {len}"),
             Self::Zero { at, len, unmap: true } => format!("write -z -u {at} {len}"),
             Self::Zero { at, len, unmap: false } => format!("write -z {at} {len}"),
             Self::Discard { at, len } => format!("discard {at} {len}"),
@@ -37,7 +55,9 @@ impl Op {
 
     fn apply(self, model: &mut Model) {
         match self {
-            Self::Write { at, len, byte } => model.fill(at, len, byte),
+            Self::Write { at, len, byte } | Self::Compressed { at, len, byte } => {
+                model.fill(at, len, byte);
+            }
             Self::Zero { at, len, .. } => model.fill(at, len, 0),
             Self::Discard { at, len } => model.discard(at, len),
             Self::Flush => {}
@@ -66,6 +86,8 @@ struct Script {
     /// The image itself starts out full of compressed clusters.
     starts_compressed: bool,
     cache: CacheMode,
+    /// Which clusters surely have no place in the file.
+    placeless: Vec<bool>,
 }
 
 /// Runs the script of `seed`; panics where the programs differ.
@@ -89,7 +111,7 @@ pub fn run(seed: u64) {
             snapshot = Some(model.bytes().to_vec());
         }
         let by_qemu = (turn + first).is_multiple_of(2);
-        let ops = script.make_ops();
+        let ops = script.make_ops(by_qemu);
         if by_qemu {
             qemu::io(&image, &ops);
         } else {
@@ -136,6 +158,7 @@ impl Script {
             compression: if v3 && random.below(2) == 0 { "zstd" } else { "zlib" },
             base,
             starts_compressed: base == Base::None && random.below(2) == 0,
+            placeless: vec![true; (sectors * 512).div_ceil(cluster) as usize],
             cache: [CacheMode::PageCache, CacheMode::Direct][random.below(2) as usize],
             random,
         }
@@ -235,11 +258,15 @@ impl Script {
             ..CreateOptions::default()
         };
         println!("made by us, preallocation {:?}", options.preallocation);
+        if options.preallocation != Preallocation::Off {
+            self.placeless.fill(false);
+        }
         ours::make(image, &options);
     }
 
     /// Makes the image out of compressed clusters; its bytes.
     fn make_compressed_image(&mut self, image: &Path) -> Vec<u8> {
+        self.placeless.fill(false);
         let mut bytes = vec![0; self.size as usize];
         self.scribble(&mut bytes);
         let raw = self.file("start.raw");
@@ -269,26 +296,73 @@ impl Script {
         }
     }
 
-    fn make_ops(&mut self) -> Vec<Op> {
+    fn make_ops(&mut self, by_qemu: bool) -> Vec<Op> {
         let count = 1 + self.random.below(OPS_PER_TURN_MAX);
-        (0..count).map(|_| self.make_op()).collect()
+        let (mut packed, mut freed) = (false, false);
+        let mut ops = Vec::new();
+        for _ in 0..count {
+            // QEMU 10.0 goes on packing compressed clusters into a cluster of the file that has become free, even where it
+            // holds data by then.
+            let op = self.make_op(!by_qemu || !freed);
+            match op {
+                Op::Compressed { .. } => packed = true,
+                _ => freed |= packed,
+            }
+            ops.push(op);
+        }
+        ops
     }
 
-    fn make_op(&mut self) -> Op {
+    fn make_op(&mut self, may_compress: bool) -> Op {
         let (at, len) = self.make_range();
         let byte = 1 + self.random.below(127) as u8;
-        let kind = self.random.below(10);
-        match kind {
+        let kind = self.random.below(12);
+        let op = match kind {
             0 | 1 => Op::Zero { at, len, unmap: kind == 0 },
             2 | 3 => Op::Discard { at: at & !511, len: (len | 511) + 1 }.clip(self.size),
             4 => Op::Flush,
+            5..=7 => match self.placeless_range(at).filter(|_| may_compress) {
+                Some((at, len)) => Op::Compressed { at, len, byte },
+                None => Op::Write { at, len, byte },
+            },
             _ => Op::Write { at, len, byte },
+        };
+        self.note_places(op);
+        op
+    }
+
+    /// A few clusters from about `at` on that have no place in the file.
+    fn placeless_range(&mut self, at: u64) -> Option<(u64, u64)> {
+        let first = at / self.cluster;
+        let count_max = 1 + self.random.below(6) as usize;
+        let free = self.placeless[first as usize..].iter().take(count_max);
+        let count = free.take_while(|free| **free).count() as u64;
+        let end = ((first + count) * self.cluster).min(self.size);
+        (count > 0).then(|| (first * self.cluster, end - first * self.cluster))
+    }
+
+    /// Notes which clusters have a place in the file after `op`.
+    fn note_places(&mut self, op: Op) {
+        let (touched, free) = match op {
+            // A discard makes a place free where the version can say so; of the last cluster nothing is sure.
+            Op::Discard { at, len } if self.version == "v3" => {
+                (at.div_ceil(self.cluster)..(at + len) / self.cluster, true)
+            }
+            Op::Flush | Op::Discard { .. } => return,
+            Op::Write { at, len, .. }
+            | Op::Compressed { at, len, .. }
+            | Op::Zero { at, len, .. } => {
+                (at / self.cluster..(at + len).div_ceil(self.cluster), false)
+            }
+        };
+        for cluster in touched {
+            self.placeless[cluster as usize] = free;
         }
     }
 
     /// A snapshot adds one to every count, and compressed clusters that share a cluster of the file may fill a narrow one.
     fn can_snapshot(&self) -> bool {
-        self.refcount_bits >= 16 || self.refcount_bits > 1 && !self.starts_compressed
+        self.refcount_bits >= 16
     }
 
     /// Single bytes, sectors, clusters and long stretches; aligned and not.

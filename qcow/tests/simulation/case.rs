@@ -24,6 +24,11 @@ pub enum Op {
         at: u64,
         count: u64,
     },
+    /// A compressed write of the whole clusters that these sectors touch.
+    Compressed {
+        at: u64,
+        count: u64,
+    },
     Read {
         at: u64,
         count: u64,
@@ -139,6 +144,12 @@ impl Shape {
         first..end.max(first)
     }
 
+    /// The sectors of all clusters that this range touches, on a disk of `size` sectors.
+    pub fn touched_clusters(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
+        let cluster = self.cluster_sectors();
+        at.min(size - 1) / cluster * cluster..(at + count).next_multiple_of(cluster).min(size)
+    }
+
     /// Whether nobody may resize the image: in version 2, snapshots do not say how large the disk was.
     pub fn keeps_size(&self) -> bool {
         !self.version3 && self.start == Start::Snapshot
@@ -164,6 +175,7 @@ impl Op {
             Self::Write { count, .. }
             | Self::Zero { count, .. }
             | Self::Discard { count, .. }
+            | Self::Compressed { count, .. }
             | Self::Read { count, .. } => {
                 let longer = *count > len;
                 *count = len.min(*count);
@@ -188,6 +200,10 @@ impl Op {
             Self::Discard { at, count } => {
                 let (at, count) = place(at, count);
                 Self::Discard { at, count }
+            }
+            Self::Compressed { at, count } => {
+                let (at, count) = place(at, count);
+                Self::Compressed { at, count }
             }
             Self::Read { at, count } => {
                 let (at, count) = place(at, count);
@@ -277,6 +293,7 @@ fn any_op(lengths: BoxedStrategy<u64>, sizes: BoxedStrategy<u64>) -> impl Strate
         3 => (range.clone(), any::<bool>())
             .prop_map(|((at, count), unmap)| Op::Zero { at, count, unmap }),
         3 => range.clone().prop_map(|(at, count)| Op::Discard { at, count }),
+        3 => range.clone().prop_map(|(at, count)| Op::Compressed { at, count }),
         3 => range.prop_map(|(at, count)| Op::Read { at, count }),
         3 => Just(Op::Flush),
         2 => sizes.prop_map(|size| Op::Resize { size }),
@@ -293,6 +310,7 @@ impl fmt::Display for Op {
             Self::Zero { at, count, unmap: false } => write!(f, "z{at}+{count}"),
             Self::Zero { at, count, unmap: true } => write!(f, "u{at}+{count}"),
             Self::Discard { at, count } => write!(f, "d{at}+{count}"),
+            Self::Compressed { at, count } => write!(f, "c{at}+{count}"),
             Self::Read { at, count } => write!(f, "r{at}+{count}"),
             Self::Flush => write!(f, "flush"),
             Self::Resize { size } => write!(f, "s{size}"),
@@ -326,6 +344,7 @@ impl FromStr for Op {
             "z" => Self::Zero { at, count, unmap: false },
             "u" => Self::Zero { at, count, unmap: true },
             "d" => Self::Discard { at, count },
+            "c" => Self::Compressed { at, count },
             "r" => Self::Read { at, count },
             _ => return Err(wrong()),
         })
@@ -425,8 +444,8 @@ fn number(text: &str) -> Result<u64, String> {
 #[test]
 fn a_case_is_written_and_read_back() {
     let text = "seed=9 start=backing:5 size=33 cluster=9 refcount=1 version=3 depth=4 cache=0 \
-                w1+2 z0+4 u4+4 d8+8 r0+16 flush s40 reopen kill recover";
+                w1+2 z0+4 u4+4 d8+8 c0+2 r0+16 flush s40 reopen kill recover";
     let case: Case = text.parse().expect("a case");
     assert_eq!(case.to_string(), text);
-    assert_eq!(case.ops.len(), 10);
+    assert_eq!(case.ops.len(), 11);
 }

@@ -200,13 +200,15 @@ impl<'c> Drive<'c> {
         let shrinks =
             |op: &Op| matches!(*op, Op::Resize { size } if size * SECTOR < image.virtual_size());
         let is_resize = |op: &Op| matches!(op, Op::Resize { .. });
-        let maps = |op: &Op| is_resize(op) || matches!(op, Op::Zero { .. } | Op::Discard { .. });
+        let changes_mapping =
+            |op: &Op| matches!(op, Op::Zero { .. } | Op::Discard { .. } | Op::Compressed { .. });
+        let maps = |op: &Op| is_resize(op) || changes_mapping(op);
         match op {
             Op::Kill => false,
             _ if op == Op::Reopen || shrinks(&op) || in_flight.iter().any(shrinks) => true,
             // A disk that grows is written, read and flushed meanwhile.
             Op::Resize { .. } => in_flight.iter().any(maps),
-            Op::Zero { .. } | Op::Discard { .. } => in_flight.iter().any(is_resize),
+            op if changes_mapping(&op) => in_flight.iter().any(is_resize),
             _ => false,
         }
     }
@@ -273,6 +275,7 @@ impl<'c> Drive<'c> {
                 let discarded = self.allow(discarded, "discard");
                 self.history.borrow_mut().end_write(&write, discarded.is_ok());
             }
+            Op::Compressed { at, count } => self.write_compressed(&image, stamp, at, count).await,
             Op::Read { at, count } => {
                 let _ = self.read(&image, at, count).await;
             }
@@ -294,6 +297,22 @@ impl<'c> Drive<'c> {
         let mut in_flight = self.in_flight.borrow_mut();
         let own = in_flight.iter().position(|other| *other == op).expect("it was in flight");
         in_flight.swap_remove(own);
+    }
+
+    /// A compressed write, which is refused where data lies already.
+    async fn write_compressed(&self, image: &Image<SimDisk>, stamp: u64, at: u64, count: u64) {
+        let size = image.virtual_size() / SECTOR;
+        let range = self.case.shape.touched_clusters(at, count, size);
+        let value = |sector| stamp | sector;
+        let write = self.history.borrow_mut().begin_write(range.clone(), value);
+        let payload = Buffer::from_bytes(&sectors(range.clone().map(value))).payload();
+        let written = image.write_compressed(range.start * SECTOR, &payload).await;
+        let refused = |e: &qcow::Error| e.kind() == ErrorKind::Io && e.errno().is_none();
+        let written = match written {
+            Err(e) if refused(&e) => Err(e),
+            other => self.allow(other, "compressed write"),
+        };
+        self.history.borrow_mut().end_write(&write, written.is_ok());
     }
 
     fn end_flush(&self, image: &Image<SimDisk>, start: Began, result: &qcow::Result<()>) {

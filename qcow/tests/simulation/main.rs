@@ -11,7 +11,7 @@
 //! * `bugs` (with the feature `seeded-bugs`): bugs that engines have really had, each to be found by one of the above.
 //!
 //! Every case is a line of text that says all. What fails is made small, and the command that repeats it is printed.
-//! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them.
+//! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them, `SIMULATION_PART=20` one in 20.
 
 #[cfg(feature = "seeded-bugs")]
 mod bugs;

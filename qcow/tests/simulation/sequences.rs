@@ -15,6 +15,7 @@ const EFFORT: Effort = Effort { states_per_moment: 256 };
 fn requests() -> Vec<Op> {
     let write = |at, count| Op::Write { at, count };
     let zero = |at, count, unmap| Op::Zero { at, count, unmap };
+    let compressed = |at, count| Op::Compressed { at, count };
     let discard = |at, count| Op::Discard { at, count };
     let resize = |size| Op::Resize { size };
     vec![
@@ -26,6 +27,8 @@ fn requests() -> Vec<Op> {
         zero(0, 2, false),
         zero(0, 4, true),
         zero(1, 2, true),
+        compressed(0, 2),
+        compressed(4, 8),
         discard(0, 2),
         discard(0, 4),
         discard(0, 16),

@@ -7,6 +7,7 @@ use super::definition::{Command, command};
 use super::open::{self, OpenArgs};
 use super::session::{Done, Failed, Flow, Need, Session};
 use super::transfer::wrong;
+use super::truncate::truncate;
 use super::{query, read, reopen, write};
 use crate::failure::{tell, tell_plain};
 use crate::output::say;
@@ -205,7 +206,7 @@ const COMMANDS: &[Command] = &[
         Need::Writable,
         "[-m prealloc_mode] off",
         "truncates the current file at the given offset",
-        write::truncate,
+        truncate,
     ),
     command(
         &["wait_break"],

@@ -14,6 +14,7 @@ mod reopen;
 mod report;
 mod session;
 mod transfer;
+mod truncate;
 mod write;
 
 use std::io::BufRead;

@@ -6,8 +6,9 @@ use std::io::Read;
 use std::time::Instant;
 
 use qcow::disk::{Buffer, Payload};
+use qcow::limits::SECTOR_BYTES;
 
-use super::command::{Arguments, number, pattern_byte};
+use super::command::{Arguments, pattern_byte};
 use super::definition::Command;
 use super::open::OpenImage;
 use super::pattern;
@@ -17,7 +18,7 @@ use super::transfer::{
     Range, Transfer, failed, open_image, pieces, refuse_vm_state, run_in_background, run_now,
     style, wrong,
 };
-use crate::failure::{tell, tell_plain};
+use crate::failure::tell_plain;
 use crate::image::HostImage;
 use crate::output::say;
 
@@ -28,16 +29,16 @@ const QCOW_MAGICS: [&[u8]; 3] = [b"QFI\xfb\0\0\0\x01", b"QFI\xfb\0\0\0\x02", b"Q
 /// `write`
 pub fn write(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let arguments = command.arguments(words, "bcCfnpP:qrs:uz")?;
-    refuse_vm_state(&arguments)?;
-    if arguments.has('c') {
-        tell("write -c (compressed) is not supported yet");
-        return Err(Failed);
-    }
     if arguments.operands.len() != 2 {
         return Err(command.tell_usage());
     }
     check_flags(&arguments)?;
+    refuse_vm_state(&arguments)?;
     let range = Range::parse_write(command, &arguments)?;
+    if arguments.has('c') {
+        check_whole_sectors("offset", range.at)?;
+        check_whole_sectors("count", range.len)?;
+    }
     let write = Write::parse(open_image(session)?, &arguments, range)?;
     run_now(session, command.name(), write)
 }
@@ -77,25 +78,6 @@ pub fn discard(session: &mut Session, command: &Command, words: &[&str]) -> Done
     let arguments = command.arguments(words, "Cq")?;
     let range = Range::parse(command, &arguments)?;
     run_now(session, command.name(), Discard { range, style: style(&arguments) })
-}
-
-/// `truncate`
-pub fn truncate(session: &mut Session, command: &Command, words: &[&str]) -> Done {
-    let arguments = command.arguments(words, "m:")?;
-    if let Some(mode) = arguments.value('m').filter(|mode| *mode != "off") {
-        tell(&match ["metadata", "falloc", "full"].contains(&mode) {
-            true => format!("truncate -m {mode} is not supported yet"),
-            false => format!("Invalid preallocation mode '{mode}'"),
-        });
-        return Err(Failed);
-    }
-    let [size] = arguments.operands.as_slice() else { return Err(command.tell_usage()) };
-    let size = number(size).map_err(wrong)?;
-    let image = open_image(session)?.image.clone();
-    session.wait(image.resize(size, true)).map(|()| Flow::Continue).map_err(|error| {
-        tell(error.message());
-        Failed
-    })
 }
 
 /// `flush`
@@ -138,10 +120,19 @@ fn check_registered(arguments: &Arguments) -> Done<()> {
     }
 }
 
+fn check_whole_sectors(what: &str, value: u64) -> Done<()> {
+    match value.is_multiple_of(SECTOR_BYTES) {
+        true => Ok(()),
+        false => Err(wrong(format!("{value} is not a sector-aligned value for '{what}'"))),
+    }
+}
+
 /// A write that is about to begin.
 struct Write {
     range: Range,
     content: Content,
+    /// Store compressed clusters.
+    compressed: bool,
     /// Flush behind it.
     durable: bool,
     /// Keep the start of the image from looking like another format.
@@ -171,6 +162,7 @@ impl Write {
         Ok(Self {
             range,
             content,
+            compressed: arguments.has('c'),
             durable: arguments.has('f') || open.args.cache.writethrough,
             guard_start: open.guessed_raw,
             style: style(arguments),
@@ -184,7 +176,12 @@ impl Write {
             return Err(Failed);
         }
         for (offset, piece) in pieces(bytes) {
-            image.write(self.range.at + offset, &piece).await.map_err(told)?;
+            let at = self.range.at + offset;
+            let written = match self.compressed {
+                true => image.write_compressed(at, &piece).await,
+                false => image.write(at, &piece).await,
+            };
+            written.map_err(told)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::tool::{Pair, Tool};
 const SETUP: &str = "
     img create -q -f qcow2 a.qcow2 1M
     img create -q -f raw a.raw 1M
+    img create -q -f qcow2 packed.qcow2 1000k
     img create -q -f qcow2 -b a.qcow2 -F qcow2 top.qcow2
 ";
 
@@ -153,6 +154,36 @@ const RUNS: &[(&str, &[&str])] = &[
         "top.qcow2",
         &["write -P 2 64k 1k", "read -P 2 64k 1k", "map", "alloc 0 1M", "read -P 0xcd 0 64k"],
     ),
+    (
+        "packed.qcow2",
+        &[
+            "write -c 0 128k",
+            "write -c -P 5 64k 64k",
+            "write -c -P 5 512 64k",
+            "write -c -P 5 128k 512",
+            "write -c -P 5 128k 100",
+            "write -c -P 5 100 512",
+            "write -c -P 5 960k 40k",
+            "write -cf 0 64k",
+            "write -bz 0 64k",
+            "write -z 256k 64k",
+            "write -zu 320k 64k",
+            "write -c -P 6 256k 128k",
+            "write -c -s /bin/true 384k 64k",
+            "write -zr 0 512",
+            "write 0 3G",
+            "write -c 1M 64k",
+            "read -P 6 256k 128k",
+            "discard 0 64k",
+            "aio_write -zr 0 512",
+            "map",
+        ],
+    ),
+    ("-f raw a.raw", &["write -c 0 64k"]),
+    ("packed.qcow2", &["truncate 2M", "length", "t 500k", "length", "truncate 1000", "truncate x"]),
+    ("packed.qcow2", &["truncate -m nope 2M", "truncate -x 1", "truncate -m off 1M", "length"]),
+    ("-f raw a.raw", &["truncate 2M", "length", "truncate 1M", "length"]),
+    ("-r a.raw", &["truncate 2M"]),
     ("missing", &["length"]),
     ("-f foo a.qcow2", &["length"]),
     ("-f qcow2 a.raw", &["length"]),
@@ -174,7 +205,7 @@ fn both_say_and_do_the_same() {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
-    for name in ["a.qcow2", "top.qcow2"] {
+    for name in ["a.qcow2", "top.qcow2", "packed.qcow2"] {
         pair.same_clean_image(name);
     }
     pair.same_disk("a.raw");

@@ -80,7 +80,7 @@ fn features_not_served_yet_are_read_and_named() {
     assert_eq!(aes.unserved_feature(), Some("encryption (AES)"));
 
     let external = assert_survives(&["-o", "data_file=data,data_file_raw=on"], "1M");
-    assert_eq!(external.unserved_feature(), Some("external data file"));
+    assert_eq!(external.unserved_feature(), None);
     assert_eq!(external.extensions.data_file.as_deref(), Some("data".as_ref()));
 
     let extended = assert_survives(&["-o", "extended_l2=on"], "1G");
