@@ -299,7 +299,7 @@ impl<'c> Drive<'c> {
         in_flight.swap_remove(own);
     }
 
-    /// A compressed write, which is refused where data lies already.
+    /// A compressed write, which is refused where data lies already, and of an image whose data lies in a file of its own.
     async fn write_compressed(&self, image: &Image<SimDisk>, stamp: u64, at: u64, count: u64) {
         let size = image.virtual_size() / SECTOR;
         let range = self.case.shape.touched_clusters(at, count, size);
@@ -307,7 +307,11 @@ impl<'c> Drive<'c> {
         let write = self.history.borrow_mut().begin_write(range.clone(), value);
         let payload = Buffer::from_bytes(&sectors(range.clone().map(value))).payload();
         let written = image.write_compressed(range.start * SECTOR, &payload).await;
-        let refused = |e: &qcow::Error| e.kind() == ErrorKind::Io && e.errno().is_none();
+        let refused = |e: &qcow::Error| match e.kind() {
+            ErrorKind::Io => e.errno().is_none(),
+            ErrorKind::Unsupported => self.case.shape.is_external(),
+            _ => false,
+        };
         let written = match written {
             Err(e) if refused(&e) => Err(e),
             other => self.allow(other, "compressed write"),
