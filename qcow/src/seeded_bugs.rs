@@ -26,6 +26,10 @@ pub enum Bug {
     NoBarrierBeforeLongerL1,
     /// A header that is replaced may be switched to before all of it is durable.
     NoBarrierBetweenHeaderSteps,
+    /// An image names another backing file before what differs there is durable in the image.
+    BackingBeforeData,
+    /// The header may name the L1 table of an emptied image before it is durable.
+    NoBarrierBeforeEmptyL1,
     /// A disk has its new size before what was behind its end reads as zeros.
     SizeBeforeZeros,
     /// What a backing file has behind the old end of a disk shows when it grows.

@@ -9,8 +9,8 @@ use crate::failure::{Failure, Outcome, tell};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
-    bench, bitmap, check, compare, convert, create, dd, info, io, manual, map, measure, output,
-    resize, snapshot, unbuilt,
+    bench, bitmap, check, commit, compare, convert, create, dd, info, io, manual, map, measure,
+    output, rebase, resize, snapshot, unbuilt,
 };
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
@@ -41,6 +41,7 @@ pub enum Command {
     Bench(bench::Args),
     Bitmap(bitmap::Args),
     Check(check::Args),
+    Commit(commit::Args),
     Compare(compare::Args),
     Completions(manual::CompletionsArgs),
     Convert(convert::Args),
@@ -53,6 +54,7 @@ pub enum Command {
     Man(manual::ManArgs),
     Map(map::Args),
     Measure(measure::Args),
+    Rebase(rebase::Args),
     Resize(resize::Args),
     Snapshot(snapshot::Args),
     /// Draw the layers of a disk - backing images and internal snapshots - with what each takes, alone and shared
@@ -69,6 +71,7 @@ impl Command {
             Self::Bench(args) => bench::run(args).map(|()| 0),
             Self::Bitmap(args) => bitmap::run(args).map(|()| 0),
             Self::Check(args) => check::run(args),
+            Self::Commit(args) => commit::run(args).map(|()| 0),
             Self::Compare(args) => compare::run(args),
             Self::Completions(args) => {
                 manual::print_completions(args);
@@ -83,6 +86,7 @@ impl Command {
             Self::Man(args) => manual::write_pages(args).map(|()| 0),
             Self::Map(args) => map::run(args).map(|()| 0),
             Self::Measure(args) => measure::run(args).map(|()| 0),
+            Self::Rebase(args) => rebase::run(args).map(|()| 0),
             Self::Resize(args) => resize::run(args).map(|()| 0),
             Self::Snapshot(args) => snapshot::run(args).map(|()| 0),
             Self::Tree(args) => layers::run(args, Shape::Tree).map(|()| 0),

@@ -65,7 +65,7 @@ pub(super) struct Qcow2<D: Disk> {
     /// Whether flushes reach the disk.
     pub flushes: bool,
     /// Whether it has a backing file, opened or not.
-    pub names_backing: bool,
+    pub names_backing: AtomicBool,
     /// The header as it is on disk.
     pub header: Mutex<Header>,
     /// Whether the header says what it must say while the image is being changed.
@@ -90,6 +90,11 @@ pub(super) struct Qcow2<D: Disk> {
 }
 
 impl<D: Disk> Qcow2<D> {
+    /// Whether it has a backing file, opened or not.
+    pub fn has_backing(&self) -> bool {
+        self.names_backing.load(Ordering::Acquire)
+    }
+
     /// Asks the metadata a question, loading what it takes to answer it.
     pub async fn ask<T>(
         &self,

@@ -11,6 +11,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::sync::Exclusive;
 
+mod backing;
 pub mod bitmap;
 pub mod check;
 mod claim;
@@ -28,6 +29,7 @@ pub mod info;
 mod layer;
 mod layout;
 mod load;
+mod make_empty;
 mod map;
 mod mark;
 mod open;
@@ -91,6 +93,15 @@ impl<D: Disk> Image<D> {
     pub fn cluster_size(&self) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.geometry.cluster_size()),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// What the top image can have of the disk without the rest of its cluster, in bytes: a subcluster or a cluster; `None`
+    /// where it has no clusters.
+    pub fn subcluster_size(&self) -> Option<u64> {
+        match self.top() {
+            Layer::Qcow2(qcow2) => Some(qcow2.geometry.subcluster_size()),
             Layer::Raw(_) => None,
         }
     }

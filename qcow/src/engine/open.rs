@@ -103,7 +103,7 @@ async fn open_below<G: Gate>(
         Below::Like(None, format) => open_backing(gate, image, layer, *format).await,
         Below::Like(Some(path), format) => {
             let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
-            qcow2.names_backing = true;
+            qcow2.names_backing = AtomicBool::new(true);
             let disk = gate.open_image(path, false)?;
             Ok(Some((path.to_owned(), disk, *format)))
         }
@@ -229,7 +229,7 @@ async fn open_qcow2<G: Gate>(
         size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
         flushes: options.flushes,
-        names_backing: header.backing_name.is_some(),
+        names_backing: AtomicBool::new(header.backing_name.is_some()),
         header: Mutex::new(header),
         marked: AtomicBool::new(false),
         prepared: AtomicBool::new(false),

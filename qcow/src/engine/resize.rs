@@ -104,7 +104,7 @@ impl<D: Disk> Image<D> {
         preallocation: Preallocation,
     ) -> Result<()> {
         qcow2.check_resizable(size).await.map_err(|e| qcow2.named(e))?;
-        if size > old && qcow2.names_backing && self.layer_count() == 1 {
+        if size > old && qcow2.has_backing() && self.layer_count() == 1 {
             let what = "a disk whose backing file is not open cannot grow: it may show through";
             return Err(qcow2.named(Error::unsupported(what)));
         }

@@ -139,7 +139,7 @@ impl<D: Disk> Image<D> {
             // Nothing is mapped: there is nothing to free, and without a backing file it reads as zeros.
             ChangeStep::NoTable { count }
                 if change == Change::Discard
-                    || !qcow2.names_backing
+                    || !qcow2.has_backing()
                     || Bug::ZeroingShowsBacking.is_seeded() =>
             {
                 Ok(count)
@@ -193,8 +193,8 @@ impl Change {
 
 impl<D: Disk> Qcow2<D> {
     /// Whether a mapping can make a cluster read as zeros.
-    fn can_map_zeros(&self) -> bool {
-        lock(&self.meta).map.has_zero_flag() || !self.names_backing
+    pub(super) fn can_map_zeros(&self) -> bool {
+        lock(&self.meta).map.has_zero_flag() || !self.has_backing()
     }
 
     fn change_held(&self, hold: &Hold<'_, D>, change: Change, discard: Discard) {
@@ -205,7 +205,12 @@ impl<D: Disk> Qcow2<D> {
     }
 
     /// The clusters that lie in the range as a whole; one that the end of the disk cuts off counts as whole.
-    fn whole_clusters(&self, at: u64, len: u64, size: u64) -> Option<(GuestCluster, u64)> {
+    pub(super) fn whole_clusters(
+        &self,
+        at: u64,
+        len: u64,
+        size: u64,
+    ) -> Option<(GuestCluster, u64)> {
         let cluster = self.geometry.cluster_size();
         let first = at.div_ceil(cluster);
         let end = if at + len == size { size.div_ceil(cluster) } else { (at + len) / cluster };

@@ -2,8 +2,10 @@
 
 use super::map::Slot;
 use super::reclaim::Release;
+use super::regions::Kind;
+use super::table::WordTable;
 use super::{Asked, Meta};
-use crate::addr::{Geometry, HostCluster, L1Index, SliceKey};
+use crate::addr::{Geometry, HostCluster, HostOffset, L1Index, SliceKey};
 use crate::error::Result;
 use crate::format::entry::Mapping;
 
@@ -52,6 +54,24 @@ impl Meta {
         }
         self.leave(table, named);
         true
+    }
+
+    /// Goes on with an L1 table at `offset`, to which the header points already and which names nothing; the L2 tables that
+    /// the old one named, which are to be [left](Self::leave).
+    pub fn empty_l1(&mut self, geometry: Geometry, offset: HostOffset) -> Result<Vec<HostCluster>> {
+        let entries = self.map.l1().words().len();
+        let new = geometry.host_span(offset, entries as u64 * 8);
+        self.check_target(geometry, new.0, new.1)?;
+        self.note_changed(new.0, new.1);
+        let mut tables = Vec::new();
+        for index in 0..entries {
+            tables.extend(self.map.unlink_table(L1Index(index))?.map(|table| table.cluster));
+        }
+        let (first, count) = self.map.l1().span(geometry);
+        self.leave_table(first, count);
+        self.map.replace_l1(WordTable::new(offset, vec![0; entries]));
+        self.regions.add(Kind::L1, new.0, new.1)?;
+        Ok(tables)
     }
 
     /// Sends a table that no entry names any more, and all that it names, on their way to being free.

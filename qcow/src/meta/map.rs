@@ -340,6 +340,11 @@ impl Map {
         self.l1 = table;
     }
 
+    /// Goes on with another L1 table, which is on disk, and whose entries are all empty as those of this one are by now.
+    pub fn replace_l1(&mut self, l1: WordTable) {
+        self.l1 = l1;
+    }
+
     /// Goes on with `l1`, which is on disk; the L2 tables may have changed, too. Nobody is using any of them.
     pub fn restart(&mut self, l1: WordTable) {
         assert!(!self.is_dirty() && self.making.is_empty(), "a map starts anew when it is clean");

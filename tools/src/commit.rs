@@ -1,0 +1,193 @@
+//! `qcow commit`: what an image has is written to an image below it, and the image is emptied.
+//!
+//! All of it is durable in the lower image before the upper one is emptied, so nothing is lost at any moment.
+
+use std::path::{Path, PathBuf};
+
+use qcow::disk::uring::block_on;
+use qcow::disk::{Buffer, Payload};
+use qcow::engine::Resize;
+use qcow::{Error, ErrorKind};
+
+use crate::arguments::{ImageArgs, one_file};
+use crate::cache::Cache;
+use crate::failure::{Failure, Outcome};
+use crate::image::{HostImage, Opening};
+use crate::output::say;
+use crate::progress::Progress;
+use crate::rate::Rate;
+
+const COMMAND: &str = "commit";
+
+/// Bytes that are copied at a time.
+const CHUNK_LEN: u64 = 2 << 20;
+
+/// Write what an image has to its backing file, and empty the image
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Say nothing unless something is wrong
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    progress: bool,
+    /// Write to this image of the backing chain, and to none between; implies -d
+    #[arg(short, long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// Leave the image as it is
+    #[arg(short, long)]
+    drop: bool,
+    /// Copy at most this many bytes a second, with an optional suffix k, M, G, T, P or E
+    #[arg(short, long, value_name = "BYTES")]
+    rate: Option<String>,
+    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
+    #[arg(short = 't', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// The image
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let rate = args.rate.as_deref().map(Rate::parse).transpose()?;
+    let path = one_file(COMMAND, &args.files)?;
+    args.image.refuse_unbuilt()?;
+    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let opening = Opening { cache, ..args.image.opening() };
+    // With its backing files once, which shows that all of them are there and that nobody writes to them.
+    let base = {
+        let chain = opening.open(path)?;
+        find_base(args, path, &chain)?
+    };
+    let top = Opening { writable: true, backing: false, ..opening }.open(path)?;
+    // Read past the locks of this very program.
+    let chain = Opening { shared: true, ..opening }.open(path)?;
+    let lower = hold_between(&chain, base)?;
+    let committed = commit(args, &chain, base, cache, rate);
+    drop((chain, lower));
+    let emptied = match committed {
+        Ok(()) if !args.drop && args.base.is_none() => empty(&top),
+        other => other,
+    };
+    let closed = block_on(top.close());
+    emptied?;
+    closed.map_err(|e| Failure::new(e.message()).context("Error while closing the image"))?;
+    if !args.quiet {
+        say!("Image committed.");
+    }
+    Ok(())
+}
+
+/// The depth of the image that is written to.
+fn find_base(args: &Args, path: &Path, chain: &HostImage) -> Outcome<usize> {
+    let Some(base) = &args.base else {
+        return match chain.layer_count() {
+            1 => Err(Failure::new("Image does not have a backing file")),
+            _ => Ok(1),
+        };
+    };
+    let is_base = |depth: &usize| {
+        // A relative name starts from the directory of the image that may name it.
+        let above = chain.layer_path(depth - 1).parent().unwrap_or(Path::new(""));
+        let wanted = above.join(base).canonicalize();
+        let found = chain.layer_path(*depth).canonicalize();
+        matches!((wanted, found), (Ok(wanted), Ok(found)) if wanted == found)
+    };
+    (1..chain.layer_count()).find(is_base).ok_or_else(|| {
+        let (base, path) = (base.display(), path.display());
+        Failure::new(format!("Did not find '{base}' in the backing chain of '{path}'"))
+    })
+}
+
+/// Opens the images between the top and the base, so that nobody writes to them meanwhile.
+fn hold_between(chain: &HostImage, base: usize) -> Outcome<Vec<HostImage>> {
+    let open = |depth| {
+        let format = chain.layer_format(depth).to_string();
+        let opening = Opening { format: Some(&format), backing: false, ..Opening::default() };
+        opening.open(chain.layer_path(depth))
+    };
+    (1..base).map(open).collect()
+}
+
+fn commit(
+    args: &Args,
+    chain: &HostImage,
+    depth: usize,
+    cache: Cache,
+    rate: Option<Rate>,
+) -> Outcome {
+    let format = chain.layer_format(depth).to_string();
+    let opening = Opening { format: Some(&format), writable: true, cache, ..Opening::default() };
+    let base = opening.open(chain.layer_path(depth))?;
+    let progress = Progress::new(args.progress && !args.quiet, chain.virtual_size());
+    let copy = Copy { chain, depth, base: &base };
+    let copied = block_on(copy.run(progress, rate));
+    // Whatever came of it, what has been written is kept, and the file is left in order.
+    let closed = block_on(base.close());
+    copied?;
+    closed.map_err(told)
+}
+
+/// What the images above the base have, on its way to the base.
+struct Copy<'a> {
+    chain: &'a HostImage,
+    depth: usize,
+    base: &'a HostImage,
+}
+
+impl Copy<'_> {
+    async fn run(&self, mut progress: Progress, mut rate: Option<Rate>) -> Outcome {
+        let size = self.chain.virtual_size();
+        if self.base.virtual_size() < size {
+            let how = Resize { shrink: false, preallocation: qcow::engine::Preallocation::Off };
+            self.base.resize_as(size, &how).await.map_err(told)?;
+        }
+        let buffer = Buffer::zeroed(CHUNK_LEN as usize).payload();
+        let mut at = 0;
+        while at < size {
+            let (done, written) = self.copy_some(at, size - at, &buffer).await?;
+            if let Some(rate) = &mut rate {
+                rate.wait_for(written);
+            }
+            progress.advance(done);
+            at += done;
+        }
+        self.base.flush().await.map_err(told)?;
+        progress.finish();
+        Ok(())
+    }
+
+    /// Copies a first part of `len` bytes at `at`: how long it is, and how many bytes of it were written.
+    async fn copy_some(&self, at: u64, len: u64, buffer: &Payload) -> Outcome<(u64, u64)> {
+        let extent = self.chain.map(at, len).await.map_err(told)?;
+        if !extent.present || extent.depth >= self.depth {
+            return Ok((extent.len, 0));
+        }
+        if extent.zero {
+            self.base.write_zeroes(at, extent.len, true).await.map_err(told)?;
+            return Ok((extent.len, 0));
+        }
+        let bytes = buffer.slice(0, extent.len.min(buffer.len()));
+        self.chain.read(at, &bytes).await.map_err(told)?;
+        self.base.write(at, &bytes).await.map_err(told)?;
+        Ok((bytes.len(), bytes.len()))
+    }
+}
+
+fn empty(top: &HostImage) -> Outcome {
+    block_on(async {
+        match top.make_empty().await {
+            Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(()),
+            emptied => emptied?,
+        }
+        top.trim().await
+    })
+    .map_err(told)
+}
+
+fn told(error: Error) -> Failure {
+    Failure::from(error)
+}

@@ -1,0 +1,262 @@
+//! `qcow rebase`: another backing file for an image, which goes on to show the same disk.
+//!
+//! What the old and the new backing files differ in, where the image has nothing of its own, is written to the image first.
+//! That is durable before the image names the new one: a crash leaves an image that shows the same disk on the old backing
+//! file or on the new one.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use qcow::disk::uring::block_on;
+use qcow::disk::{Buffer, Payload};
+use qcow::engine::Format;
+use qcow::{Error, ErrorKind};
+
+use crate::arguments::{ImageArgs, one_file};
+use crate::cache::Cache;
+use crate::failure::{Failure, Outcome};
+use crate::image::{self, HostImage, Opening};
+use crate::progress::Progress;
+use crate::unbuilt;
+
+const COMMAND: &str = "rebase";
+
+/// Bytes that are compared at a time, at least.
+const CHUNK_LEN: u64 = 2 << 20;
+
+/// Change the backing file of an image, which goes on to show the same disk unless -u is given
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Say nothing unless something is wrong
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    progress: bool,
+    /// The new backing file; an empty name for none
+    #[arg(short, long, value_name = "FILE")]
+    backing: Option<OsString>,
+    /// Format of the new backing file
+    #[arg(short = 'F', long, value_name = "FMT")]
+    backing_format: Option<String>,
+    /// Change the name alone and look at no backing file: for one that has been moved or renamed
+    #[arg(short = 'u', long)]
+    backing_unsafe: bool,
+    /// Compress what is written to the image (not supported yet)
+    #[arg(short, long)]
+    compress: bool,
+    /// Read the new backing file even while other programs write it
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// Cache mode of the image: writeback (default), none, directsync, writethrough or unsafe
+    #[arg(short = 't', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// Cache mode of the new backing file
+    #[arg(short = 'T', long, value_name = "MODE")]
+    backing_cache: Option<String>,
+    /// The image
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let path = one_file(COMMAND, &args.files)?;
+    if !args.backing_unsafe && args.backing.is_none() {
+        let message = "Must specify backing file (-b) or use unsafe mode (-u)";
+        return Err(Failure::usage(COMMAND, message));
+    }
+    args.image.refuse_unbuilt()?;
+    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let backing_cache = args.backing_cache.as_deref();
+    let backing_cache = Cache::parse_option(backing_cache, "source cache", Cache::WRITEBACK)?;
+    let backing = !args.backing_unsafe;
+    let opening = Opening { writable: true, cache, backing, ..args.image.opening() };
+    let image = opening.open_to_write(path)?;
+    let rebased = rebase(args, &image, backing_cache);
+    let closed = block_on(image.close());
+    rebased?;
+    closed.map_err(|e| Failure::new(e.message()))
+}
+
+fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
+    if args.compress && image.format() == Format::Raw {
+        return Err(Failure::new("Compression not supported for this file format"));
+    }
+    if let Some(format) = &args.backing_format {
+        image::parse_format(format)
+            .map_err(|_| Failure::new(format!("Invalid format name: '{format}'")))?;
+    }
+    let name = args.backing.as_deref().filter(|name| !name.is_empty());
+    let mut progress = Progress::new(args.progress && !args.quiet, image.virtual_size());
+    if !args.backing_unsafe {
+        unbuilt::refuse_option(args.compress, "-c")?;
+        let new = name
+            .map(|name| open_new(args, image.layer_path(0), name, backing_cache))
+            .transpose()?;
+        check_format(args)?;
+        image.expect_backing();
+        let difference = Difference { image, new: new.as_ref(), align: align_of(image) };
+        block_on(difference.write_all(&mut progress))?;
+    }
+    check_format(args)?;
+    let backing = name.map(|name| (name.to_owned(), args.backing_format.clone()));
+    block_on(image.set_backing(backing)).map_err(|e| not_changed(args, &e))?;
+    progress.finish();
+    Ok(())
+}
+
+/// The new backing file; its name starts from the image's directory.
+fn open_new(args: &Args, path: &Path, name: &OsStr, cache: Cache) -> Outcome<HostImage> {
+    let shown = name.to_string_lossy();
+    let resolved = qcow::gate::resolve_name(path, name)
+        .map_err(|e| Failure::new(e.message()).context("Could not resolve backing filename"))?;
+    let format = args.backing_format.as_deref();
+    let opening = Opening { format, cache, shared: args.force_share, ..Opening::default() };
+    opening
+        .open_plainly(&resolved)
+        .map_err(|e| Failure::new(e).context(format!("Could not open new backing file '{shown}'")))
+}
+
+/// A backing file is named together with its format, so that nobody has to guess it.
+fn check_format(args: &Args) -> Outcome {
+    match (&args.backing, &args.backing_format) {
+        (Some(name), None) if !name.is_empty() => {
+            Err(refused(args, "backing format must be specified"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn not_changed(args: &Args, error: &Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Limit => refused(args, "No space left in the file header"),
+        ErrorKind::Invalid => refused(args, "Invalid argument"),
+        ErrorKind::Unsupported => refused(args, "Operation not supported"),
+        _ => refused(args, error.message()),
+    }
+}
+
+fn refused(args: &Args, why: &str) -> Failure {
+    // As QEMU tells it where no name was given.
+    let name = args.backing.as_ref().map_or("(null)".into(), |name| name.to_string_lossy());
+    Failure::new(format!("Could not change the backing file to '{name}': {why}"))
+}
+
+fn align_of(image: &HostImage) -> u64 {
+    image.subcluster_size().unwrap_or(1).max(1)
+}
+
+/// What an image would show otherwise on another backing file.
+struct Difference<'a> {
+    image: &'a HostImage,
+    /// The new backing file, unless there is to be none.
+    new: Option<&'a HostImage>,
+    /// What the image has of its own comes in units of so many bytes.
+    align: u64,
+}
+
+impl Difference<'_> {
+    /// Writes it to the image.
+    async fn write_all(&self, progress: &mut Progress) -> Outcome {
+        let size = self.image.virtual_size();
+        let chunk = CHUNK_LEN.max(self.align);
+        let buffers = [(); 2].map(|()| Buffer::zeroed(chunk as usize).payload());
+        let mut at = 0;
+        while at < size {
+            let done = self.write_some(at, (size - at).min(chunk), &buffers).await?;
+            progress.advance(done);
+            at += done;
+        }
+        Ok(())
+    }
+
+    /// Writes the difference in a first part of `len` bytes at `at`, the start of a unit; how long that part is.
+    async fn write_some(&self, at: u64, len: u64, buffers: &[Payload; 2]) -> Outcome<u64> {
+        let extent = self.image.map(at, len).await;
+        let extent = extent.map_err(|e| {
+            Failure::new(format!("error while reading image metadata: {}", e.message()))
+        })?;
+        if extent.present && extent.depth == 0 {
+            return Ok(extent.len);
+        }
+        // Lower images may have smaller clusters.
+        let len = extent.len.next_multiple_of(self.align).min(self.image.virtual_size() - at);
+        let is_zero = extent.zero && len == extent.len;
+        if is_zero && self.new_is_zero(at, len).await? {
+            return Ok(len);
+        }
+        let len = len.min(buffers[0].len());
+        let [old, new] = buffers.each_ref().map(|buffer| buffer.slice(0, len));
+        let read = self.image.read(at, &old).await;
+        read.map_err(|_| Failure::new("error while reading from old backing file"))?;
+        self.read_new(at, &new).await?;
+        let mut done = 0;
+        while done < len {
+            let (run, differs) = self.run(&old, &new, done);
+            if differs {
+                self.write(at + done, &old.slice(done, run)).await?;
+            }
+            done += run;
+        }
+        Ok(len)
+    }
+
+    /// How many bytes from `from` on are in units that all differ, or are all equal.
+    fn run(&self, old: &Payload, new: &Payload, from: u64) -> (u64, bool) {
+        let unit = |at: u64| self.align.max(512).min(old.len() - at);
+        let differs = |at: u64| {
+            let (one, other) = (old.slice(at, unit(at)), new.slice(at, unit(at)));
+            one.first_difference(&other).is_some()
+        };
+        let kind = differs(from);
+        let mut end = from + unit(from);
+        while end < old.len() && differs(end) == kind {
+            end += unit(end);
+        }
+        (end - from, kind)
+    }
+
+    async fn write(&self, at: u64, bytes: &Payload) -> Outcome {
+        let written = match bytes.is_zero() {
+            true => self.image.write_lasting_zeroes(at, bytes.len()).await,
+            false => self.image.write(at, bytes).await,
+        };
+        written
+            .map_err(|e| Failure::new(format!("Error while writing to COW image: {}", e.message())))
+    }
+
+    /// The part of `len` bytes at `at` that the new backing file reaches.
+    fn reach(&self, at: u64, len: u64) -> u64 {
+        self.new.map_or(0, |new| new.virtual_size().saturating_sub(at).min(len))
+    }
+
+    async fn new_is_zero(&self, at: u64, len: u64) -> Outcome<bool> {
+        let Some(new) = self.new else { return Ok(true) };
+        let reach = self.reach(at, len);
+        let mut done = 0;
+        while done < reach {
+            let extent = new.map(at + done, reach - done).await.map_err(unreadable)?;
+            if !extent.zero {
+                return Ok(false);
+            }
+            done += extent.len;
+        }
+        Ok(true)
+    }
+
+    async fn read_new(&self, at: u64, into: &Payload) -> Outcome {
+        let reach = self.reach(at, into.len());
+        into.zero(reach, into.len() - reach);
+        match self.new {
+            Some(new) if reach > 0 => new.read(at, &into.slice(0, reach)).await.map_err(unreadable),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unreadable(_: Error) -> Failure {
+    Failure::new("error while reading from new backing file")
+}
