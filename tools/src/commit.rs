@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Outcome {
     let opening = Opening { cache, ..args.image.opening() };
     // With its backing files once, which shows that all of them are there and that nobody writes to them.
     let base = {
-        let chain = opening.open(path)?;
+        let chain = opening.open_to_write(path)?;
         find_base(args, path, &chain)?
     };
     let top = Opening { writable: true, backing: false, ..opening }.open(path)?;
@@ -155,9 +155,7 @@ impl Copy<'_> {
             progress.advance(done);
             at += done;
         }
-        self.base.flush().await.map_err(told)?;
-        progress.finish();
-        Ok(())
+        self.base.flush().await.map_err(told)
     }
 
     /// Copies a first part of `len` bytes at `at`: how long it is, and how many bytes of it were written.

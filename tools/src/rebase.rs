@@ -104,7 +104,9 @@ fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
     check_format(args)?;
     let backing = name.map(|name| (name.to_owned(), args.backing_format.clone()));
     block_on(image.set_backing(backing)).map_err(|e| not_changed(args, &e))?;
-    progress.finish();
+    if args.backing_unsafe {
+        progress.finish();
+    }
     Ok(())
 }
 

@@ -34,6 +34,9 @@ impl<D: Disk> Image<D> {
             let named = qcow2.guarded(qcow2.named_by(table, punch)).await?;
             lock(&qcow2.meta).leave(table, named);
         }
+        qcow2.write_back().await?;
+        // The table lies behind what was there; now there is room in front, so that the file can become short.
+        qcow2.guarded(qcow2.switch_to_empty_l1()).await?;
         qcow2.write_back().await
     }
 }
@@ -61,7 +64,8 @@ impl<D: Disk> Qcow2<D> {
         // From here on the header may name them.
         claimed.keep();
         let l1_table_offset = self.geometry.host_start(first);
-        self.commit_header(Header { l1_table_offset, ..lock(&self.header).clone() }).await?;
+        let header = Header { l1_table_offset, ..lock(&self.header).clone() };
+        self.commit_header(header).await?;
         let emptied = lock(&self.meta).empty_l1(self.geometry, l1_table_offset);
         emptied.map_err(|e| self.named(e))
     }

@@ -130,7 +130,6 @@ fn wrong_ways_are_refused_in_the_same_words() {
         "commit -f raw x",
         "commit -f foo x",
         "commit -z x",
-        "commit -p x",
         "commit -q x",
         "commit -d x",
     ] {

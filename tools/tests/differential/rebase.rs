@@ -91,7 +91,17 @@ fn the_disk_stays_what_it_was() {
     for chain in CHAINS {
         let pair = Pair::prepared(chain);
         keep(&pair);
-        pair.same_img(&format!("rebase -f qcow2 -b new -F {} x", format_of(chain)));
+        let (ours, theirs) = pair.img(&format!("rebase -f qcow2 -b new -F {} x", format_of(chain)));
+        assert_eq!(ours.code, Some(0), "{ours:?}");
+        Tool::Theirs.img(pair.ours(), "check -f qcow2 x").expect_success();
+        Tool::Theirs.img(pair.ours(), "compare -F raw x before").expect_success();
+        // QEMU's dies of some backing files that end in the middle of what it reads, and shows what is new where an image
+        // of version 2 had no backing file. What it leaves then is not looked at.
+        let kept = Tool::Theirs.img(pair.theirs(), "compare -F raw x before").code == Some(0);
+        if theirs.code.is_none() || !kept {
+            continue;
+        }
+        assert_eq!(ours, theirs, "{chain}");
         expect_unchanged(&pair);
         // Nothing of the old one is needed any more; and then nothing of any.
         if !chain.contains("-b new") {
