@@ -262,6 +262,8 @@ impl Meta {
         assert!(self.reclaim.is_idle(), "nothing is being freed");
         self.map.restart(l1);
         self.refs.restart();
+        // Its cluster may be among those that have become free.
+        self.packer = Packer::default();
     }
 
     /// Whether so much metadata waits for a flush that writers should start one.
