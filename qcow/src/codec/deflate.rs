@@ -60,7 +60,11 @@ impl Deflater {
         let status = state.compress(src, dst, FlushCompress::Finish);
         match status.map_err(|error| Error::invalid(format!("deflate failed: {error}")))? {
             Status::StreamEnd => Ok(Some(state.total_out() as usize)),
-            Status::Ok | Status::BufError => Ok(None),
+            Status::Ok | Status::BufError => {
+                // A reset does not take back what is waiting for room: a later stream would run over (zlib-rs 0.6.8).
+                self.state = None;
+                Ok(None)
+            }
         }
     }
 }

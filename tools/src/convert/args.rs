@@ -1,5 +1,6 @@
 //! The command line of `qcow convert`, checked.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use qcow::engine::{Format, SnapshotChoice};
@@ -51,9 +52,15 @@ pub struct Args {
     /// Options of the target's format, as name=value,name=value; '-o help' lists them
     #[arg(short = 'o', long, value_name = "OPTIONS")]
     target_options: Vec<String>,
-    /// Compress the target (not supported yet)
+    /// Compress the target's clusters; qcow2 only
     #[arg(short, long)]
     compress: bool,
+    /// How hard to compress: 1 (fast) to 9 with zlib, to 22 with zstd; default 6, or 3 with zstd. Needs -c
+    #[arg(long, value_name = "N")]
+    level: Option<i32>,
+    /// Threads that compress; default as many as there are cores
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// Cache mode of the target: unsafe (default), writeback, none, directsync or writethrough. With unsafe, the target
     /// is not flushed: a crash of the host soon after may still lose it
     #[arg(short = 't', long, value_name = "MODE")]
@@ -135,6 +142,17 @@ pub(super) struct Job {
     pub(super) progress: bool,
     pub(super) verify: bool,
     pub(super) bitmaps: Bitmaps,
+    /// How the target's clusters are compressed, if they are.
+    pub(super) compression: Option<Compression>,
+}
+
+/// How to compress.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compression {
+    /// What to spend on it; `None` for what is usual.
+    pub(super) level: Option<i32>,
+    /// Threads.
+    pub(super) threads: usize,
 }
 
 impl Args {
@@ -166,6 +184,9 @@ impl Args {
         let target_cache =
             Cache::parse_option(self.target_cache.as_deref(), "cache", Cache::UNSAFE)?;
         let format = image::parse_new_format(&self.target_format)?;
+        if format == Format::Raw && self.compress {
+            return Err(Failure::new("Compression not supported for this file format"));
+        }
         if format == Format::Raw && self.backing.is_some() {
             return Err(Failure::new("Backing file not supported for file format 'raw'"));
         }
@@ -185,6 +206,7 @@ impl Args {
             granularity,
             parallel,
             in_order: !self.oob_writes,
+            compression: self.compression(sources.len())?,
             progress: self.progress && !self.quiet,
             verify: self.verify,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
@@ -223,6 +245,20 @@ impl Args {
         })
     }
 
+    fn compression(&self, sources: usize) -> Outcome<Option<Compression>> {
+        if !self.compress {
+            return match self.level.is_some() || self.threads.is_some() {
+                true => Err(Failure::new("--level and --threads go with -c")),
+                false => Ok(None),
+            };
+        }
+        unbuilt::refuse_option(sources > 1, "-c with several sources")?;
+        unbuilt::refuse_option(self.backing.is_some(), "-c with -B")?;
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = self.threads.map_or_else(cores, |threads| threads.clamp(1, PARALLEL_MAX));
+        Ok(Some(Compression { level: self.level, threads }))
+    }
+
     fn check_combinations(&self) -> Outcome {
         let rules = [
             (
@@ -253,7 +289,6 @@ impl Args {
         let given = [
             (self.source_image_opts, "--image-opts"),
             (self.target_image_opts, "--target-image-opts"),
-            (self.compress, "-c"),
             (self.rate.is_some(), "-r"),
             (self.copy_range_offloading, "-C"),
             (self.salvage, "--salvage"),

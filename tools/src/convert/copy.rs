@@ -8,6 +8,7 @@ use qcow::exec::join_all;
 use qcow::sync::{Exclusive, WaitQueue};
 
 use super::args::Job;
+use super::compress::Compress;
 use super::plan::{Content, Cursor, PART_LEN, Part, Piece, Source, ZeroRule};
 use super::{reading, writing};
 use crate::failure::{Failure, Outcome};
@@ -20,6 +21,8 @@ pub struct Copy<'a> {
     target: &'a HostImage,
     rule: ZeroRule,
     job: &'a Job,
+    /// Writes the target's clusters in compressed form.
+    compress: Option<Compress<'a>>,
     /// Zeros are told from data in blocks of so many bytes.
     block_len: u64,
     cursor: RefCell<Cursor<'a>>,
@@ -39,12 +42,19 @@ struct Turns {
 
 impl<'a> Copy<'a> {
     /// A conversion that has not begun.
-    pub fn new(sources: &'a [Source], target: &'a HostImage, rule: ZeroRule, job: &'a Job) -> Self {
+    pub fn new(
+        sources: &'a [Source],
+        target: &'a HostImage,
+        rule: ZeroRule,
+        job: &'a Job,
+        compress: Option<Compress<'a>>,
+    ) -> Self {
         // A cluster that holds any data is stored whole: writing it in one piece saves filling up its rest.
-        let block_len = job.granularity.max(target.cluster_size().unwrap_or(1)).max(512);
+        let cluster = target.cluster_size().unwrap_or(512);
+        let block_len = job.granularity.max(cluster).next_multiple_of(cluster);
         let cursor = RefCell::new(Cursor::new(sources, target, rule, block_len));
         let (taking, turns) = (Exclusive::default(), Turns::default());
-        Self { sources, target, rule, job, block_len, cursor, taking, turns }
+        Self { sources, target, rule, job, compress, block_len, cursor, taking, turns }
     }
 
     /// Runs it to its end.
@@ -145,15 +155,20 @@ impl<'a> Copy<'a> {
                     self.write_zeroes(base + at, run_end - at).await?;
                 }
                 (true, ZeroRule::Store) | (false, _) => {
-                    let written =
-                        self.target.write(base + at, &buffer.slice(at, run_end - at)).await;
-                    written.map_err(|e| writing(base + at, &e))?;
+                    self.write_data(base + at, &buffer.slice(at, run_end - at)).await?;
                     self.flush_if_writethrough().await?;
                 }
             }
             at = run_end;
         }
         Ok(())
+    }
+
+    async fn write_data(&self, at: u64, data: &Payload) -> Outcome {
+        match &self.compress {
+            Some(compress) => compress.write(at, data).await,
+            None => self.target.write(at, data).await.map_err(|e| writing(at, &e)),
+        }
     }
 
     /// Whether the blocks from `at` on are zero, and where the run of such blocks ends.

@@ -5,6 +5,7 @@
 
 mod args;
 mod bitmaps;
+mod compress;
 mod copy;
 mod plan;
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use qcow::disk::uring::block_on;
 
 use self::args::Job;
+use self::compress::Compress;
 use self::copy::Copy;
 use self::plan::{Source, ZeroRule};
 use crate::content::{self, Side};
@@ -99,6 +101,9 @@ fn create(job: &Job, total: u64) -> Outcome<PartialFile> {
     if values.number("size").is_none() {
         values.set_number("size", total);
     }
+    if job.compression.is_some() {
+        compress::check_options(&values)?;
+    }
     if let Some(backing) = &job.backing {
         values.set_text("backing_file", backing.as_str());
     }
@@ -131,7 +136,8 @@ fn fill(job: &Job, sources: &[Source], total: u64) -> Outcome {
     }
     let mut progress = Progress::new(job.progress, total);
     let rule = zero_rule(job, &target);
-    let copied = block_on(Copy::new(sources, &target, rule, job).run(&mut progress))
+    let compress = job.compression.map(|how| Compress::new(how, &target)).transpose()?;
+    let copied = block_on(Copy::new(sources, &target, rule, job, compress).run(&mut progress))
         .and_then(|()| bitmaps::copy(job, sources, &target));
     // Closed after a failure, too: what was copied until then stays readable where the target is kept.
     let closed = block_on(target.close())

@@ -6,6 +6,7 @@ mod bitmap;
 mod check;
 mod commit;
 mod compare;
+mod compress;
 mod convert;
 mod create;
 mod data_file;
