@@ -164,9 +164,12 @@ fn define(definition: clap::Command) -> clap::Command {
 
 /// Lets what follows an option be its value, whatever it looks like, as `getopt_long` does.
 fn take_any_value(definition: clap::Command) -> clap::Command {
-    definition.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
-        true => arg.allow_hyphen_values(true),
-        false => arg,
+    definition.mut_args(|arg| {
+        let takes_none = arg.get_num_args().is_some_and(|count| !count.takes_values());
+        match arg.get_action().takes_values() && !arg.is_positional() && !takes_none {
+            true => arg.allow_hyphen_values(true),
+            false => arg,
+        }
     })
 }
 
