@@ -7,7 +7,8 @@ fn commands(pair: &Pair) -> Vec<String> {
     let lines = said.stdout.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     let names = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
         let name = line.split_whitespace().next()?;
-        line.starts_with("  ").then(|| name.to_owned())
+        // A description that goes on in the next line is indented further.
+        line.strip_prefix("  ")?.starts_with(name).then(|| name.to_owned())
     });
     names.filter(|name| name.chars().all(|c| c.is_ascii_lowercase())).collect()
 }
