@@ -106,16 +106,10 @@ pub enum Bug {
     PackedCountedInPart,
     /// The place behind a compressed cluster is handed out twice.
     PackedTwice,
-    /// Compressed clusters are packed into a cluster that has become free.
-    PackedIntoFreed,
-    /// Compressed clusters are packed into a cluster whose hole is about to be punched.
-    PackedWhilePunched,
     /// Two compressed clusters in one cluster of the file lower its count by one together.
     PackedFreedOnce,
     /// A compressed cluster is mapped before its data has been written.
     PackedBeforeWritten,
-    /// A compressed write goes over data, which leaks.
-    PackedOverData,
     /// Changed metadata is evicted from the cache.
     DirtySliceEvicted,
     /// Metadata is loaded again while it is being written.

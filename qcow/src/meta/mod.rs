@@ -281,7 +281,7 @@ impl Meta {
     ) -> Asked<Result<(u64, bool)>> {
         let (count, last) = self.refs.same_fate(first, count_max)?;
         let clear = if last { self.regions.check_clear(first, count) } else { Ok(()) };
-        if last && !Bug::PackedWhilePunched.is_seeded() {
+        if last {
             self.packer.leave(first, count);
         }
         Ok(clear.map(|()| (count, last)))
@@ -323,9 +323,7 @@ impl Meta {
 
     /// Notes that the count of `cluster` has become zero.
     pub(super) fn freed(&mut self, cluster: HostCluster) {
-        if !Bug::PackedIntoFreed.is_seeded() {
-            self.packer.leave(cluster, 1);
-        }
+        self.packer.leave(cluster, 1);
         self.alloc.freed(cluster);
     }
 

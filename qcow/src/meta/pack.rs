@@ -167,5 +167,4 @@ impl Meta {
 /// Whether a cluster that is mapped so takes no space in the file.
 fn has_no_place(mapping: Mapping) -> bool {
     matches!(mapping, Mapping::Unallocated | Mapping::Zero { preallocated: None })
-        || Bug::PackedOverData.is_seeded()
 }
