@@ -166,6 +166,11 @@ impl Geometry {
         GuestCluster(subcluster.0 >> self.subclusters_order())
     }
 
+    /// First byte of subcluster `index` of `cluster`; with the number of subclusters, the first byte behind the cluster.
+    pub const fn offset_in(self, cluster: GuestCluster, index: u32) -> GuestOffset {
+        GuestOffset((cluster.0 << self.cluster_bits) + index as u64 * self.subcluster_size())
+    }
+
     /// The index of `subcluster` in its cluster.
     pub const fn subcluster_index(self, subcluster: GuestSubcluster) -> u32 {
         subcluster.0 as u32 & (self.subclusters_per_cluster() - 1)

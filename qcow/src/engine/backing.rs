@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 
 use super::Image;
 use super::layer::{Layer, Qcow2};
-use crate::addr::GuestOffset;
 use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::format::header::Header;
@@ -37,14 +36,17 @@ impl<D: Disk> Image<D> {
             return self.write_zeroes(at, len, false).await;
         };
         let whole = match qcow2.can_map_zeros() && qcow2.has_backing() {
-            true => qcow2.whole_clusters(at, len, self.virtual_size()),
+            true => {
+                let unit = qcow2.geometry.cluster_size();
+                qcow2.whole_parts(at, len, self.virtual_size(), unit)
+            }
             false => None,
         };
         // What no mapping can say is said in bytes.
-        let (first, count) =
-            whole.unwrap_or((qcow2.geometry.guest_cluster(GuestOffset::new(end)), 0));
-        let mapped = qcow2.geometry.guest_start(first).get().clamp(at, end);
-        let behind = (mapped + qcow2.geometry.bytes(count)).min(end);
+        let (mapped, behind) = whole.map_or((end, end), |whole| {
+            let mapped = qcow2.geometry.subcluster_start(whole.first).get();
+            (mapped, whole.end_offset(qcow2.geometry).get().min(end))
+        });
         self.write_zeros_as_bytes(at, mapped - at).await?;
         if behind > mapped {
             self.write_zeroes(mapped, behind - mapped, false).await?;

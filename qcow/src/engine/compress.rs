@@ -20,6 +20,7 @@ use crate::format::entry::CompressedExtent;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::Run;
 use crate::meta::pack::{PackStep, PackedClaim};
+use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -236,7 +237,9 @@ impl<D: Disk> Qcow2<D> {
         loop {
             match self.ask(|meta| meta.plan_packed(self.geometry, first, count)).await? {
                 PackStep::Table(l1) => self.make_table(l1).await?,
-                PackStep::Busy => self.wait_until_free(first).await,
+                PackStep::Busy => {
+                    self.wait_until_free(Span::of_clusters(self.geometry, first, 1)).await;
+                }
                 PackStep::Held(held) => return Ok(Hold { image: self, held }),
                 PackStep::Taken => {
                     let at = self.geometry.guest_start(first);

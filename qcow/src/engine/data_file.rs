@@ -22,7 +22,8 @@ use crate::format::feature::Autoclear;
 use crate::format::header::Header;
 use crate::gate::Gate;
 use crate::meta::map::DataPlace;
-use crate::meta::plan::{ChangeStep, Held, PunchStep, Written};
+use crate::meta::plan::{ChangeStep, Held, PunchStep};
+use crate::meta::span::Span;
 use crate::sync::lock;
 
 /// An open external data file.
@@ -136,8 +137,8 @@ impl<D: Disk> Qcow2<D> {
         discard: Discard,
     ) -> Result<()> {
         let Some(data) = self.data.as_ref().filter(|data| data.raw) else { return Ok(()) };
-        let at = self.geometry.guest_start(held.first).get();
-        let len = self.geometry.bytes(held.count).min(size.saturating_sub(at));
+        let at = self.geometry.subcluster_start(held.span.first).get();
+        let len = held.span.end_offset(self.geometry).get().min(size).saturating_sub(at);
         if len == 0 {
             return Ok(());
         }
@@ -155,29 +156,32 @@ impl<D: Disk> Qcow2<D> {
         self.zero_held(&hold.held, size, Change::Zero, Discard::Ignore).await?;
         self.sync_data().await?;
         let own = HostCluster::new(hold.held.first.get());
-        let linked = lock(&self.meta).link_held(self.geometry, &hold.held, own);
+        let linked = lock(&self.meta).link_held(self.geometry, &hold.held, own, hold.held.span);
         linked.map_err(|e| self.named(e))?;
         self.flush_metadata().await
     }
 
     /// Maps `count` clusters from `first` on, whatever their places in a raw data file hold.
     pub(super) async fn map_in_place(&self, first: GuestCluster, count: u64) -> Result<()> {
-        let mut done = 0;
-        while done < count {
-            let next = first.plus(done);
-            let step = self.ask(|meta| meta.plan_change(self.geometry, next, count - done));
-            match step.await? {
-                ChangeStep::Busy => self.wait_until_free(next).await,
+        let mut left = Span::of_clusters(self.geometry, first, count);
+        while left.count > 0 {
+            let next = self.geometry.cluster_of(left.first);
+            match self.ask(|meta| meta.plan_change(self.geometry, left)).await? {
+                ChangeStep::Busy(busy) => self.wait_until_free(busy).await,
                 ChangeStep::Table(l1) => self.make_table(l1).await?,
+                ChangeStep::Indivisible { .. } => {
+                    unreachable!("whole clusters are changed, and none of them is compressed")
+                }
                 ChangeStep::NoTable { .. } => {
                     self.make_table(self.geometry.l1_index(next)).await?;
                 }
                 ChangeStep::Held(held) => {
                     let hold = Hold { image: self, held };
                     let own = HostCluster::new(next.get());
-                    let linked = lock(&self.meta).link_held(self.geometry, &hold.held, own);
+                    let linked = lock(&self.meta).link_held(self.geometry, &held, own, held.span);
                     linked.map_err(|e| self.named(e))?;
-                    done += held.count;
+                    left = left.after(held.span.count);
+                    drop(hold);
                 }
             }
             if lock(&self.meta).wants_flush() {
@@ -223,10 +227,10 @@ impl<D: Disk> DataFile<D> {
     }
 }
 
-/// Clusters of a raw data file that are being written in place, released when dropped.
+/// What of a raw data file is being written in place, released when dropped.
 pub(super) struct WrittenHold<'a, D: Disk> {
     pub image: &'a Qcow2<D>,
-    pub written: Written,
+    pub written: Span,
 }
 
 impl<D: Disk> Drop for WrittenHold<'_, D> {

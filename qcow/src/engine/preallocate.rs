@@ -46,14 +46,14 @@ impl<D: Disk> Image<D> {
         match qcow2.ask(|meta| meta.plan_write(geometry, at, len)).await? {
             WriteStep::InPlace { len, .. } => Ok(len),
             WriteStep::Table(l1) => qcow2.make_table(l1).await.map(|()| 0),
-            WriteStep::Busy => {
-                qcow2.wait_until_free(geometry.guest_cluster(at)).await;
+            WriteStep::Busy(span) => {
+                qcow2.wait_until_free(span).await;
                 Ok(0)
             }
             WriteStep::Allocate(held) => {
                 let mut hold = Hold { image: qcow2, held };
                 qcow2.place(&mut hold.held, how).await?;
-                Ok(geometry.bytes(hold.held.count))
+                Ok(hold.held.span.end_offset(geometry).distance_from(at))
             }
         }
     }
@@ -70,7 +70,7 @@ impl<D: Disk> Qcow2<D> {
         let host = match &claimed {
             Some(claimed) => {
                 let run = claimed.run();
-                lock(&self.meta).shrink_hold(held, run.count);
+                lock(&self.meta).shrink_hold(self.geometry, held, run.count);
                 is_fresh = run.fresh;
                 Some(run.first)
             }
@@ -79,11 +79,16 @@ impl<D: Disk> Qcow2<D> {
         let Some(host) = host else {
             unreachable!("either there is space in reserve or it was claimed")
         };
-        let (at, len) = (self.geometry.host_start(host), self.geometry.bytes(held.count));
+        let start = self.geometry.subcluster_start(held.span.first);
+        let at = self
+            .geometry
+            .host_start(host)
+            .plus(start.distance_from(self.geometry.guest_start(held.first)));
+        let len = held.span.end_offset(self.geometry).distance_from(start);
         self.provide(at, len, is_fresh, how)
             .await
             .map_err(|e| self.named(Error::io("Could not preallocate data", &e)))?;
-        let linked = lock(&self.meta).link_held(self.geometry, held, host);
+        let linked = lock(&self.meta).link_held(self.geometry, held, host, held.span);
         linked.map_err(|e| self.named(e))?;
         if let Some(claimed) = claimed {
             claimed.keep();

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::foreign::raw::NewPart;
 use crate::format::header::{Header, Version};
 use crate::limits::L1_BYTES_MAX;
+use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -176,7 +177,7 @@ impl<D: Disk> Image<D> {
         // What the old tables do not reach and no backing file has is nowhere.
         let reached = geometry.bytes(entries * geometry.l2_entries());
         let backing = self.layers_from(1).first().map_or(0, Layer::virtual_size);
-        self.zero_what_shows(qcow2, cut, new.min(reached.max(backing))).await
+        self.zero_what_shows(qcow2, cut, new.min(reached.max(backing)), u64::MAX).await
     }
 
     /// Unlinks the clusters from `new` to `old`, and makes what is left of the cluster that `new` cuts read as zeros: a
@@ -185,18 +186,26 @@ impl<D: Disk> Image<D> {
         let cut = self.zero_rest_of_cluster(qcow2, new, u64::MAX).await?;
         let first = qcow2.geometry.guest_cluster(GuestOffset::new(cut));
         let count = qcow2.geometry.clusters_for(old.saturating_sub(cut));
-        self.change_clusters(qcow2, first, count, Change::Discard).await
+        let behind = Span::of_clusters(qcow2.geometry, first, count);
+        self.change_span(qcow2, behind, Change::Unlink).await
     }
 
     /// Makes everything from `end` to the end of its cluster read as zeros, as far as `limit`; where the cluster ends.
     async fn zero_rest_of_cluster(&self, qcow2: &Qcow2<D>, end: u64, limit: u64) -> Result<u64> {
         let cut = end.next_multiple_of(qcow2.geometry.cluster_size());
-        self.zero_range(qcow2, end, cut.min(limit) - end, false).await?;
+        self.zero_what_shows(qcow2, end, cut.min(limit), limit).await?;
         Ok(cut)
     }
 
-    /// Makes the clusters from `start` to `end`, all of them behind the end of the disk, read as zeros where they do not.
-    async fn zero_what_shows(&self, qcow2: &Qcow2<D>, start: u64, end: u64) -> Result<()> {
+    /// Makes everything from `start` to `end`, where a cluster or the disk ends, read as zeros where it does not; what
+    /// follows in the clusters that it touches lies behind the end of the disk, and goes with it up to `limit`.
+    async fn zero_what_shows(
+        &self,
+        qcow2: &Qcow2<D>,
+        start: u64,
+        end: u64,
+        limit: u64,
+    ) -> Result<()> {
         let cluster = qcow2.geometry.cluster_size();
         let mut at = start;
         while at < end {
@@ -206,8 +215,8 @@ impl<D: Disk> Image<D> {
             };
             let mut next = at + source.len;
             if !source.content.reads_as_zeros() && !Bug::GrowthShowsBacking.is_seeded() {
-                let first = at / cluster * cluster;
-                next = next.next_multiple_of(cluster);
+                let first = (at / cluster * cluster).max(start);
+                next = next.next_multiple_of(cluster).min(limit);
                 self.zero_range(qcow2, first, next - first, true).await?;
             }
             at = next;

@@ -1,4 +1,7 @@
 //! Writing: in place where the cluster is this image's own, else to new clusters that are linked once they are filled.
+//!
+//! With extended L2 entries a cluster that is this image's own may have parts that hold nothing yet. Those are filled in
+//! their place, and linked like new clusters; of new clusters only the subclusters that a write touches are filled.
 
 use std::sync::atomic::Ordering;
 
@@ -9,12 +12,13 @@ use super::claim::Claimed;
 use super::data_file::WrittenHold;
 use super::layer::{Layer, Qcow2};
 use super::options::DetectZeroes;
-use crate::addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+use crate::addr::{GuestOffset, HostCluster, HostOffset};
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::plan::{Held, WriteStep};
+use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -101,17 +105,16 @@ impl<D: Disk> Image<D> {
         at: u64,
         data: Payload,
     ) -> Result<()> {
-        let geometry = qcow2.geometry;
-        let start = geometry.guest_start(allocation.hold.held.first).get();
-        let mut end = start + geometry.bytes(allocation.hold.held.count);
+        let (start, mut end) = allocation.fill_range(at, data.len())?;
         if qcow2.data.is_some() {
             // An external data file does not become longer than the disk.
             end = end.min(self.virtual_size().max(at + data.len()));
         }
         let head = self.old_bytes(start, at).await?;
         let tail = self.old_bytes(at + data.len(), end).await?;
+        let filled = Span::touched(qcow2.geometry, GuestOffset::new(start), end - start);
         let fresh = allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded();
-        let mut host = geometry.host_start(allocation.host);
+        let mut host = allocation.place_of(start);
         let mut parts = Vec::with_capacity(3);
         match head {
             Old::Zeros(len) if fresh => host = host.plus(len),
@@ -124,14 +127,14 @@ impl<D: Disk> Image<D> {
         }
         let all = if parts.len() == 1 { parts.remove(0) } else { Payload::concat(parts) };
         if Bug::LinkedBeforeWritten.is_seeded() {
-            allocation.link()?;
+            allocation.link(filled)?;
             return qcow2.write_data(host, &all).await;
         }
         qcow2.write_data(host, &all).await?;
-        qcow2.guarded(async { allocation.link() }).await
+        qcow2.guarded(async { allocation.link(filled) }).await
     }
 
-    /// What the disk holds in `start..end`, a part of one cluster that nobody else can change now.
+    /// What the disk holds in `start..end`, parts of one cluster that nobody else can change now.
     async fn old_bytes(&self, start: u64, end: u64) -> Result<Old> {
         let len = end - start;
         if Bug::CopyOnWriteForgets.is_seeded() {
@@ -212,10 +215,26 @@ impl<D: Disk> Allocation<'_, D> {
         self.claimed.as_ref().is_some_and(|claimed| claimed.run().fresh)
     }
 
-    /// Maps the guest clusters to the host clusters, which hold their bytes now.
-    fn link(self) -> Result<()> {
+    /// From where to where the host clusters have to be filled for a write of `len` bytes at `at`, in bytes of the disk.
+    fn fill_range(&self, at: u64, len: u64) -> Result<(u64, u64)> {
         let image = self.hold.image;
-        let linked = lock(&image.meta).link_held(image.geometry, &self.hold.held, self.host);
+        let mut meta = lock(&image.meta);
+        let range = meta.fill_range(image.geometry, &self.hold.held, GuestOffset::new(at), len);
+        range.map(|range| (range.start.get(), range.end.get())).map_err(|e| image.named(e))
+    }
+
+    /// Where byte `at` of the disk goes.
+    fn place_of(&self, at: u64) -> HostOffset {
+        let geometry = self.hold.image.geometry;
+        let start = geometry.guest_start(self.hold.held.first);
+        geometry.host_start(self.host).plus(GuestOffset::new(at).distance_from(start))
+    }
+
+    /// Maps the guest clusters to the host clusters, which hold the bytes of the subclusters in `filled` now.
+    fn link(self, filled: Span) -> Result<()> {
+        let image = self.hold.image;
+        let (geometry, held) = (image.geometry, &self.hold.held);
+        let linked = lock(&image.meta).link_held(geometry, held, self.host, filled);
         linked.map_err(|e| image.named(e))?;
         if let Some(claimed) = self.claimed {
             claimed.keep();
@@ -239,10 +258,7 @@ impl<D: Disk> Qcow2<D> {
                     return Ok(Part::InPlace { host, offset, len, hold });
                 }
                 WriteStep::Table(l1) => self.make_table(l1).await?,
-                WriteStep::Busy => {
-                    let first = self.geometry.guest_cluster(GuestOffset::new(at));
-                    self.wait_until_free(first).await;
-                }
+                WriteStep::Busy(span) => self.wait_until_free(span).await,
                 WriteStep::Allocate(held) => {
                     let hold = Hold { image: self, held };
                     if self.has_raw_data() && !Bug::RawDataBeforeMapping.is_seeded() {
@@ -267,19 +283,19 @@ impl<D: Disk> Qcow2<D> {
             None => {
                 let claimed = self.claim(hold.held.count).await?;
                 let run = claimed.run();
-                lock(&self.meta).shrink_hold(&mut hold.held, run.count);
+                lock(&self.meta).shrink_hold(self.geometry, &mut hold.held, run.count);
                 (run.first, Some(claimed))
             }
         };
         self.changed.wake_all();
-        let inside = self.geometry.in_guest_cluster(GuestOffset::new(at));
-        let len = len.min(self.geometry.bytes(hold.held.count) - inside);
+        let end = hold.held.span.end_offset(self.geometry);
+        let len = len.min(end.distance_from(GuestOffset::new(at)));
         Ok(Part::Allocate { allocation: Allocation { hold, host, claimed }, offset, len })
     }
 
-    /// Waits until nobody is changing the mapping of `cluster`.
-    pub(super) async fn wait_until_free(&self, cluster: GuestCluster) {
-        self.wait(|meta| (meta.busy.free_prefix(cluster, 1) == 1).then_some(())).await;
+    /// Waits until nobody is changing the mapping of any part of `span`.
+    pub(super) async fn wait_until_free(&self, span: Span) {
+        self.wait(|meta| meta.busy.is_free(span).then_some(())).await;
     }
 
     pub(super) async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {

@@ -1,14 +1,18 @@
-//! Zeroing and discarding: whole clusters by their mapping, the rest by writing zeros.
+//! Zeroing and discarding: whole clusters and subclusters by their mapping, the rest by writing zeros.
+
+use std::ops::Range;
 
 use super::Image;
 use super::layer::{Layer, Qcow2};
 use super::options::Discard;
 use super::write::Hold;
-use crate::addr::{GuestCluster, GuestOffset};
+use crate::addr::GuestOffset;
 use crate::disk::{Disk, Payload};
 use crate::error::Result;
 use crate::format::entry::Mapping;
+use crate::format::subcluster::Subcluster;
 use crate::meta::plan::ChangeStep;
+use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -44,20 +48,78 @@ impl<D: Disk> Image<D> {
         len: u64,
         unmap: bool,
     ) -> Result<()> {
-        let whole = qcow2.whole_clusters(at, len, self.virtual_size());
-        let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {
+        if !qcow2.can_map_zeros() {
             return self.write_zero_bytes(qcow2, at, len).await;
+        }
+        let geometry = qcow2.geometry;
+        let unit = geometry.subcluster_size();
+        let Some(whole) = qcow2.whole_parts(at, len, self.virtual_size(), unit) else {
+            return self.zero_inside(qcow2, at, len).await;
         };
-        let start = qcow2.geometry.guest_start(first).get();
-        let end = (start + qcow2.geometry.bytes(count)).min(at + len);
-        self.write_zero_bytes(qcow2, at, start - at).await?;
-        self.write_zero_bytes(qcow2, end, at + len - end).await?;
+        let start = geometry.subcluster_start(whole.first).get();
+        let end = whole.end_offset(geometry).get().min(at + len);
+        self.zero_inside(qcow2, at, start - at).await?;
+        self.zero_inside(qcow2, end, at + len - end).await?;
         let change = if unmap { Change::ZeroUnmap } else { Change::Zero };
-        self.change_clusters(qcow2, first, count, change).await
+        self.change_span(qcow2, whole, change).await
     }
 
-    /// Tells that nobody needs `len` bytes at `at` any more. Clusters of this image that lie inside the range as a whole
-    /// become free and read as zeros from then on; anything else, the backing file's clusters included, stays as it is.
+    /// Makes a range that no whole subcluster lies in read as zeros: by its mapping, where each subcluster that it touches
+    /// reads as zeros beside it and has no data of its own, else by writing zeros.
+    async fn zero_inside(&self, qcow2: &Qcow2<D>, at: u64, len: u64) -> Result<()> {
+        if qcow2.has_raw_data() {
+            // A change of the mapping reaches the bytes of the whole subcluster there.
+            return self.write_zero_bytes(qcow2, at, len).await;
+        }
+        let geometry = qcow2.geometry;
+        let mut done = 0;
+        while done < len {
+            let at = at + done;
+            let subcluster = Span::touched(geometry, GuestOffset::new(at), 1);
+            let start = geometry.subcluster_start(subcluster.first).get();
+            let end = subcluster.end_offset(geometry).get();
+            let part = (len - done).min(end - at);
+            // Past the end of the disk there is nothing to keep.
+            let disk_end = end.min(self.virtual_size()).max(at + part);
+            let zeros_around = self.reads_as_zeros(start, at).await?
+                && self.reads_as_zeros(at + part, disk_end).await?;
+            if !zeros_around || !self.zero_unless_data(qcow2, subcluster).await? {
+                self.write_zero_bytes(qcow2, at, part).await?;
+            }
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Whether the bytes in `start..end` read as zeros, as far as mappings tell.
+    async fn reads_as_zeros(&self, start: u64, end: u64) -> Result<bool> {
+        let _inside = self.enter();
+        let mut at = start;
+        while at < end {
+            let source = self.resolve(0, at, end - at).await?;
+            if !source.content.reads_as_zeros() {
+                return Ok(false);
+            }
+            at += source.len;
+        }
+        Ok(true)
+    }
+
+    /// Makes a subcluster that has no data of its own read as zeros; whether it is such a one.
+    async fn zero_unless_data(&self, qcow2: &Qcow2<D>, subcluster: Span) -> Result<bool> {
+        loop {
+            let some = self.change_some(qcow2, subcluster, Change::ZeroUnlessData);
+            match qcow2.guarded(some).await? {
+                Changed::Again => {}
+                Changed::Done(_) => return Ok(true),
+                Changed::Impossible(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Tells that nobody needs `len` bytes at `at` any more. Clusters that lie inside the range as a whole read as zeros
+    /// from then on, and those of this image become free; anything else stays as it is. Version 2 cannot say that of a
+    /// cluster that a backing file may have, so there nothing happens.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -74,13 +136,13 @@ impl<D: Disk> Image<D> {
                     // What is recorded is what was asked for, also where nothing comes of it.
                     qcow2.prepare_for_change().await?;
                 }
-                let whole = qcow2.whole_clusters(at, len, self.virtual_size());
-                // Version 2 cannot say that a cluster reads as zeros although the backing file has it.
-                let Some((first, count)) = whole.filter(|_| qcow2.can_map_zeros()) else {
+                let unit = qcow2.geometry.cluster_size();
+                let whole = qcow2.whole_parts(at, len, self.virtual_size(), unit);
+                let Some(whole) = whole.filter(|_| qcow2.can_map_zeros()) else {
                     return Ok(());
                 };
                 qcow2.prepare_for_change().await?;
-                self.change_clusters(qcow2, first, count, Change::Discard).await
+                self.change_span(qcow2, whole, Change::Discard).await
             }
         }
     }
@@ -102,17 +164,27 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    pub(super) async fn change_clusters(
+    /// Changes what `span` maps to: whole clusters, and with [`Change::Zero`] also parts of them.
+    pub(super) async fn change_span(
         &self,
         qcow2: &Qcow2<D>,
-        first: GuestCluster,
-        count: u64,
+        span: Span,
         change: Change,
     ) -> Result<()> {
-        let mut done = 0;
-        while done < count {
-            let some = self.change_some(qcow2, first.plus(done), count - done, change);
-            done += qcow2.guarded(some).await?;
+        let mut left = span;
+        while left.count > 0 {
+            let done = match qcow2.guarded(self.change_some(qcow2, left, change)).await? {
+                Changed::Again => 0,
+                Changed::Done(count) => count,
+                Changed::Impossible(count) => {
+                    let part = left.truncated(count);
+                    let start = qcow2.geometry.subcluster_start(part.first).get();
+                    let end = part.end_offset(qcow2.geometry).get();
+                    self.write_zero_bytes(qcow2, start, end - start).await?;
+                    count
+                }
+            };
+            left = left.after(done);
             if lock(&qcow2.meta).wants_flush() {
                 qcow2.write_back().await?;
             }
@@ -120,75 +192,107 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    /// Changes the first of `count` clusters; how many it got done.
-    async fn change_some(
-        &self,
-        qcow2: &Qcow2<D>,
-        first: GuestCluster,
-        count: u64,
-        change: Change,
-    ) -> Result<u64> {
+    /// Changes the first part of `span`.
+    async fn change_some(&self, qcow2: &Qcow2<D>, span: Span, change: Change) -> Result<Changed> {
         let _inside = self.enter();
-        let step = qcow2.ask(|meta| meta.plan_change(qcow2.geometry, first, count)).await?;
+        let step = qcow2.ask(|meta| meta.plan_change(qcow2.geometry, span)).await?;
         match step {
-            ChangeStep::Busy => {
-                qcow2.wait_until_free(first).await;
-                Ok(0)
+            ChangeStep::Busy(busy) => {
+                qcow2.wait_until_free(busy).await;
+                Ok(Changed::Again)
             }
-            ChangeStep::Table(l1) => qcow2.make_table(l1).await.map(|()| 0),
-            // Nothing is mapped: there is nothing to free, and without a backing file it reads as zeros.
+            ChangeStep::Table(l1) => qcow2.make_table(l1).await.map(|()| Changed::Again),
+            // Nothing is mapped, so there is nothing to free.
             ChangeStep::NoTable { count }
-                if change == Change::Discard
-                    || !qcow2.has_backing()
+                if change == Change::Unlink
+                    || change == Change::Discard && !qcow2.has_backing()
                     || Bug::ZeroingShowsBacking.is_seeded() =>
             {
-                Ok(count)
+                Ok(Changed::Done(count))
             }
             ChangeStep::NoTable { .. } => {
-                qcow2.make_table(qcow2.geometry.l1_index(first)).await.map(|()| 0)
+                let cluster = qcow2.geometry.cluster_of(span.first);
+                qcow2.make_table(qcow2.geometry.l1_index(cluster)).await.map(|()| Changed::Again)
             }
+            ChangeStep::Indivisible { count } => Ok(Changed::Impossible(count)),
             ChangeStep::Held(held) => {
                 let hold = Hold { image: qcow2, held };
                 let discard = self.inner.options.discard;
                 if !Bug::RawDataKeepsZeroed.is_seeded() {
                     qcow2.zero_held(&hold.held, self.virtual_size(), change, discard).await?;
                 }
-                qcow2.change_held(&hold, change, self.inner.options.discard);
-                Ok(held.count)
+                let changed = qcow2.change_held(&hold, change, discard);
+                let count = hold.held.span.count;
+                Ok(if changed { Changed::Done(count) } else { Changed::Impossible(count) })
             }
         }
     }
 }
 
-/// What happens to clusters as a whole.
+/// What came of an attempt to change a mapping.
+#[derive(Clone, Copy, Debug)]
+enum Changed {
+    /// Nothing yet: try again.
+    Again,
+    /// The first so many subclusters are changed.
+    Done(u64),
+    /// The mapping of the first so many subclusters cannot be changed so.
+    Impossible(u64),
+}
+
+/// What happens to a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// They read as zeros, and keep their space.
+    /// It reads as zeros, and keeps its space.
     Zero,
-    /// They read as zeros, and give their space back.
+    /// It reads as zeros, and clusters as a whole give their space back.
     ZeroUnmap,
-    /// They give their space back.
+    /// It reads as zeros, unless it is data.
+    ZeroUnlessData,
+    /// Clusters that have data, or that a backing file may have, read as zeros and give their space back.
     Discard,
+    /// Clusters give their space back, and a backing file does not show.
+    Unlink,
 }
 
 impl Change {
-    /// What a cluster that is mapped to `old` is mapped to afterwards.
-    fn apply(self, old: Mapping, zero_flag: bool) -> Mapping {
+    /// What a cluster that is mapped to `old` is mapped to afterwards, where this is about the subclusters in `part`;
+    /// `None` where it cannot be done.
+    fn apply(self, old: Mapping, part: Option<Range<u32>>, image: Abilities) -> Option<Mapping> {
+        let is_data = |part: Range<u32>| {
+            let subclusters = old.subclusters();
+            part.into_iter().any(|index| subclusters.get(index) == Subcluster::Allocated)
+        };
+        if self == Self::ZeroUnlessData && is_data(part.clone().unwrap_or(0..1)) {
+            return None;
+        }
+        Some(match part {
+            Some(part) => Mapping::of_subclusters(old.host(), old.subclusters().with_zero(part)),
+            None => self.apply_to_whole(old, image),
+        })
+    }
+
+    fn apply_to_whole(self, old: Mapping, image: Abilities) -> Mapping {
         let zeros = |preallocated| Mapping::Zero { preallocated };
-        match (self, old) {
-            (_, Mapping::Unallocated) if !zero_flag || self == Self::Discard => {
-                Mapping::Unallocated
-            }
+        let is_nowhere = old.host().is_none() && !matches!(old, Mapping::Compressed(_));
+        match self {
             // Version 2: without a backing file, nothing reads as zeros.
-            _ if !zero_flag => Mapping::Unallocated,
-            (Self::Zero, Mapping::Data(owned)) => zeros(Some(owned)),
-            (Self::Zero, Mapping::Zero { preallocated }) => zeros(preallocated),
-            _ if self == Self::Discard && Bug::DiscardShowsBacking.is_seeded() => {
-                Mapping::Unallocated
-            }
-            _ => zeros(None),
+            _ if !image.zero_flag => Mapping::Unallocated,
+            Self::Zero | Self::ZeroUnlessData => zeros(old.host()),
+            Self::Discard if is_nowhere && !image.names_backing => old,
+            Self::Unlink if !image.names_backing => Mapping::Unallocated,
+            Self::Unlink if old == Mapping::Unallocated => old,
+            Self::Discard if Bug::DiscardShowsBacking.is_seeded() => Mapping::Unallocated,
+            Self::ZeroUnmap | Self::Discard | Self::Unlink => zeros(None),
         }
     }
+}
+
+/// What an image can say, and has to hide.
+#[derive(Clone, Copy, Debug)]
+struct Abilities {
+    zero_flag: bool,
+    names_backing: bool,
 }
 
 impl<D: Disk> Qcow2<D> {
@@ -197,24 +301,31 @@ impl<D: Disk> Qcow2<D> {
         lock(&self.meta).map.has_zero_flag() || !self.has_backing()
     }
 
-    fn change_held(&self, hold: &Hold<'_, D>, change: Change, discard: Discard) {
+    /// Changes what is held; whether that could be done.
+    fn change_held(&self, hold: &Hold<'_, D>, change: Change, discard: Discard) -> bool {
         let mut meta = lock(&self.meta);
-        let zero_flag = meta.map.has_zero_flag();
-        let apply = |old| change.apply(old, zero_flag);
-        meta.change_held(self.geometry, &hold.held, apply, discard == Discard::Unmap);
+        let (zero_flag, names_backing) = (meta.map.has_zero_flag(), self.has_backing());
+        let part = hold.held.part(self.geometry, 0, hold.held.span);
+        let whole = part.len() == self.geometry.subclusters_per_cluster() as usize;
+        let part = (!whole).then_some(part);
+        let image = Abilities { zero_flag, names_backing };
+        let apply = |old| change.apply(old, part.clone(), image);
+        meta.change_held(self.geometry, &hold.held, apply, discard == Discard::Unmap)
     }
 
-    /// The clusters that lie in the range as a whole; one that the end of the disk cuts off counts as whole.
-    pub(super) fn whole_clusters(
-        &self,
-        at: u64,
-        len: u64,
-        size: u64,
-    ) -> Option<(GuestCluster, u64)> {
+    /// The parts of `unit` bytes, subclusters or clusters, that lie in the range as a whole. One that the end of the disk
+    /// cuts off counts as whole; so do, as in QEMU, the ones behind it in the last cluster, if all others do.
+    pub(super) fn whole_parts(&self, at: u64, len: u64, size: u64, unit: u64) -> Option<Span> {
         let cluster = self.geometry.cluster_size();
-        let first = at.div_ceil(cluster);
-        let end = if at + len == size { size.div_ceil(cluster) } else { (at + len) / cluster };
-        (end > first)
-            .then(|| (self.geometry.guest_cluster(GuestOffset::new(first * cluster)), end - first))
+        let start = at.next_multiple_of(unit);
+        let end = match at + len {
+            end if end != size => end / unit * unit,
+            _ if size.is_multiple_of(unit) && start <= size / cluster * cluster => {
+                size.next_multiple_of(cluster)
+            }
+            _ => size.next_multiple_of(unit),
+        };
+        let first = GuestOffset::new(start);
+        (end > start).then(|| Span::touched(self.geometry, first, end - start))
     }
 }

@@ -199,9 +199,6 @@ impl Header {
         match self.crypt_method {
             CryptMethod::Aes => Some("encryption (AES)"),
             CryptMethod::Luks => Some("encryption (LUKS)"),
-            CryptMethod::None if self.incompatible.contains(Incompatible::EXTENDED_L2) => {
-                Some("extended L2 entries")
-            }
             CryptMethod::None => None,
         }
     }

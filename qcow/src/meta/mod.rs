@@ -26,6 +26,7 @@ pub mod refs;
 pub mod regions;
 pub mod settle;
 pub mod snapshot;
+pub mod span;
 pub mod table;
 
 use alloc::Allocator;
@@ -62,7 +63,7 @@ pub struct Meta {
     pub alloc: Allocator,
     /// Where the next compressed cluster goes.
     pub packer: Packer,
-    /// Guest clusters whose mapping somebody is about to change.
+    /// Guest clusters, or parts of them, whose mapping somebody is about to change.
     pub busy: BusyClusters,
     /// Where the metadata itself lies, of a writable image.
     pub regions: Regions,

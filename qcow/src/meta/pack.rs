@@ -11,7 +11,8 @@
 //! hole is punched, and what is free belongs to the allocator.
 
 use super::map::{Place, Slot};
-use super::plan::Held;
+use super::plan::{Held, left_in_slice};
+use super::span::Span;
 use super::{Asked, Claim, Meta};
 use crate::addr::{ClusterCount, Geometry, GuestCluster, HostCluster, HostOffset, L1Index};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,7 +63,7 @@ impl Meta {
         first: GuestCluster,
         count: ClusterCount,
     ) -> Asked<Result<PackStep>> {
-        if self.busy.free_prefix(first, 1) == 0 {
+        if self.free_clusters(geometry, first, 1) == 0 {
             return Ok(Ok(PackStep::Busy));
         }
         let slot = match self.own_place(first) {
@@ -72,7 +73,8 @@ impl Meta {
             }
             Err(e) => return Ok(Err(e)),
         };
-        let reach = self.reach(geometry, first, slot, count);
+        let count = count.min(left_in_slice(geometry, slot));
+        let reach = self.free_clusters(geometry, first, count);
         let mut without = 0;
         while without < reach {
             let next = Slot { index: slot.index + without as usize, ..slot };
@@ -84,7 +86,10 @@ impl Meta {
         }
         Ok(Ok(match without {
             0 => PackStep::Taken,
-            count => PackStep::Held(self.hold(Held { first, count, slot, reserved: None })),
+            count => {
+                let span = Span::of_clusters(geometry, first, count);
+                PackStep::Held(self.hold(Held { first, count, slot, reserved: None, span }))
+            }
         }))
     }
 
@@ -166,5 +171,5 @@ impl Meta {
 
 /// Whether a cluster that is mapped so takes no space in the file.
 fn has_no_place(mapping: Mapping) -> bool {
-    matches!(mapping, Mapping::Unallocated | Mapping::Zero { preallocated: None })
+    mapping.host().is_none() && !matches!(mapping, Mapping::Compressed(_))
 }

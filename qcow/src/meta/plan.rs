@@ -1,10 +1,14 @@
 //! Deciding what a change of guest clusters takes: nothing, a wait, a table, or new clusters.
 
+use std::ops::Range;
+
 use super::map::{DataPlace, Place, Slot};
+use super::span::Span;
 use super::{Asked, Meta};
 use crate::addr::{Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index};
 use crate::error::Result;
 use crate::format::entry::{Mapping, Owned};
+use crate::format::subcluster::Subcluster;
 use crate::seeded_bugs::Bug;
 
 /// The next step of a write.
@@ -16,24 +20,16 @@ pub enum WriteStep {
         host: HostOffset,
         /// How many bytes.
         len: u64,
-        /// The clusters whose mapping must not change meanwhile, where that matters; they have to be released.
-        written: Option<Written>,
+        /// Whose mapping must not change meanwhile, where that matters; it has to be released.
+        written: Option<Span>,
     },
     /// The L2 table behind this entry is missing or shared: make one, then ask again.
     Table(L1Index),
-    /// Somebody is changing the first cluster: wait, then ask again.
-    Busy,
-    /// These clusters need new places. They are held now, and have to be released.
+    /// Somebody is changing a part of this: wait until nobody is, then ask again.
+    Busy(Span),
+    /// These clusters need new places, or parts of them are yet to be said to hold data. They are held now, and have to
+    /// be released.
     Allocate(Held),
-}
-
-/// Clusters being written in place whose mapping stays what it is until they are released.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    /// The first cluster.
-    pub first: GuestCluster,
-    /// How many.
-    pub count: u64,
 }
 
 /// The next step of giving back the space of clusters that are not mapped any more.
@@ -48,23 +44,29 @@ pub enum PunchStep {
     },
 }
 
-/// The next step of a change that replaces mappings: zeroing or discarding whole clusters.
+/// The next step of a change that replaces mappings: zeroing or discarding.
 #[derive(Clone, Copy, Debug)]
 pub enum ChangeStep {
-    /// The first `count` clusters have no L2 table.
+    /// The first `count` subclusters have no L2 table.
     NoTable {
-        /// How many clusters.
+        /// How many subclusters.
         count: u64,
     },
     /// The L2 table behind this entry is shared with a snapshot: copy it, then ask again.
     Table(L1Index),
-    /// Somebody is changing the first cluster: wait, then ask again.
-    Busy,
-    /// These clusters are held now, and have to be released.
+    /// Somebody is changing a part of this: wait until nobody is, then ask again.
+    Busy(Span),
+    /// The first `count` subclusters are a part of a compressed cluster, which has none.
+    Indivisible {
+        /// How many subclusters.
+        count: u64,
+    },
+    /// These clusters, or a part of one, are held now, and have to be released.
     Held(Held),
 }
 
-/// Guest clusters in one slice of an L2 table that nobody else may change until they are released.
+/// Guest clusters with their entries in one slice of an L2 table, of which nobody else may change `span` until it is
+/// released.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
     /// The first cluster.
@@ -73,14 +75,21 @@ pub struct Held {
     pub count: u64,
     /// The first cluster's entry.
     pub slot: Slot,
-    /// The clusters are mapped as zeros with space in reserve from here on, to be used instead of new clusters.
+    /// The clusters have places of their own from here on, to be used instead of new clusters.
     pub reserved: Option<HostCluster>,
+    /// What is held of them: all, unless they keep their places.
+    pub span: Span,
 }
 
 impl Held {
     /// The entry of the cluster `index` places after the first.
     pub fn slot(&self, index: u64) -> Slot {
         Slot { index: self.slot.index + index as usize, ..self.slot }
+    }
+
+    /// The subclusters of the cluster `index` places after the first that belong to `span`.
+    pub fn part(&self, geometry: Geometry, index: u64, span: Span) -> Range<u32> {
+        span.within(geometry, self.first.plus(index))
     }
 }
 
@@ -93,9 +102,10 @@ impl Meta {
         len: u64,
     ) -> Asked<Result<WriteStep>> {
         let cluster = geometry.guest_cluster(at);
-        let inside = geometry.in_guest_cluster(at);
-        if self.busy.writable_prefix(cluster, 1) == 0 {
-            return Ok(Ok(WriteStep::Busy));
+        let touched = Span::touched(geometry, at, len);
+        let writable = self.busy.writable_prefix(touched);
+        if writable.count == 0 {
+            return Ok(Ok(WriteStep::Busy(touched.truncated(1))));
         }
         let slot = match self.own_place(cluster) {
             Ok(Place::OwnTable(slot)) => slot,
@@ -108,54 +118,86 @@ impl Meta {
             Ok(mapping) => mapping,
             Err(e) => return Ok(Err(e)),
         };
-        let need = match self.target(cluster, first) {
-            Ok(need) => need,
+        let run = Held { first: cluster, count: 1, slot, reserved: None, span: writable };
+        let target = match self.target(cluster, first, run.part(geometry, 0, writable)) {
+            Ok(target) => target,
             Err(e) => return Ok(Err(e)),
         };
-        let wanted = geometry.clusters_for(inside + len);
-        let count_max = match need {
-            Target::Own(_) => {
-                self.busy.writable_prefix(cluster, wanted).min(in_slice(geometry, slot))
-            }
-            _ => self.reach(geometry, cluster, slot, wanted),
-        };
-        if count_max == 0 {
-            return Ok(Ok(WriteStep::Busy));
+        if let Target::Own(host) = target {
+            let span = self.count_in_place(geometry, run, target)?.span;
+            let end = span.end_offset(geometry).min(at.plus(len));
+            let host = geometry.host_start(host).plus(geometry.in_guest_cluster(at));
+            let written = self.hold_written(span);
+            return Ok(Ok(WriteStep::InPlace { host, len: end.distance_from(at), written }));
         }
-        // Where the write goes to is checked when it is written; here, what it will set free.
-        if need == Target::New
-            && let Err(e) = self.check_mapping(geometry, first)
-        {
-            return Ok(Err(e));
+        let free = self.busy.free_prefix(touched);
+        if free.count == 0 {
+            return Ok(Ok(WriteStep::Busy(touched.truncated(1))));
         }
-        let count = self.count_with_target(geometry, cluster, slot, need, count_max)?;
-        Ok(Ok(match need {
-            Target::Own(host) => WriteStep::InPlace {
-                host: geometry.host_start(host).plus(inside),
-                len: (geometry.bytes(count) - inside).min(len),
-                written: self.hold_written(cluster, count),
-            },
-            Target::Reserved(host) => WriteStep::Allocate(self.hold(Held {
-                first: cluster,
-                count,
-                slot,
-                reserved: Some(host),
-            })),
-            Target::New => {
-                WriteStep::Allocate(self.hold(Held { first: cluster, count, slot, reserved: None }))
+        match target {
+            Target::Reserved(host) => {
+                let run = self.count_in_place(geometry, Held { span: free, ..run }, target)?;
+                let held = Held { reserved: Some(host), ..run };
+                Ok(Ok(WriteStep::Allocate(self.hold(held))))
             }
-        }))
+            _ => self.plan_new(geometry, run, touched.cluster_count(geometry)),
+        }
     }
 
-    /// What to do about a change of the mapping of `count` clusters from `first` on, or of the first of them.
-    pub fn plan_change(
+    /// As many clusters as continue the first one of `run`, whose target is `first`, and what of them is free; both
+    /// together need what the first one needs.
+    fn count_in_place(&mut self, geometry: Geometry, run: Held, first: Target) -> Asked<Held> {
+        let count_max = run.span.cluster_count(geometry).min(left_in_slice(geometry, run.slot));
+        let mut count = 1;
+        while count < count_max {
+            let Ok(mapping) = self.map.mapping(run.slot(count))? else { break };
+            let part = run.part(geometry, count, run.span);
+            let Ok(target) = self.target(run.first.plus(count), mapping, part) else { break };
+            if !target.continues(first, count) {
+                break;
+            }
+            count += 1;
+        }
+        let end = Span::of_clusters(geometry, run.first, count).end();
+        let span = run.span.truncated(end.distance_from(run.span.first));
+        Ok(Held { count, span, ..run })
+    }
+
+    /// Holds the first clusters of `run`, up to `count_max`, that need new places; all of each, since all of it moves.
+    fn plan_new(
         &mut self,
         geometry: Geometry,
-        first: GuestCluster,
-        count: u64,
-    ) -> Asked<Result<ChangeStep>> {
-        if self.busy.free_prefix(first, 1) == 0 {
-            return Ok(Ok(ChangeStep::Busy));
+        run: Held,
+        count_max: u64,
+    ) -> Asked<Result<WriteStep>> {
+        let count_max = count_max.min(left_in_slice(geometry, run.slot));
+        let count_max = self.free_clusters(geometry, run.first, count_max);
+        if count_max == 0 {
+            return Ok(Ok(WriteStep::Busy(Span::of_clusters(geometry, run.first, 1))));
+        }
+        let mut count = 0;
+        while count < count_max {
+            // Where the write goes to is checked when it is written; here, what it will set free.
+            match self.sound_mapping(geometry, run.first.plus(count), run.slot(count))? {
+                Ok(mapping) if Target::of_whole(geometry, mapping) == Target::New => count += 1,
+                Err(e) if count == 0 => return Ok(Err(e)),
+                _ => break,
+            }
+        }
+        let span = Span::of_clusters(geometry, run.first, count);
+        Ok(Ok(WriteStep::Allocate(self.hold(Held { count, span, ..run }))))
+    }
+
+    /// What to do about a change of the mapping of `span`, or of the first part of it: of whole clusters, or of a part of
+    /// one.
+    pub fn plan_change(&mut self, geometry: Geometry, span: Span) -> Asked<Result<ChangeStep>> {
+        let first = geometry.cluster_of(span.first);
+        let whole =
+            span.within(geometry, first).len() == geometry.subclusters_per_cluster() as usize;
+        let one = Span::of_clusters(geometry, first, 1);
+        let step = if whole { one } else { self.busy.free_prefix(part_of(span, one)) };
+        if step.count == 0 || !self.busy.is_free(step) {
+            return Ok(Ok(ChangeStep::Busy(if whole { one } else { span.truncated(1) })));
         }
         let slot = match self.own_place(first) {
             Ok(Place::OwnTable(slot)) => slot,
@@ -164,61 +206,78 @@ impl Meta {
             }
             Ok(Place::NoTable) => {
                 let left = geometry.l2_entries() - geometry.l2_index(first).0 as u64;
-                let count = self.busy.free_prefix(first, left.min(count));
-                return Ok(Ok(ChangeStep::NoTable { count }));
+                let table = Span::of_clusters(geometry, first, left);
+                let free = self.busy.free_prefix(part_of(span, table)).count;
+                // A change of whole clusters stays one.
+                let unit = if whole { one.count } else { 1 };
+                return Ok(Ok(ChangeStep::NoTable { count: free / unit * unit }));
             }
             Err(e) => return Ok(Err(e)),
         };
+        let held = Held { first, count: 1, slot, reserved: None, span: step };
+        match whole {
+            true => self.plan_whole(geometry, held, span),
+            false => self.plan_part(geometry, held),
+        }
+    }
+
+    /// Holds as many whole clusters of `span` as `held`, which is its first one, can be made to cover.
+    fn plan_whole(
+        &mut self,
+        geometry: Geometry,
+        held: Held,
+        span: Span,
+    ) -> Asked<Result<ChangeStep>> {
+        let wanted = span.count / u64::from(geometry.subclusters_per_cluster());
+        let wanted = wanted.min(left_in_slice(geometry, held.slot));
+        let reach = self.free_clusters(geometry, held.first, wanted);
         // Looked at before it is held, so that everything up to the release finds the slice in memory and sound.
-        let reach = self.reach(geometry, first, slot, count);
-        let mut held = 0;
-        while held < reach {
-            let next = Slot { index: slot.index + held as usize, ..slot };
-            match self.sound_mapping(geometry, first.plus(held), next)? {
-                Ok(_) => held += 1,
-                Err(e) if held == 0 => return Ok(Err(e)),
+        let mut count = 0;
+        while count < reach {
+            match self.sound_mapping(geometry, held.first.plus(count), held.slot(count))? {
+                Ok(_) => count += 1,
+                Err(e) if count == 0 => return Ok(Err(e)),
                 Err(_) => break,
             }
         }
-        Ok(Ok(ChangeStep::Held(self.hold(Held { first, count: held, slot, reserved: None }))))
+        let span = Span::of_clusters(geometry, held.first, count);
+        Ok(Ok(ChangeStep::Held(self.hold(Held { count, span, ..held }))))
     }
 
-    /// How many of the clusters from `first` on are free to be changed and have their entries in the slice of `slot`.
-    pub(super) fn reach(
-        &self,
-        geometry: Geometry,
-        first: GuestCluster,
-        slot: Slot,
-        count: u64,
-    ) -> u64 {
-        self.busy.free_prefix(first, count.min(in_slice(geometry, slot)))
+    /// Holds a part of one cluster.
+    fn plan_part(&mut self, geometry: Geometry, held: Held) -> Asked<Result<ChangeStep>> {
+        Ok(match self.sound_mapping(geometry, held.first, held.slot)? {
+            Ok(Mapping::Compressed(_)) => Ok(ChangeStep::Indivisible { count: held.span.count }),
+            Ok(_) => Ok(ChangeStep::Held(self.hold(held))),
+            Err(e) => Err(e),
+        })
     }
 
-    /// Where a write to `cluster` goes, which is mapped to `mapping`; an error where that cannot be.
-    fn target(&self, cluster: GuestCluster, mapping: Mapping) -> Result<Target> {
+    /// Where a write to the subclusters `part` of `cluster` goes, which is mapped to `mapping`; an error where that cannot
+    /// be.
+    fn target(&self, cluster: GuestCluster, mapping: Mapping, part: Range<u32>) -> Result<Target> {
         self.map.check_place(cluster, mapping)?;
-        let target = Target::of(mapping);
         // In a file of its own, data has but one place, and nobody else has that.
         let own = HostCluster::new(cluster.get());
-        Ok(match target {
+        Ok(match Target::of(mapping, part) {
             Target::New if self.map.data_place().is_external() => Target::Reserved(own),
             other => other,
         })
     }
 
-    /// Keeps the mapping of clusters that are about to be written in place, where zeroing them reaches the bytes, too:
-    /// the two must not cross.
-    fn hold_written(&mut self, first: GuestCluster, count: u64) -> Option<Written> {
+    /// Keeps the mapping of what is about to be written in place, where zeroing it reaches the bytes, too: the two must
+    /// not cross.
+    fn hold_written(&mut self, span: Span) -> Option<Span> {
         if self.map.data_place() != DataPlace::RawExternal {
             return None;
         }
-        self.busy.hold_written(first, count);
-        Some(Written { first, count })
+        self.busy.hold_written(span);
+        Some(span)
     }
 
-    /// Lets the mapping of clusters that were written in place change again.
-    pub fn release_written(&mut self, written: Written) {
-        self.busy.release_written(written.first, written.count);
+    /// Lets the mapping of what was written in place change again.
+    pub fn release_written(&mut self, span: Span) {
+        self.busy.release_written(span);
     }
 
     /// What to do about the space of `count` clusters from `first` on, which an unlink has freed and which nobody in
@@ -236,7 +295,7 @@ impl Meta {
             }
             Err(e) => return Ok(Err(e)),
         };
-        let reach = self.reach(geometry, first, slot, count);
+        let reach = self.free_clusters(geometry, first, count.min(left_in_slice(geometry, slot)));
         let mut idle = 0;
         while idle < reach {
             let next = Slot { index: slot.index + idle as usize, ..slot };
@@ -249,10 +308,18 @@ impl Meta {
                 _ => break,
             }
         }
-        Ok(Ok(match idle {
-            0 => PunchStep::Skip { count: 1 },
-            count => PunchStep::Held(self.hold(Held { first, count, slot, reserved: None })),
-        }))
+        if idle == 0 {
+            return Ok(Ok(PunchStep::Skip { count: 1 }));
+        }
+        let span = Span::of_clusters(geometry, first, idle);
+        let held = Held { first, count: idle, slot, reserved: None, span };
+        Ok(Ok(PunchStep::Held(self.hold(held))))
+    }
+
+    /// How many of the `count` clusters from `first` on nobody holds any part of.
+    pub(super) fn free_clusters(&self, geometry: Geometry, first: GuestCluster, count: u64) -> u64 {
+        let free = self.busy.free_prefix(Span::of_clusters(geometry, first, count));
+        free.count / u64::from(geometry.subclusters_per_cluster())
     }
 
     /// As [`super::map::Map::place`], for a change: an error also where a table is shared against what its flag says.
@@ -278,77 +345,113 @@ impl Meta {
         }))
     }
 
-    fn count_with_target(
-        &mut self,
-        geometry: Geometry,
-        cluster: GuestCluster,
-        slot: Slot,
-        first: Target,
-        count_max: u64,
-    ) -> Asked<u64> {
-        let mut count = 1;
-        while count < count_max {
-            let next = Slot { index: slot.index + count as usize, ..slot };
-            let Ok(mapping) = self.map.mapping(next)? else { break };
-            let Ok(target) = self.target(cluster.plus(count), mapping) else { break };
-            let continues = target.continues(first, count);
-            if !continues || first == Target::New && self.check_mapping(geometry, mapping).is_err()
-            {
-                break;
-            }
-            count += 1;
-        }
-        Ok(count)
-    }
-
     pub(super) fn hold(&mut self, held: Held) -> Held {
-        self.busy.hold(held.first, held.count);
+        self.busy.hold(held.span);
         self.map.slices_mut().pin(held.slot.key);
         held
     }
 
-    /// Keeps only the first `count` of the held clusters.
-    pub fn shrink_hold(&mut self, held: &mut Held, count: u64) {
-        self.busy.release(held.first, held.count);
+    /// Keeps only the first `count` of clusters that are held as a whole.
+    pub fn shrink_hold(&mut self, geometry: Geometry, held: &mut Held, count: u64) {
+        self.busy.release(held.span);
         held.count = count;
-        self.busy.hold(held.first, held.count);
+        held.span = Span::of_clusters(geometry, held.first, count);
+        self.busy.hold(held.span);
     }
 
     /// Lets others change the clusters again.
     pub fn release_hold(&mut self, held: &Held) {
-        self.busy.release(held.first, held.count);
+        self.busy.release(held.span);
         self.map.slices_mut().unpin(held.slot.key);
     }
 
-    /// Maps held clusters to consecutive host clusters from `host` on, which hold their bytes now.
+    /// Which bytes have to be written to the places of held clusters before they may be linked, for a write of `len` bytes
+    /// at `at`: around those, all that the old places have, and the rest of each subcluster.
+    ///
+    /// # Errors
+    /// An entry is damaged, as no held one is.
+    pub fn fill_range(
+        &mut self,
+        geometry: Geometry,
+        held: &Held,
+        at: GuestOffset,
+        len: u64,
+    ) -> Result<Range<GuestOffset>> {
+        let touched = Span::touched(geometry, at, len);
+        let last = held.count - 1;
+        let (head, tail) = (self.held_mapping(held, 0)?, self.held_mapping(held, last)?);
+        let first_index = held.part(geometry, 0, touched).start;
+        let last_index = held.part(geometry, last, touched).end - 1;
+        let whole = geometry.subclusters_per_cluster();
+        let kept = |mapping: Mapping| mapping.subclusters().allocated_span();
+        let has =
+            |mapping: Mapping, index| mapping.subclusters().get(index) == Subcluster::Allocated;
+        let stays = held.reserved.is_some();
+        let start = match kept(head) {
+            Some(_) if stays && has(head, first_index) => at,
+            Some(kept) if !stays => geometry.offset_in(held.first, kept.start.min(first_index)),
+            _ => geometry.offset_in(held.first, first_index),
+        };
+        let last = held.first.plus(last);
+        let end = match kept(tail) {
+            Some(_) if stays && has(tail, last_index) => at.plus(len),
+            Some(kept) if !stays => {
+                geometry.offset_in(last, kept.end.min(whole).max(last_index + 1))
+            }
+            _ => geometry.offset_in(last, last_index + 1),
+        };
+        Ok(start..end)
+    }
+
+    fn held_mapping(&mut self, held: &Held, index: u64) -> Result<Mapping> {
+        self.map.mapping(held.slot(index)).expect("the slice of what is held stays in memory")
+    }
+
+    /// Maps held clusters to consecutive host clusters from `host` on, which hold the bytes of the subclusters in `filled`
+    /// now.
     ///
     /// # Errors
     /// These cannot be data; then nothing has been changed.
-    pub fn link_held(&mut self, geometry: Geometry, held: &Held, host: HostCluster) -> Result<()> {
+    pub fn link_held(
+        &mut self,
+        geometry: Geometry,
+        held: &Held,
+        host: HostCluster,
+        filled: Span,
+    ) -> Result<()> {
         if !self.map.data_place().is_external() {
             self.check_target(geometry, host, held.count)?;
         }
         for i in 0..held.count {
-            let new = Mapping::Data(Owned { cluster: host.plus(i), copied: true });
+            let place = Owned { cluster: host.plus(i), copied: true };
+            // Of a cluster that keeps its place others may have filled other parts meanwhile: what it is now counts.
+            let new = match self.held_mapping(held, i)? {
+                _ if !geometry.has_extended_l2() => Mapping::Data(place),
+                Mapping::Compressed(_) => Mapping::Data(place),
+                old => {
+                    let filled = held.part(geometry, i, filled);
+                    Mapping::of_subclusters(Some(place), old.subclusters().with_allocated(filled))
+                }
+            };
             self.relink(geometry, held.slot(i), new, false);
         }
         Ok(())
     }
 
-    /// Changes what held clusters map to, by `change` from old to new. A new mapping names what the old one named, or
-    /// nothing.
+    /// Changes what held clusters map to, by `change` from old to new; false, and nothing is changed, where it says of the
+    /// first one that it cannot be. A new mapping names what the old one named, or nothing.
     pub fn change_held(
         &mut self,
         geometry: Geometry,
         held: &Held,
-        change: impl Fn(Mapping) -> Mapping,
+        change: impl Fn(Mapping) -> Option<Mapping>,
         punch: bool,
-    ) {
+    ) -> bool {
         for slot in (0..held.count).map(|i| held.slot(i)) {
             let Ok(Ok(old)) = self.map.mapping(slot) else {
                 panic!("a held entry is in memory and sound")
             };
-            let new = change(old);
+            let Some(new) = change(old) else { return false };
             assert!(
                 cluster_of(new).is_none_or(|cluster| cluster_of(old) == Some(cluster)),
                 "a change of kind names no other cluster"
@@ -360,6 +463,7 @@ impl Meta {
                 }
             }
         }
+        true
     }
 
     fn note_linked(&mut self, geometry: Geometry, new: Mapping) {
@@ -408,32 +512,37 @@ impl Meta {
     }
 }
 
-/// Entries from `slot` to the end of its slice.
-fn in_slice(geometry: Geometry, slot: Slot) -> u64 {
-    geometry.l2_entries_per_slice() - slot.index as u64
-}
-
 /// Where a write to a cluster goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Target {
+    /// To the cluster's own place, whose content the entry tells already.
     Own(HostCluster),
+    /// To the cluster's own place, and then the entry has to tell of it.
     Reserved(HostCluster),
+    /// To a new place.
     New,
 }
 
 impl Target {
-    fn of(mapping: Mapping) -> Self {
-        match mapping {
-            Mapping::Data(Owned { cluster, copied })
-                if copied || Bug::SharedClusterWrittenInPlace.is_seeded() =>
-            {
-                Self::Own(cluster)
-            }
-            Mapping::Zero { preallocated: Some(Owned { cluster, copied: true }) } => {
-                Self::Reserved(cluster)
+    /// Of a write to the subclusters in `part`.
+    fn of(mapping: Mapping, part: Range<u32>) -> Self {
+        let own = |host: Owned| host.copied || Bug::SharedClusterWrittenInPlace.is_seeded();
+        match (mapping, mapping.host()) {
+            (Mapping::Data(_), Some(host)) if own(host) => Self::Own(host.cluster),
+            (Mapping::Zero { .. }, Some(host)) if host.copied => Self::Reserved(host.cluster),
+            (Mapping::Divided(divided), Some(host)) if own(host) => {
+                match divided.subclusters().are_allocated(part) {
+                    true => Self::Own(host.cluster),
+                    false => Self::Reserved(host.cluster),
+                }
             }
             _ => Self::New,
         }
+    }
+
+    /// Of a write to the cluster as a whole.
+    fn of_whole(geometry: Geometry, mapping: Mapping) -> Self {
+        Self::of(mapping, 0..geometry.subclusters_per_cluster())
     }
 
     fn continues(self, first: Self, distance: u64) -> bool {
@@ -445,6 +554,16 @@ impl Target {
             _ => false,
         }
     }
+}
+
+/// Entries from that of `slot` to the end of its slice.
+pub(super) fn left_in_slice(geometry: Geometry, slot: Slot) -> u64 {
+    geometry.l2_entries_per_slice() - slot.index as u64
+}
+
+/// The part of `span` up to the end of `limit`, in which it starts.
+fn part_of(span: Span, limit: Span) -> Span {
+    span.truncated(limit.end().distance_from(span.first))
 }
 
 fn cluster_of(mapping: Mapping) -> Option<HostCluster> {

@@ -2,7 +2,7 @@
 //!
 //! After every turn both programs read the whole disk, and `qemu-img check` and ours look at the tables: both must see
 //! what the model says, and both must find the image clean. So each reads what the other wrote, over cluster sizes,
-//! refcount widths, versions, backing files, compressed clusters and internal snapshots.
+//! refcount widths, versions, subclusters, backing files, compressed clusters and internal snapshots.
 //!
 //! A failure names its seed; `DIFFERENTIAL_SEED=N cargo test -p qcow --test differential` repeats it alone.
 

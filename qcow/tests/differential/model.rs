@@ -34,6 +34,13 @@ impl Model {
         self.discarded.push(at as usize..(at + len) as usize);
     }
 
+    /// Makes the disk larger, with zeros, or smaller.
+    pub fn resize(&mut self, size: u64) {
+        let size = size as usize;
+        self.bytes.resize(size, 0);
+        self.discarded.iter_mut().for_each(|d| *d = d.start.min(size)..d.end.min(size));
+    }
+
     /// Checks what a program reads, and adopts its choices.
     pub fn check(&mut self, who: &str, read: &[u8]) {
         assert_eq!(read.len(), self.bytes.len(), "{who}: the disk's size");

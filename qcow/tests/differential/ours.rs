@@ -54,6 +54,7 @@ async fn run_op(image: &Image<UringDisk>, op: &Op) -> qcow::Result<()> {
         Op::Zero { at, len, unmap } => image.write_zeroes(at, len, unmap).await,
         Op::Discard { at, len } => image.discard(at, len).await,
         Op::Flush => image.flush().await,
+        Op::Resize { size } => image.resize(size, true).await,
     }
 }
 

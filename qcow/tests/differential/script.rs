@@ -13,6 +13,8 @@ use crate::{ours, qemu};
 
 const TURNS: u64 = 4;
 const OPS_PER_TURN_MAX: u64 = 14;
+/// Bytes that a disk has at most after a resize.
+const SIZE_MAX: u64 = 16 << 20;
 
 /// One request, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,9 @@ pub enum Op {
         len: u64,
     },
     Flush,
+    Resize {
+        size: u64,
+    },
 }
 
 impl Op {
@@ -50,6 +55,7 @@ impl Op {
             Self::Zero { at, len, unmap: false } => format!("write -z {at} {len}"),
             Self::Discard { at, len } => format!("discard {at} {len}"),
             Self::Flush => "flush".to_owned(),
+            Self::Resize { size } => format!("truncate {size}"),
         }
     }
 
@@ -61,6 +67,7 @@ impl Op {
             Self::Zero { at, len, .. } => model.fill(at, len, 0),
             Self::Discard { at, len } => model.discard(at, len),
             Self::Flush => {}
+            Self::Resize { size } => model.resize(size),
         }
     }
 }
@@ -80,6 +87,7 @@ struct Script {
     size: u64,
     cluster: u64,
     version: &'static str,
+    extended: bool,
     refcount_bits: u64,
     compression: &'static str,
     base: Base,
@@ -88,6 +96,8 @@ struct Script {
     cache: CacheMode,
     /// Which clusters surely have no place in the file.
     placeless: Vec<bool>,
+    /// Whose turn it is.
+    by_qemu: bool,
 }
 
 /// Runs the script of `seed`; panics where the programs differ.
@@ -111,6 +121,7 @@ pub fn run(seed: u64) {
             snapshot = Some(model.bytes().to_vec());
         }
         let by_qemu = (turn + first).is_multiple_of(2);
+        script.by_qemu = by_qemu;
         let ops = script.make_ops(by_qemu);
         if by_qemu {
             qemu::io(&image, &ops);
@@ -127,7 +138,7 @@ pub fn run(seed: u64) {
     if let Some(bytes) = snapshot {
         qemu::img(&["snapshot", "-a", "before", qemu::path(&image)]);
         let read = ours::read_all(&image, script.cache);
-        Model::new(script.size, &bytes).check("the snapshot, we read", &read);
+        Model::new(bytes.len() as u64, &bytes).check("the snapshot, we read", &read);
         qemu::check(&image);
     }
 }
@@ -135,8 +146,9 @@ pub fn run(seed: u64) {
 impl Script {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let cluster = 512 << random.below(13);
-        let v3 = random.below(5) > 0;
+        let extended = random.below(3) == 0;
+        let cluster = if extended { 0x4000 << random.below(8) } else { 512 << random.below(13) };
+        let v3 = extended || random.below(5) > 0;
         let bases = [
             Base::None,
             Base::None,
@@ -154,19 +166,21 @@ impl Script {
             size: sectors * 512,
             cluster,
             version: if v3 { "v3" } else { "v2" },
+            extended,
             refcount_bits: if v3 { 1 << random.below(7) } else { 16 },
             compression: if v3 && random.below(2) == 0 { "zstd" } else { "zlib" },
             base,
             starts_compressed: base == Base::None && random.below(2) == 0,
             placeless: vec![true; (sectors * 512).div_ceil(cluster) as usize],
             cache: [CacheMode::PageCache, CacheMode::Direct][random.below(2) as usize],
+            by_qemu: false,
             random,
         }
     }
 
     fn describe(&self) -> String {
         format!(
-            "{} bytes, {} cluster_size={} refcount_bits={} {} {:?} {:?}{}",
+            "{} bytes, {} cluster_size={} refcount_bits={} {} {:?} {:?}{}{}",
             self.size,
             self.version,
             self.cluster,
@@ -174,6 +188,7 @@ impl Script {
             self.compression,
             self.base,
             self.cache,
+            if self.extended { ", extended L2" } else { "" },
             if self.starts_compressed { ", compressed" } else { "" },
         )
     }
@@ -245,13 +260,14 @@ impl Script {
             version: if self.version == "v3" { Version::V3 } else { Version::V2 },
             cluster_bits: self.cluster.ilog2(),
             refcount_order: self.refcount_bits.ilog2(),
+            extended_l2: self.extended,
             compression: match self.compression {
                 "zstd" => CompressionType::Zstd,
                 _ => CompressionType::Deflate,
             },
-            // What is laid out in advance hides a backing file.
+            // Only where there are subclusters does a backing file show through what is laid out in advance.
             preallocation: match self.random.below(6) {
-                kind @ 0..3 if base.is_none() => whole[kind as usize],
+                kind @ 0..3 if base.is_none() || self.extended => whole[kind as usize],
                 _ => Preallocation::Off,
             },
             backing: base.map(|(name, format)| (name.into(), Some(format.to_owned()))),
@@ -282,6 +298,9 @@ impl Script {
         let mut options = format!("cluster_size={cluster},refcount_bits={bits},compat={version}");
         if self.version == "v3" {
             options += &format!(",compression_type={}", self.compression);
+        }
+        if self.extended {
+            options += ",extended_l2=on";
         }
         options
     }
@@ -316,7 +335,7 @@ impl Script {
     fn make_op(&mut self, may_compress: bool) -> Op {
         let (at, len) = self.make_range();
         let byte = 1 + self.random.below(127) as u8;
-        let kind = self.random.below(12);
+        let kind = self.random.below(if self.extended { 13 } else { 12 });
         let op = match kind {
             0 | 1 => Op::Zero { at, len, unmap: kind == 0 },
             2 | 3 => Op::Discard { at: at & !511, len: (len | 511) + 1 }.clip(self.size),
@@ -325,6 +344,7 @@ impl Script {
                 Some((at, len)) => Op::Compressed { at, len, byte },
                 None => Op::Write { at, len, byte },
             },
+            12 => self.resize(),
             _ => Op::Write { at, len, byte },
         };
         self.note_places(op);
@@ -348,7 +368,7 @@ impl Script {
             Op::Discard { at, len } if self.version == "v3" => {
                 (at.div_ceil(self.cluster)..(at + len) / self.cluster, true)
             }
-            Op::Flush | Op::Discard { .. } => return,
+            Op::Flush | Op::Discard { .. } | Op::Resize { .. } => return,
             Op::Write { at, len, .. }
             | Op::Compressed { at, len, .. }
             | Op::Zero { at, len, .. } => {
@@ -360,6 +380,18 @@ impl Script {
         }
     }
 
+    /// Makes the disk larger or smaller, by any number of sectors.
+    fn resize(&mut self) -> Op {
+        let sectors = 1 + self.random.below(self.size / 512 * 3 / 2);
+        let size = sectors.min(SIZE_MAX / 512) * 512;
+        // QEMU leaves what a shrinking cuts off of the last cluster, and shows it when the disk grows again.
+        let keeps_rest = self.by_qemu && size < self.size;
+        self.size =
+            if keeps_rest { size.next_multiple_of(self.cluster).min(self.size) } else { size };
+        self.placeless.resize(self.size.div_ceil(self.cluster) as usize, false);
+        Op::Resize { size: self.size }
+    }
+
     /// A snapshot adds one to every count, and compressed clusters that share a cluster of the file may fill a narrow one.
     fn can_snapshot(&self) -> bool {
         self.refcount_bits >= 16
@@ -367,7 +399,8 @@ impl Script {
 
     /// Single bytes, sectors, clusters and long stretches; aligned and not.
     fn make_range(&mut self) -> (u64, u64) {
-        let unit = [1, 512, self.cluster, self.cluster][self.random.below(4) as usize];
+        let part = if self.extended { self.cluster / 32 } else { self.cluster };
+        let unit = [1, 512, self.cluster, part][self.random.below(4) as usize];
         let at = self.random.below(self.size) / unit * unit;
         let len = (1 + self.random.below(8)) * unit;
         let len =

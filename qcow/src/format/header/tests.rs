@@ -84,7 +84,8 @@ fn features_not_served_yet_are_read_and_named() {
     assert_eq!(external.extensions.data_file.as_deref(), Some("data".as_ref()));
 
     let extended = assert_survives(&["-o", "extended_l2=on"], "1G");
-    assert_eq!(extended.unserved_feature(), Some("extended L2 entries"));
+    assert_eq!(extended.unserved_feature(), None);
+    assert!(extended.geometry().has_extended_l2());
 }
 
 #[test]
