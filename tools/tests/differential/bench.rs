@@ -61,6 +61,26 @@ fn both_say_and_do_the_same() {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    // Not the same disks: of many requests at a time QEMU 10.0.2 now and then leaves some to an older content.
+    for name in ["a.qcow2", "top.qcow2"] {
+        pair.clean_image(name);
+    }
+}
+
+#[test]
+fn both_leave_the_same_disk() {
+    let pair = Pair::prepared(SETUP);
+    for line in [
+        "-c 100 -d 1 -w -S 8k -s 512 -o 1k a.qcow2",
+        "-c 100 -d 1 -w --pattern 0x41 --flush-interval 10 -s 64k -o 3M a.qcow2",
+        "-c 100 -d 1 -w --pattern 7 --flush-interval 4 -s 1000 -o 5M a.qcow2",
+        "-c 500 -d 1 -w -S 72k --pattern 9 a.qcow2",
+        "-c 40 -d 1 -w -s 12k -S 100k --pattern 1 top.qcow2",
+        "-c 10 -d 1 -w a.raw",
+    ] {
+        let (ours, theirs) = pair.img(&format!("bench {line}"));
+        assert_eq!((ours.code, theirs.code), (Some(0), Some(0)), "bench {line}");
+    }
     for name in ["a.qcow2", "top.qcow2"] {
         pair.same_clean_image(name);
     }

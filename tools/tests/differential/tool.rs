@@ -159,13 +159,19 @@ impl Pair {
     /// Asserts that `name` is a clean image on both sides, and the same disk.
     #[track_caller]
     pub fn same_clean_image(&self, name: &str) {
+        self.clean_image(name);
+        self.same_disk(name);
+    }
+
+    /// Asserts that `name` is a clean image on both sides.
+    #[track_caller]
+    pub fn clean_image(&self, name: &str) {
         for directory in [self.ours(), self.theirs()] {
             for tool in [Tool::Ours, Tool::Theirs] {
                 let said = tool.img(directory, &format!("check -f qcow2 {name}"));
                 assert_eq!(said.code, Some(0), "{tool:?} on {directory:?}: {said:?}");
             }
         }
-        self.same_disk(name);
     }
 
     /// Asserts that `name` holds the same disk on both sides.
