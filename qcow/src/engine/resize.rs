@@ -172,8 +172,7 @@ impl<D: Disk> Image<D> {
             let end = geometry.clusters_for(new);
             return qcow2.guarded(qcow2.map_in_place(first, end - first.get())).await;
         }
-        let limit = if qcow2.data.is_some() { new } else { u64::MAX };
-        let cut = self.zero_rest_of_cluster(qcow2, old, limit).await?;
+        let cut = self.zero_rest_of_cluster(qcow2, old, qcow2.end_of_zeros(new)).await?;
         // What the old tables do not reach and no backing file has is nowhere.
         let reached = geometry.bytes(entries * geometry.l2_entries());
         let backing = self.layers_from(1).first().map_or(0, Layer::virtual_size);
@@ -183,7 +182,7 @@ impl<D: Disk> Image<D> {
     /// Unlinks the clusters from `new` to `old`, and makes what is left of the cluster that `new` cuts read as zeros: a
     /// disk that grows again, here or elsewhere, shows it.
     async fn make_ready_to_shrink(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
-        let cut = self.zero_rest_of_cluster(qcow2, new, u64::MAX).await?;
+        let cut = self.zero_rest_of_cluster(qcow2, new, qcow2.end_of_zeros(old)).await?;
         let first = qcow2.geometry.guest_cluster(GuestOffset::new(cut));
         let count = qcow2.geometry.clusters_for(old.saturating_sub(cut));
         let behind = Span::of_clusters(qcow2.geometry, first, count);
@@ -226,6 +225,12 @@ impl<D: Disk> Image<D> {
 }
 
 impl<D: Disk> Qcow2<D> {
+    /// Where zeros have to end, on a disk that is `size` bytes large at most: an external data file does not become longer
+    /// than the disk, or a power cut could leave it so, with anything behind the disk's end for a growth to show.
+    fn end_of_zeros(&self, size: u64) -> u64 {
+        if self.data.is_some() { size } else { u64::MAX }
+    }
+
     /// Fails where `size` is beyond a limit, or somebody else relies on the size being what it is.
     async fn check_resizable(&self, size: u64) -> Result<()> {
         if self.geometry.l1_entries_for(size) * 8 > L1_BYTES_MAX {

@@ -14,6 +14,9 @@ pub const POWER_CUTS: &[&str] = &[
     "seed=0 start=empty size=33 cluster=10 refcount=4 version=2 cache=0 w14+7 flush w13+9",
     // Counts were durable and the length of the file was not: leaks that showed only when the file had grown again.
     "seed=1 start=backing:5 size=16 cluster=10 w0+1 w0+1",
+    // A shrink wrote zeros behind the end of an external data file. A power cut that kept the file longer, but not the
+    // zeros, left anything there, and a disk that grew showed it.
+    "seed=1012385657 start=raw-external:9 size=57 cluster=12 refcount=6 s7 s1 w0+1",
 ];
 
 /// Faults that once lost data.
