@@ -14,6 +14,7 @@ use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 use qcow::engine::check::{CheckSummary, Fault, Finding, Repair, check};
 use tempfile::TempDir;
 
+mod agreement;
 mod counts;
 mod damage;
 mod dirty;

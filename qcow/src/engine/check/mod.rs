@@ -161,7 +161,7 @@ impl<D: Disk> Check<'_, D> {
         if tally.summary.is_clean() && !survey.references.broken_bitmaps {
             return Ok(Some(survey));
         }
-        if let Some(reason) = survey.l1_is_lost() {
+        if let Some(reason) = survey::l1_is_lost(&survey.target) {
             tally.note(&Finding::NotRepaired { reason }, 1);
             return Ok(None);
         }

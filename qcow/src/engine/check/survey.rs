@@ -37,6 +37,7 @@ impl<'d, D: Disk> Survey<'d, D> {
         let fix = repair == Repair::All;
         let mut target = Target::open(disk, repair == Repair::None).await?;
         tally.summary.total_clusters = target.geometry.clusters_for(target.header.virtual_size());
+        let fix = fix && l1_is_lost(&target).is_none();
         let snapshots = snapshots::read(&mut target, fix, tally).await?;
         let Some(snapshots) = snapshots else { return Ok(None) };
         let mut stored = StoredCounts::read_table(&target).await?;
@@ -49,18 +50,6 @@ impl<'d, D: Disk> Survey<'d, D> {
         let Some(references) = references else { return Ok(None) };
         compare::compare(&target, &references.counts, &stored, tally).await?;
         Ok(Some(Self { target, snapshots, references, stored, stored_changed: false, crew }))
-    }
-
-    /// Why nothing can be repaired, if the header names no L1 table in the file: all that there is would be unused, and
-    /// free to be written over.
-    pub(super) fn l1_is_lost(&self) -> Option<String> {
-        let (header, geometry) = (&self.target.header, self.target.geometry);
-        let at = header.l1_table_offset.get();
-        let is_there =
-            header.l1_size == 0 || (geometry.cluster_size()..self.target.file_len).contains(&at);
-        (!is_there).then(|| {
-            format!("the header names no L1 table in the file (l1_table_offset is {at:#x})")
-        })
     }
 
     /// Whether a cluster in use has no block to count it.
@@ -87,4 +76,15 @@ impl<'d, D: Disk> Survey<'d, D> {
         let end = target.clusters().max(found.counts.len()).max(self.references.counts.len());
         Ok((found.counts, HostCluster::new(end)))
     }
+}
+
+/// Why nothing can be repaired, if the header names no L1 table in the file: all that there is would be unused, and free to
+/// be written over.
+pub(super) fn l1_is_lost<D: Disk>(target: &Target<'_, D>) -> Option<String> {
+    let (header, geometry) = (&target.header, target.geometry);
+    let at = header.l1_table_offset.get();
+    let inside = geometry.cluster_size()..target.file_len;
+    let is_lost = header.l1_size > 0 && !inside.contains(&at);
+    is_lost
+        .then(|| format!("the header names no L1 table in the file (l1_table_offset is {at:#x})"))
 }
