@@ -1,7 +1,7 @@
 //! The image under test.
 
 use super::CLUSTERS_MAX;
-use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
+use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, sector_ceil};
 use crate::disk::Disk;
 use crate::engine::load::{read_bytes, read_header_cluster};
 use crate::error::{Error, Result};
@@ -58,10 +58,11 @@ impl<'d, D: Disk> Target<'d, D> {
         self.header.has_external_data()
     }
 
-    /// Whether something that ends at byte `end` ends too far behind the end of the file: the last cluster may be there in
-    /// part, but no more than that.
+    /// Whether something that ends at byte `end` ends too far behind the end of the file, whose length counts in whole
+    /// sectors: the last cluster may be there in part, but no more than that.
     pub(super) fn is_past_end(&self, end: u64) -> bool {
-        end.saturating_sub(self.file_len) >= self.geometry.cluster_size()
+        let file_end = sector_ceil(self.file_len).unwrap_or(u64::MAX);
+        end.saturating_sub(file_end) >= self.geometry.cluster_size()
     }
 
     /// The `len` bytes of `what` at byte `at`, which may lie behind the end of the file and reads as zeros there.

@@ -34,6 +34,8 @@ enum Difference {
     ZeroFlagInVersion2,
     /// QEMU crashes, hangs, or asks for more memory than there is.
     QemuDies,
+    /// A snapshot's L1 table is said to lie where no file reaches. QEMU gives up.
+    SnapshotBeyondFiles,
     /// The header names no L1 table in the file. QEMU frees all that there is.
     L1IsLost,
     /// The header names no place for the snapshot table. QEMU forgets all snapshots, and frees what only they hold.
@@ -109,6 +111,10 @@ impl<'s> Case<'s> {
             return Some(Difference::ZeroFlagInVersion2);
         }
         let Verdict::Told { exit, figures } = theirs else { return Some(Difference::QemuDies) };
+        let far = |f: &Finding| matches!(f, Finding::Fault(Fault::PastEnd { offset, .. }) if i64::try_from(*offset).is_err());
+        if *exit == 1 && ours.findings.iter().any(far) {
+            return Some(Difference::SnapshotBeyondFiles);
+        }
         assert_eq!(exit_of(ours), *exit, "exit code");
         let (Ok(summary), Some(figures)) = (&ours.outcome, figures) else { return None };
         let mine = [
