@@ -191,7 +191,8 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
                     self.fault(Fault::RefcountBlockOutside { index, growth }, 1);
                 }
                 self.count_region(offset, geometry.cluster_size(), 1);
-                let reference = self.counter.counts().get(cluster);
+                // A count that passes its width has been told of already.
+                let reference = self.counter.counts().get(cluster).min(geometry.refcount_max());
                 if reference != 1 {
                     self.fault(Fault::RefcountBlockShared { index, reference }, 1);
                 }

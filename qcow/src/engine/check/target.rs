@@ -13,7 +13,7 @@ pub(super) struct Target<'d, D> {
     pub(super) disk: &'d D,
     pub(super) header: Header,
     pub(super) geometry: Geometry,
-    /// Bytes.
+    /// Bytes, in whole sectors.
     pub(super) file_len: u64,
     /// Whether a table that the host calls a hole is taken for zeros without a look. Not where clusters become free on the
     /// strength of that: hosts have been known to call data a hole that was just being written.
@@ -29,6 +29,7 @@ impl<'d, D: Disk> Target<'d, D> {
     /// The image that `header` describes, in a file of `file_len` bytes.
     pub(super) fn of(disk: &'d D, header: Header, file_len: u64, skip_holes: bool) -> Result<Self> {
         let geometry = header.geometry();
+        let file_len = sector_ceil(file_len).unwrap_or(file_len);
         let clusters = geometry.clusters_for(file_len);
         if clusters > CLUSTERS_MAX {
             return Err(Error::limit(format!(
@@ -58,11 +59,10 @@ impl<'d, D: Disk> Target<'d, D> {
         self.header.has_external_data()
     }
 
-    /// Whether something that ends at byte `end` ends too far behind the end of the file, whose length counts in whole
-    /// sectors: the last cluster may be there in part, but no more than that.
+    /// Whether something that ends at byte `end` ends too far behind the end of the file: the last cluster may be there in
+    /// part, but no more than that.
     pub(super) fn is_past_end(&self, end: u64) -> bool {
-        let file_end = sector_ceil(self.file_len).unwrap_or(u64::MAX);
-        end.saturating_sub(file_end) >= self.geometry.cluster_size()
+        end.saturating_sub(self.file_len) >= self.geometry.cluster_size()
     }
 
     /// The `len` bytes of `what` at byte `at`, which may lie behind the end of the file and reads as zeros there.
