@@ -158,7 +158,9 @@ impl<D: Disk> Check<'_, D> {
         if self.repair == Repair::None {
             return Ok(Some(survey));
         }
-        if tally.summary.is_clean() && !survey.references.broken_bitmaps {
+        // What has been told as repaired by now is repaired with the tables.
+        let is_told_repaired = tally.summary.corruptions_fixed > 0 || survey.snapshots.is_outdated;
+        if tally.summary.is_clean() && !survey.references.broken_bitmaps && !is_told_repaired {
             return Ok(Some(survey));
         }
         if let Some(reason) = survey::l1_is_lost(&survey.target) {
@@ -170,9 +172,7 @@ impl<D: Disk> Check<'_, D> {
             Repair::Leaks if tally.rebuild_needed || tally.uncounted => self.give_up(tally),
             Repair::Counts if tally.has_faults || !is_sound => Ok(None),
             Repair::Counts if survey.lacks_blocks() => self.rebuild(survey, false, tally).await,
-            Repair::All if !is_sound || survey.snapshots.is_outdated => {
-                self.rebuild(survey, true, tally).await
-            }
+            Repair::All if !is_sound || is_told_repaired => self.rebuild(survey, true, tally).await,
             Repair::All if tally.rebuild_needed || tally.uncounted => {
                 self.rebuild(survey, false, tally).await
             }
