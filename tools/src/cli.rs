@@ -9,8 +9,8 @@ use crate::failure::{Failure, Outcome, tell};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
-    bench, bitmap, check, commit, compare, convert, create, dd, info, io, manual, map, measure,
-    output, rebase, resize, snapshot, unbuilt,
+    amend, bench, bitmap, check, commit, compare, convert, create, dd, info, io, manual, map,
+    measure, output, rebase, resize, snapshot, unbuilt,
 };
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
@@ -38,6 +38,7 @@ struct IoCli {
 /// A subcommand with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Amend(amend::Args),
     Bench(bench::Args),
     Bitmap(bitmap::Args),
     Check(check::Args),
@@ -68,6 +69,7 @@ impl Command {
     /// Runs the subcommand; its exit code.
     pub fn run(&self) -> Outcome<u8> {
         match self {
+            Self::Amend(args) => amend::run(args).map(|()| 0),
             Self::Bench(args) => bench::run(args).map(|()| 0),
             Self::Bitmap(args) => bitmap::run(args).map(|()| 0),
             Self::Check(args) => check::run(args),

@@ -26,6 +26,7 @@ mod snapshot_choice;
 mod source;
 mod unbuilt;
 
+mod amend;
 mod bench;
 mod bitmap;
 mod check;

@@ -11,6 +11,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::sync::Exclusive;
 
+mod amend;
 mod backing;
 pub mod bitmap;
 pub mod check;

@@ -41,12 +41,14 @@ mod tally;
 mod target;
 mod usage;
 mod uses;
+mod width;
 
 pub use crew::{Crew, Work};
 pub use fault::{Fault, Growth};
 pub use finding::{EntryChange, Finding, Severity};
 pub use tally::{Abort, CheckSummary};
 pub use usage::{ImageUsage, Usage};
+pub use width::change_refcount_width;
 
 use survey::Survey;
 use tally::Tally;

@@ -1,0 +1,295 @@
+//! `qcow amend`: what of an image's options can be changed after it was made.
+
+use std::path::{Path, PathBuf};
+
+use qcow::disk::uring::block_on;
+use qcow::engine::check::change_refcount_width;
+use qcow::engine::info::ImageInfo;
+use qcow::engine::{Format, MapExtent, Preallocation, Resize, SnapshotChoice};
+use qcow::format::feature::{Compatible, Incompatible};
+use qcow::format::header::{Header, Version};
+
+use crate::arguments::ImageArgs;
+use crate::cache::Cache;
+use crate::failure::{Failure, Outcome};
+use crate::image::{self, HostImage, Opening};
+use crate::keyval::{self, Kind, OptionSpec, OptionValues, print_help};
+use crate::output::say;
+use crate::progress::Progress;
+
+/// Change options of an image
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Say nothing unless something is wrong
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    progress: bool,
+    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
+    #[arg(short = 't', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// Allow what may lose the last key of an encrypted image (there is nothing of that kind yet)
+    #[arg(long)]
+    force: bool,
+    /// What to change, as name=value,name=value (a comma in a value is doubled); '-o help' lists the options
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// The image
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// The options that can be changed.
+const OPTIONS: &[OptionSpec] = &[
+    option("backing_file", Kind::Text, "File name of a base image"),
+    option("backing_fmt", Kind::Text, "Image format of the base image"),
+    option("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    option("data_file", Kind::Text, "File name of an external data file"),
+    option("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
+    option("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    option("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    option(
+        "encrypt.new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    option("encrypt.old-secret", Kind::Text, "Select all keyslots that match this password"),
+    option("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+    option("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    option("size", Kind::Size, "Virtual disk size"),
+];
+
+const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpec {
+    OptionSpec { name, kind, help }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    for list in &args.options {
+        keyval::check_list(list)?;
+    }
+    if args.options.is_empty() {
+        return Err(Failure::usage("amend", "Must specify options (-o)"));
+    }
+    let help = keyval::asks_for_help(&args.options);
+    if help && let Some(format) = args.image.format() {
+        return tell_options(image::parse_new_format(format)?);
+    }
+    let [path] = args.files.as_slice() else {
+        return Err(Failure::new("Expecting one image file name"));
+    };
+    args.image.refuse_unbuilt()?;
+    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let opening = Opening { writable: true, cache, ..args.image.opening() };
+    let image = opening.open_to_write(path)?;
+    let format = image.format();
+    if help {
+        drop(image);
+        return tell_options(format);
+    }
+    if format != Format::Qcow2 {
+        return Err(not_amendable(format));
+    }
+    let values = parse(&args.options)?;
+    let mut progress = Progress::new(args.progress && !args.quiet, 1);
+    close(&image, Ok(()))?;
+    drop(image);
+    Amendment { path, opening, values: &values }.carry_out()?;
+    progress.finish();
+    Ok(())
+}
+
+fn tell_options(format: Format) -> Outcome {
+    if format != Format::Qcow2 {
+        return Err(not_amendable(format));
+    }
+    say!("Amend options for '{format}':");
+    print_help(&[OPTIONS]);
+    Ok(())
+}
+
+fn not_amendable(format: Format) -> Failure {
+    Failure::new(format!("Format driver '{format}' does not support option amendment"))
+}
+
+/// Reads the lists; an option of a new image is told from one that there is not.
+fn parse(lists: &[String]) -> Outcome<OptionValues> {
+    OptionValues::parse(lists, &[OPTIONS]).map_err(|failure| {
+        match crate::creation_options::parse(Format::Qcow2, lists) {
+            Ok(_) => {
+                Failure::new(format!("{failure}\nThis option is only supported for image creation"))
+            }
+            Err(_) => failure,
+        }
+    })
+}
+
+struct Amendment<'a> {
+    path: &'a Path,
+    opening: Opening<'a>,
+    values: &'a OptionValues,
+}
+
+impl Amendment<'_> {
+    /// In QEMU's order: an upgrade first, as what follows may need it, and a downgrade last.
+    fn carry_out(&self) -> Outcome {
+        let version = self.version()?;
+        let header = self.header()?;
+        self.check(&header)?;
+        let bits =
+            self.values.number("refcount_bits").unwrap_or(header.geometry().refcount_bits().into());
+        let order =
+            (1..=64).contains(&bits).then(|| bits.ilog2()).filter(|_| bits.is_power_of_two());
+        let order = order.ok_or_else(|| {
+            Failure::new("Refcount width must be a power of two and may not exceed 64 bits")
+        })?;
+        if version == Some(Version::V3) && header.version == Version::V2 {
+            self.change(|image| block_on(image.upgrade()))?;
+        }
+        if order != header.refcount_order {
+            if version.unwrap_or(header.version) == Version::V2 && order != 4 {
+                return Err(Failure::new(
+                    "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or \
+                     greater)",
+                ));
+            }
+            let disk = self.opening.open_file(self.path)?;
+            block_on(change_refcount_width(&disk, self.path, order))
+                .map_err(|e| Failure::new(e.message()))?;
+        }
+        self.change_features(&header)?;
+        if version == Some(Version::V2) && header.version == Version::V3 {
+            self.downgrade(&header)?;
+        }
+        Ok(())
+    }
+
+    fn version(&self) -> Outcome<Option<Version>> {
+        match self.values.text("compat") {
+            None => Ok(None),
+            Some("0.10" | "v2") => Ok(Some(Version::V2)),
+            Some("1.1" | "v3") => Ok(Some(Version::V3)),
+            Some(other) => Err(Failure::new(format!("Unknown compatibility level {other}"))),
+        }
+    }
+
+    fn check(&self, header: &Header) -> Outcome {
+        if self.values.names().any(|name| name.starts_with("encrypt.")) {
+            let what = "Can't amend encryption options - encryption not present";
+            return Err(Failure::new(what));
+        }
+        if self.values.text("data_file").is_some() {
+            return Err(Failure::new(match header.has_external_data() {
+                false => "data-file can only be set for images that use an external data file",
+                true => "option 'data_file' is not supported yet",
+            }));
+        }
+        if self.values.is_on("data_file_raw") && !header.has_raw_external_data() {
+            return Err(Failure::new("data-file-raw cannot be set on existing images"));
+        }
+        Ok(())
+    }
+
+    /// What is neither version nor width.
+    fn change_features(&self, header: &Header) -> Outcome {
+        if header.has_raw_external_data() && self.is_turned_off("data_file_raw") {
+            self.change(|image| block_on(image.forget_raw_data_file()))?;
+        }
+        let named = |name| self.values.text(name);
+        if named("backing_file").is_some() || named("backing_fmt").is_some() {
+            let now = header.backing_name.as_ref().and_then(|name| name.to_str());
+            let format = header.extensions.backing_format.as_deref();
+            if named("backing_file") != now || named("backing_fmt") != format {
+                return Err(Failure::new(
+                    "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.",
+                ));
+            }
+        }
+        let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
+        let wanted = match self.values.text("lazy_refcounts") {
+            Some(_) => self.values.is_on("lazy_refcounts"),
+            None => lazy,
+        };
+        if wanted != lazy {
+            self.change(|image| block_on(image.set_lazy_refcounts(wanted)))?;
+        }
+        match self.values.number("size").filter(|&size| size > 0) {
+            None => Ok(()),
+            Some(size) => self.change(|image| {
+                let how = Resize { shrink: true, preallocation: Preallocation::Off };
+                block_on(async {
+                    image.resize_as(size, &how).await?;
+                    image.trim().await
+                })
+            }),
+        }
+    }
+
+    fn is_turned_off(&self, name: &str) -> bool {
+        self.values.text(name).is_some() && !self.values.is_on(name)
+    }
+
+    fn downgrade(&self, header: &Header) -> Outcome {
+        let zstd = header.incompatible.contains(Incompatible::COMPRESSION_TYPE);
+        let reading = Opening { writable: false, backing: false, ..self.opening };
+        let snapshots = block_on(reading.open(self.path)?.snapshots())?;
+        for snapshot in snapshots {
+            let choice = SnapshotChoice::IdAndName(snapshot.id.clone(), snapshot.name.clone());
+            let image = Opening { snapshot: Some(&choice), ..reading }.open(self.path)?;
+            if has_any(&image, |extent| extent.present && extent.zero)? {
+                let what =
+                    "cannot expand the zero clusters of internal snapshots yet: delete them first";
+                return Err(Failure::new(what));
+            }
+            check_compression(&image, zstd)?;
+        }
+        check_compression(&reading.open(self.path)?, zstd)?;
+        self.change(|image| block_on(image.downgrade()))
+    }
+
+    /// Opens the image, changes it, and closes it.
+    fn change(&self, change: impl FnOnce(&HostImage) -> qcow::Result<()>) -> Outcome {
+        let image = self.opening.open(self.path)?;
+        let changed = change(&image).map_err(|e| Failure::new(e.message()));
+        close(&image, changed)
+    }
+
+    fn header(&self) -> Outcome<Header> {
+        let disk = Opening { writable: false, ..self.opening }.open_file(self.path)?;
+        let told = block_on(ImageInfo::read(&disk, self.path, Some(Format::Qcow2)));
+        let header = told.map_err(|e| Failure::new(e.message()))?.header;
+        header.ok_or_else(|| not_amendable(Format::Raw))
+    }
+}
+
+/// Compressed clusters of version 2 are deflate.
+fn check_compression(image: &HostImage, zstd: bool) -> Outcome {
+    if zstd && has_any(image, |extent| extent.compressed)? {
+        let what =
+            "Cannot downgrade an image with zstd compression type and existing compressed clusters";
+        return Err(Failure::new(what));
+    }
+    Ok(())
+}
+
+fn has_any(image: &HostImage, is_meant: impl Fn(&MapExtent) -> bool) -> Outcome<bool> {
+    let (mut at, size) = (0, image.virtual_size());
+    while at < size {
+        let extent = block_on(image.map(at, size - at)).map_err(|e| Failure::new(e.message()))?;
+        if is_meant(&extent) {
+            return Ok(true);
+        }
+        at += extent.len;
+    }
+    Ok(false)
+}
+
+fn close(image: &HostImage, changed: Outcome) -> Outcome {
+    let closed = block_on(image.close());
+    changed?;
+    closed.map_err(|e| Failure::new(e.message()))
+}
