@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     /// What to change, as name=value,name=value (a comma in a value is doubled); '-o help' lists the options
-    #[arg(short, long, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS", value_parser = keyval::list)]
     options: Vec<String>,
     /// The image
     #[arg(value_name = "FILE")]
@@ -69,9 +69,6 @@ const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpe
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    for list in &args.options {
-        keyval::check_list(list)?;
-    }
     if args.options.is_empty() {
         return Err(Failure::usage("amend", "Must specify options (-o)"));
     }
@@ -82,7 +79,6 @@ pub fn run(args: &Args) -> Outcome {
     let [path] = args.files.as_slice() else {
         return Err(Failure::new("Expecting one image file name"));
     };
-    args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let image = opening.open_to_write(path)?;

@@ -59,7 +59,7 @@ pub struct ImageArgs {
     #[arg(long)]
     image_opts: bool,
     /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
+    #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
     object: Vec<String>,
 }
 
@@ -77,10 +77,5 @@ impl ImageArgs {
     /// The opening of the image, for reading.
     pub fn opening(&self) -> Opening<'_> {
         Opening { format: self.format(), image_opts: self.image_opts, ..Opening::default() }
-    }
-
-    /// Refuses objects that make no sense, and what is not built yet.
-    pub fn refuse_unbuilt(&self) -> Outcome {
-        objects::check(&self.object)
     }
 }

@@ -120,7 +120,6 @@ pub fn run(args: &Args) -> Outcome {
     // As QEMU: none at all.
     let granularity = granularity.filter(|&granularity| granularity > 0);
     let [file, name] = args.check(granularity)?;
-    args.image.refuse_unbuilt()?;
     let opening = Opening {
         format: args.image.format(),
         writable: true,

@@ -15,6 +15,11 @@ pub fn parse_size(name: &str, text: &str, bounds: RangeInclusive<u64>) -> Outcom
     check(name, text, size::parse(text), &bounds)
 }
 
+/// The size of a disk.
+pub fn parse_image_size(text: &str) -> Outcome<u64> {
+    parse_size("image size", text, 0..=SIZE_MAX)
+}
+
 /// The number `text`, called `name`: decimal, hexadecimal (`0x10`) or octal (`010`).
 pub fn parse_number(name: &str, text: &str, bounds: RangeInclusive<u64>) -> Outcome<u64> {
     check(name, text, parse_as_c(text), &bounds)

@@ -58,7 +58,6 @@ pub fn run(args: &Args) -> Outcome<u8> {
     let output = args.output.format(COMMAND)?;
     let repair = parse_repair(args.repair.as_deref())?;
     let path = one_file(COMMAND, &args.files)?;
-    args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)?;
     let opening = Opening {
         writable: repair != Repair::None,

@@ -1,7 +1,10 @@
 //! The command line: which subcommand runs, and what is said about wrong usage, in the words of `getopt_long`.
 
+use std::error::Error;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -164,9 +167,15 @@ fn define(definition: clap::Command) -> clap::Command {
     take_any_value(definition).mut_subcommands(take_any_value)
 }
 
-/// Lets what follows an option be its value, whatever it looks like, as `getopt_long` does.
+/// Lets what follows an option be its value, whatever it looks like, as `getopt_long` does; and lets names of files be empty,
+/// which is for the command to judge.
 fn take_any_value(definition: clap::Command) -> clap::Command {
     definition.mut_args(|arg| {
+        let is_path = arg.get_value_parser().type_id() == ValueParser::path_buf().type_id();
+        let arg = match is_path {
+            true => arg.value_parser(OsStringValueParser::new().map(PathBuf::from)),
+            false => arg,
+        };
         let takes_none = arg.get_num_args().is_some_and(|count| !count.takes_values());
         match arg.get_action().takes_values() && !arg.is_positional() && !takes_none {
             true => arg.allow_hyphen_values(true),
@@ -207,6 +216,10 @@ fn told(
 ) -> Failure {
     let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
     let argument = text(ContextKind::InvalidArg);
+    // What the parser of a value has found is told as it is.
+    if let Some(failure) = error.source().and_then(|source| source.downcast_ref::<Failure>()) {
+        return failure.clone();
+    }
     let message = match error.kind() {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Failure::usage("", "Not enough arguments");

@@ -15,7 +15,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
 use crate::output::say;
 use crate::progress::Progress;
-use crate::rate::Rate;
+use crate::rate::{self, Rate};
 
 const COMMAND: &str = "commit";
 
@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(short, long)]
     drop: bool,
     /// Copy at most this many bytes a second, with an optional suffix k, M, G, T, P or E
-    #[arg(short, long, value_name = "BYTES")]
-    rate: Option<String>,
+    #[arg(short, long, value_name = "BYTES", value_parser = rate::parse)]
+    rate: Option<u64>,
     /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
     #[arg(short = 't', long, value_name = "MODE")]
     cache: Option<String>,
@@ -52,9 +52,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let rate = args.rate.as_deref().map(Rate::parse).transpose()?;
     let path = one_file(COMMAND, &args.files)?;
-    args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
     let opening = Opening { cache, ..args.image.opening() };
     // With its backing files once, which shows that all of them are there and that nobody writes to them.
@@ -66,7 +64,7 @@ pub fn run(args: &Args) -> Outcome {
     // Read past the locks of this very program.
     let chain = Opening { shared: true, ..opening }.open(path)?;
     let lower = hold_between(&chain, base)?;
-    let committed = commit(args, &chain, base, cache, rate);
+    let committed = commit(args, &chain, base, cache);
     drop((chain, lower));
     let emptied = match committed {
         Ok(()) if !args.drop && args.base.is_none() => empty(&top),
@@ -112,19 +110,13 @@ fn hold_between(chain: &HostImage, base: usize) -> Outcome<Vec<HostImage>> {
     (1..base).map(open).collect()
 }
 
-fn commit(
-    args: &Args,
-    chain: &HostImage,
-    depth: usize,
-    cache: Cache,
-    rate: Option<Rate>,
-) -> Outcome {
+fn commit(args: &Args, chain: &HostImage, depth: usize, cache: Cache) -> Outcome {
     let format = chain.layer_format(depth).to_string();
     let opening = Opening { format: Some(&format), writable: true, cache, ..Opening::default() };
     let base = opening.open(chain.layer_path(depth))?;
     let progress = Progress::new(args.progress && !args.quiet, chain.virtual_size());
     let copy = Copy { chain, depth, base: &base };
-    let copied = block_on(copy.run(progress, rate));
+    let copied = block_on(copy.run(progress, args.rate.map(Rate::new)));
     // Whatever came of it, what has been written is kept, and the file is left in order.
     let closed = block_on(base.close());
     copied?;

@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(short = 'U', long)]
     force_share: bool,
     /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
+    #[arg(long, value_name = "DEFINITION", value_parser = objects::checked_for_two)]
     object: Vec<String>,
     /// The two images
     #[arg(value_name = "FILE1 FILE2")]
@@ -66,7 +66,6 @@ pub fn run(args: &Args) -> Outcome<u8> {
     let [first, second] = args.files.as_slice() else {
         return Err(Failure::usage(COMMAND, "Expecting two image file names"));
     };
-    objects::check(&args.object).map_err(|failure| failure.with_code(NOT_OPENED))?;
     let cache = Cache::parse_option(args.cache.as_deref(), "source cache", Cache::WRITEBACK)
         .map_err(|f| f.with_code(NOT_OPENED))?;
     let open = |path: &Path, format: Option<&str>| {

@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use qcow::engine::Format;
-
+use crate::bounded::parse_image_size;
 use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::keyval::{self, OptionValues};
 use crate::new_image::{self, NewImage};
-use crate::size::{self, SizeError};
 use crate::source;
 
 const COMMAND: &str = "create";
@@ -24,7 +22,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FMT", default_value = "raw")]
     format: String,
     /// Options of the format, as name=value,name=value (a comma in a value is doubled); '-o help' lists them
-    #[arg(short, long, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS", value_parser = keyval::list)]
     options: Vec<String>,
     /// Stack the new image on this one: what is not written to the new image is read from it
     #[arg(short, long, value_name = "FILE")]
@@ -43,9 +41,6 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    for list in &args.options {
-        keyval::check_list(list)?;
-    }
     if keyval::asks_for_help(&args.options) {
         let format = image::parse_new_format(&args.format)?;
         creation_options::help(format, !args.file_and_size.is_empty());
@@ -54,7 +49,7 @@ pub fn run(args: &Args) -> Outcome {
     let (path, size) = match args.file_and_size.as_slice() {
         [] => return Err(Failure::usage(COMMAND, "Expecting image file name")),
         [path] => (path, None),
-        [path, size] => (path, Some(parse_size(&size.to_string_lossy())?)),
+        [path, size] => (path, Some(parse_image_size(&size.to_string_lossy())?)),
         [_, _, extra, ..] => {
             let message = format!("Unexpected argument: {}", extra.display());
             return Err(Failure::usage(COMMAND, message));
@@ -73,7 +68,8 @@ fn create(args: &Args, name: &Path, size: Option<u64>) -> Outcome {
         }
         values.set_number("size", size);
     }
-    set_backing(args, format, &mut values)?;
+    let (backing, backing_format) = (args.backing.as_deref(), args.backing_format.as_deref());
+    creation_options::set_backing(&mut values, format, backing, backing_format)?;
     if let Some(size) = check_backing(args, path, &values)?
         && values.number("size").is_none()
     {
@@ -86,24 +82,6 @@ fn create(args: &Args, name: &Path, size: Option<u64>) -> Outcome {
         creation_options::announce(name, format, &values);
     }
     NewImage::plan(format, &values)?.write(path)?.keep();
-    Ok(())
-}
-
-/// Enters `-b` and `-F` into the options.
-fn set_backing(args: &Args, format: Format, values: &mut OptionValues) -> Outcome {
-    if args.backing.is_none() && args.backing_format.is_none() {
-        return Ok(());
-    }
-    if format == Format::Raw {
-        let what = if args.backing.is_some() { "Backing file" } else { "Backing file format" };
-        return Err(Failure::new(format!("{what} not supported for file format 'raw'")));
-    }
-    if let Some(name) = &args.backing {
-        values.set_text("backing_file", name.as_str());
-    }
-    if let Some(format) = &args.backing_format {
-        values.set_text("backing_fmt", format.as_str());
-    }
     Ok(())
 }
 
@@ -136,18 +114,4 @@ fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Opt
         )));
     }
     Ok(Some(image.virtual_size()))
-}
-
-fn parse_size(text: &str) -> Outcome<u64> {
-    let size = size::parse(text).and_then(|size| match i64::try_from(size) {
-        Ok(_) => Ok(size),
-        Err(_) => Err(SizeError::OutOfRange),
-    });
-    size.map_err(|error| match error {
-        SizeError::Malformed => Failure::new(format!("Invalid image size specified: '{text}'.")),
-        SizeError::OutOfRange => Failure::new(format!(
-            "Invalid image size specified. Must be between 0 and {}.",
-            i64::MAX
-        )),
-    })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qcow::engine::Format;
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::keyval::{Kind, OptionSpec, OptionValues, print_help};
 use crate::output::say;
 
@@ -38,6 +38,29 @@ pub fn help(format: Format, with_file: bool) {
 /// In QEMU's words, without the file's name.
 pub fn parse(format: Format, lists: &[String]) -> Outcome<OptionValues> {
     OptionValues::parse(lists, &[format_specs(format), FILE])
+}
+
+/// Enters the backing file that an image of `format` gets, and that file's format.
+///
+/// # Errors
+/// In QEMU's words: the format has none.
+pub fn set_backing(
+    values: &mut OptionValues,
+    format: Format,
+    file: Option<&str>,
+    file_format: Option<&str>,
+) -> Outcome {
+    if format == Format::Raw && (file.is_some() || file_format.is_some()) {
+        let what = if file.is_some() { "Backing file" } else { "Backing file format" };
+        return Err(Failure::new(format!("{what} not supported for file format 'raw'")));
+    }
+    if let Some(file) = file {
+        values.set_text("backing_file", file);
+    }
+    if let Some(format) = file_format {
+        values.set_text("backing_fmt", format);
+    }
+    Ok(())
 }
 
 /// Says what is going to be made, as `Formatting 'file', fmt=...`.

@@ -41,7 +41,6 @@ pub fn run(args: &Args) -> Outcome {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Failure::new("Must specify both input and output files"));
     };
-    args.image.refuse_unbuilt()?;
     let (input, output) = (Path::new(input), Path::new(output));
     let source = Opening { shared: args.force_share, ..args.image.opening() }.open(input)?;
     let format = image::parse_format(&args.output_format).map_err(unknown_format)?;

@@ -15,7 +15,7 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 pub const FAILED: u8 = 1;
 
 /// A failed command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     code: u8,
     /// Lines in QEMU's wording.
@@ -103,6 +103,8 @@ impl Display for Failure {
         f.write_str(&self.message)
     }
 }
+
+impl std::error::Error for Failure {}
 
 impl From<qcow::Error> for Failure {
     fn from(error: qcow::Error) -> Self {

@@ -51,6 +51,8 @@ const NEVER_MADE: [&str; 12] = [
     "vvfat",
 ];
 
+const SHARE_CONFLICT: &str = "--force-share/-U conflicts with image options";
+
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'a> {
@@ -95,9 +97,11 @@ impl Opening<'_> {
     /// `Could not open 'name': ` and the reason; of a snapshot, `Failed to load snapshot: ` and the reason.
     pub fn open(&self, name: &Path) -> Outcome<HostImage> {
         self.check_options()?;
-        self.open_plainly(name).map_err(|reason| match reason.starts_with(NOT_LOADED) {
-            true => Failure::new(reason),
-            false => could_not_open(name, &reason),
+        self.open_plainly(name).map_err(|reason| {
+            match reason.starts_with(NOT_LOADED) || reason == SHARE_CONFLICT {
+                true => Failure::new(reason),
+                false => could_not_open(name, &reason),
+            }
         })
     }
 
@@ -177,7 +181,7 @@ impl Opening<'_> {
     fn with_options_of(&self, source: &Source) -> Result<Self, String> {
         let common = &source.common;
         if self.shared && common.force_share == Some(false) {
-            return Err("--force-share/-U conflicts with image options".to_owned());
+            return Err(SHARE_CONFLICT.to_owned());
         }
         let mut opening = *self;
         opening.shared |= common.force_share == Some(true);
@@ -338,6 +342,12 @@ pub fn reason_of(error: &Error) -> String {
         (None, ErrorKind::Invalid) => "Input/output error".to_owned(),
         (None, _) => error.to_string(),
     }
+}
+
+/// Why a read or write failed, in the words of the host alone: damage counts as an error of its medium.
+pub fn short_reason_of(error: &Error) -> String {
+    let errno = error.errno().unwrap_or(nix::libc::EIO);
+    qcow::error::reason(&std::io::Error::from_raw_os_error(errno))
 }
 
 /// A lost fight for a file's lock, in QEMU's two lines.

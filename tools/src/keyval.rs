@@ -188,12 +188,12 @@ pub fn size_value(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
-/// Refuses lists that begin or end with a single comma.
-pub fn check_list(list: &str) -> Outcome {
+/// A list as it was given; one that begins or ends with a single comma is refused.
+pub fn list(list: &str) -> Outcome<String> {
     let items = split(list);
     match items.iter().any(String::is_empty) {
         true => Err(Failure::new(format!("Invalid option list: {list}"))),
-        false => Ok(()),
+        false => Ok(list.to_owned()),
     }
 }
 
@@ -252,7 +252,7 @@ mod tests {
             assert!(OptionValues::parse(&[list.to_owned()], &[SPECS]).is_err(), "{list}");
         }
         for list in ["", ",lazy", "lazy,"] {
-            assert!(check_list(list).is_err(), "{list:?}");
+            assert!(super::list(list).is_err(), "{list:?}");
         }
     }
 }

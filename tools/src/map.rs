@@ -40,7 +40,6 @@ pub fn run(args: &Args) -> Outcome {
     let start = parse_bound(args.start_offset.as_deref(), "start offset")?.unwrap_or(0);
     let len_max = parse_bound(args.max_length.as_deref(), "max length")?.unwrap_or(u64::MAX);
     let path = one_file(COMMAND, &args.files)?;
-    args.image.refuse_unbuilt()?;
     let opening = Opening { shared: args.force_share, ..args.image.opening() };
     let image = opening.open(path)?;
     let end = start.saturating_add(len_max).min(image.virtual_size());

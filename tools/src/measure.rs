@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use self::qcow2::Target;
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat};
-use crate::bounded::{SIZE_MAX, parse_size};
+use crate::bounded::parse_image_size;
 use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
@@ -34,14 +34,14 @@ pub struct Args {
     #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
     output_format: String,
     /// Options of the new image, as name=value,name=value
-    #[arg(short, long, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS", value_parser = keyval::list)]
     options: Vec<String>,
     /// Measure an internal snapshot of FILE: its id or name, or snapshot.id=ID,snapshot.name=NAME
-    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
-    snapshot: Option<String>,
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", value_parser = snapshot_choice::parse)]
+    snapshot: Option<SnapshotChoice>,
     /// Bytes of the new disk, with an optional suffix
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    size: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_image_size)]
+    size: Option<u64>,
     /// Read FILE even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -72,17 +72,10 @@ struct Source {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    for list in &args.options {
-        keyval::check_list(list)?;
-    }
-    let snapshot = args.snapshot.as_deref().map(snapshot_choice::parse).transpose()?;
     let output = args.output.format(COMMAND)?;
-    let size = args.size.as_deref().map(|text| parse_size("image size", text, 0..=SIZE_MAX));
-    let size = size.transpose()?;
-    let path = args.check_combinations(size)?;
-    args.image.refuse_unbuilt()?;
-    let source = path.map(|path| args.open(path, snapshot.as_ref())).transpose()?;
-    let measure = args.measure(size, source.as_ref())?;
+    let path = args.check_combinations()?;
+    let source = path.map(|path| args.open(path)).transpose()?;
+    let measure = args.measure(source.as_ref())?;
     match output {
         OutputFormat::Human => measure.print(),
         OutputFormat::Json => measure.print_json(),
@@ -92,7 +85,7 @@ pub fn run(args: &Args) -> Outcome {
 
 impl Args {
     /// The file, if one is to be measured.
-    fn check_combinations(&self, size: Option<u64>) -> Outcome<Option<&Path>> {
+    fn check_combinations(&self) -> Outcome<Option<&Path>> {
         let path = match self.files.as_slice() {
             [] => None,
             [path] => Some(path.as_path()),
@@ -101,15 +94,16 @@ impl Args {
         let describes = self.image.describes() || self.snapshot.is_some();
         let wrong = match path {
             None if describes => "--image-opts, -f, and -l require a filename argument.",
-            Some(_) if size.is_some() => "--size N cannot be used together with a filename.",
-            None if size.is_none() => "Either --size N or one filename must be specified.",
+            Some(_) if self.size.is_some() => "--size N cannot be used together with a filename.",
+            None if self.size.is_none() => "Either --size N or one filename must be specified.",
             _ => return Ok(path),
         };
         Err(Failure::new(wrong))
     }
 
-    fn open(&self, path: &Path, snapshot: Option<&SnapshotChoice>) -> Outcome<Source> {
-        let opening = Opening { shared: self.force_share, snapshot, ..self.image.opening() };
+    fn open(&self, path: &Path) -> Outcome<Source> {
+        let (shared, snapshot) = (self.force_share, self.snapshot.as_ref());
+        let opening = Opening { shared, snapshot, ..self.image.opening() };
         let image = opening.open(path)?;
         let described = opening.source(path).and_then(|source| info::describe(&source, &opening));
         let (_, described) = described.map_err(|reason| image::could_not_open(path, &reason))?;
@@ -117,7 +111,7 @@ impl Args {
         Ok(Source { image, bitmaps: can_have.then_some(described.bitmaps) })
     }
 
-    fn measure(&self, size: Option<u64>, source: Option<&Source>) -> Outcome<Measure> {
+    fn measure(&self, source: Option<&Source>) -> Outcome<Measure> {
         let format = image::parse_new_format(&self.output_format)?;
         let mut values = creation_options::parse(format, &self.options).map_err(|failure| {
             let speaker = program::name();
@@ -125,7 +119,7 @@ impl Args {
                 "{failure}\n{speaker}: Invalid options for file format '{format}'"
             ))
         })?;
-        if let Some(size) = size {
+        if let Some(size) = self.size {
             values.set_number("size", size);
         }
         let size = values.number("size").unwrap_or(0);

@@ -176,6 +176,9 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
             "Backing file and preallocation can only be used at the same time if extended_l2 is on",
         ));
     }
+    if values.text("backing_fmt").is_some() && values.text("backing_file").is_none() {
+        return Err(Failure::new("Backing format cannot be used without backing file"));
+    }
     let refcount_order =
         power_of_two(values.number("refcount_bits"), 4, 0..=6).ok_or_else(|| {
             Failure::new("Refcount width must be a power of two and may not exceed 64 bits")

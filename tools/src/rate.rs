@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::failure::{Failure, Outcome};
-use crate::size::{self, SizeError};
+use crate::bounded::{self, SIZE_MAX};
+use crate::failure::Outcome;
 
 /// A limit of bytes per second, and what has been done since it began.
 #[derive(Debug)]
@@ -14,22 +14,9 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// The limit that `text` gives; none of zero.
-    pub fn parse(text: &str) -> Outcome<Self> {
-        let limit = size::parse(text).and_then(|limit| match i64::try_from(limit) {
-            Ok(_) => Ok(limit),
-            Err(_) => Err(SizeError::OutOfRange),
-        });
-        let per_second = limit.map_err(|error| match error {
-            SizeError::Malformed => {
-                Failure::new(format!("Invalid rate limit specified: '{text}'."))
-            }
-            SizeError::OutOfRange => Failure::new(format!(
-                "Invalid rate limit specified. Must be between 0 and {}.",
-                i64::MAX
-            )),
-        })?;
-        Ok(Self { per_second, done: 0, started: Instant::now() })
+    /// A limit that counts from now on; none if it is zero.
+    pub fn new(per_second: u64) -> Self {
+        Self { per_second, done: 0, started: Instant::now() }
     }
 
     /// Waits until another `bytes` are within the limit.
@@ -41,4 +28,9 @@ impl Rate {
         let due = Duration::from_secs_f64(self.done as f64 / self.per_second as f64);
         std::thread::sleep(due.saturating_sub(self.started.elapsed()));
     }
+}
+
+/// The bytes per second that `text` gives.
+pub fn parse(text: &str) -> Outcome<u64> {
+    bounded::parse_size("rate limit", text, 0..=SIZE_MAX)
 }

@@ -68,7 +68,6 @@ pub fn run(args: &Args) -> Outcome {
         let message = "Must specify backing file (-b) or use unsafe mode (-u)";
         return Err(Failure::usage(COMMAND, message));
     }
-    args.image.refuse_unbuilt()?;
     let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
     let backing_cache = args.backing_cache.as_deref();
     let backing_cache = Cache::parse_option(backing_cache, "source cache", Cache::WRITEBACK)?;

@@ -91,7 +91,6 @@ pub fn run(args: &Args) -> Outcome {
         [_, _, ..] => return Err(Failure::usage(COMMAND, "Extra argument(s) in command line")),
         _ => return Err(Failure::usage(COMMAND, "Expecting image file name and size")),
     };
-    args.image.refuse_unbuilt()?;
     let change = Change::parse(&size)?;
     let opening = Opening { writable: true, ..args.image.opening() };
     let image = opening.open_to_write(path)?;

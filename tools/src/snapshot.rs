@@ -62,7 +62,6 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::usage(COMMAND, "Cannot mix '-l', '-a', '-c', '-d'"));
     }
     let path = one_file(COMMAND, &args.files)?;
-    args.image.refuse_unbuilt()?;
     match (args.apply.first(), args.create.first(), args.delete.first()) {
         (Some(which), ..) => change(args, path, |image| apply(image, which)),
         (_, Some(name), _) => change(args, path, |image| create(image, name)),

@@ -3,16 +3,8 @@
 use qcow::engine::SnapshotChoice;
 
 use crate::failure::{Failure, Outcome};
-use crate::keyval::{Kind, OptionSpec, OptionValues};
 use crate::program;
-
-const ID: &str = "snapshot.id";
-const NAME: &str = "snapshot.name";
-
-const OPTIONS: &[OptionSpec] = &[
-    OptionSpec { name: ID, kind: Kind::Text, help: "snapshot id" },
-    OptionSpec { name: NAME, kind: Kind::Text, help: "snapshot name" },
-];
+use crate::source::Options;
 
 /// What `argument` names: `snapshot.id=ID,snapshot.name=NAME`, one of both, or else an id or a name as it is.
 ///
@@ -22,17 +14,18 @@ pub fn parse(argument: &str) -> Outcome<SnapshotChoice> {
     if !argument.starts_with("snapshot.") {
         return Ok(SnapshotChoice::IdOrName(argument.into()));
     }
-    let not_parsed = |failure: Failure| {
+    let mut options = Options::parse(argument, None);
+    let [id, name] = ["snapshot.id", "snapshot.name"].map(|name| options.take_text(name));
+    if let Some(unknown) = options.first_name() {
         let speaker = program::name();
-        let what = format!("Failed in parsing snapshot param '{argument}'");
-        Failure::new(format!("{failure}\n{speaker}: {what}"))
-    };
-    let values = OptionValues::parse(&[argument.to_owned()], &[OPTIONS]).map_err(not_parsed)?;
-    let text = |name| values.text(name).map(Into::into);
-    Ok(match (text(ID), text(NAME)) {
-        (Some(id), Some(name)) => SnapshotChoice::IdAndName(id, name),
-        (Some(id), None) => SnapshotChoice::Id(id),
-        (None, Some(name)) => SnapshotChoice::Name(name),
+        return Err(Failure::new(format!(
+            "Invalid parameter '{unknown}'\n{speaker}: Failed in parsing snapshot param '{argument}'"
+        )));
+    }
+    Ok(match (id, name) {
+        (Some(id), Some(name)) => SnapshotChoice::IdAndName(id.into(), name.into()),
+        (Some(id), None) => SnapshotChoice::Id(id.into()),
+        (None, Some(name)) => SnapshotChoice::Name(name.into()),
         (None, None) => return Err(Failure::new("snapshot_id and name are both NULL")),
     })
 }

@@ -3,17 +3,19 @@
 use std::num::NonZero;
 use std::path::PathBuf;
 
-use qcow::engine::{Format, SnapshotChoice};
+use qcow::engine::SnapshotChoice;
 
 use super::bitmaps::Bitmaps;
+use super::salvage::Salvage;
+use crate::bounded::{self, SIZE_MAX};
 use crate::cache::Cache;
 use crate::creation_options;
 use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::keyval;
-use crate::size;
+use crate::objects;
+use crate::rate;
 use crate::snapshot_choice;
-use crate::unbuilt;
 
 /// Zero detection: default and largest granularity, in bytes.
 const GRANULARITY_DEFAULT: u64 = 4096;
@@ -34,23 +36,23 @@ pub struct Args {
     /// Format of the sources: qcow2 or raw; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     source_format: Option<String>,
-    /// The sources are option strings (not supported yet)
+    /// The sources are option strings, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long, alias = "image-opts")]
     source_image_opts: bool,
     /// Copy an internal snapshot instead of the current disk: its id or name, or snapshot.id=ID,snapshot.name=NAME
-    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
-    source_snapshot: Option<String>,
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", value_parser = snapshot_choice::parse)]
+    source_snapshot: Option<SnapshotChoice>,
     /// Cache mode of the sources: writeback (default), none, directsync, writethrough or unsafe
     #[arg(short = 'T', long, value_name = "MODE")]
     source_cache: Option<String>,
-    /// Format of the target: qcow2 or raw
-    #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
-    target_format: String,
-    /// The target is an option string (not supported yet)
+    /// Format of the target: qcow2 or raw (default)
+    #[arg(short = 'O', long, value_name = "FMT")]
+    target_format: Option<String>,
+    /// The target is an option string, such as driver=qcow2,file.filename=disk.qcow2; needs -n
     #[arg(long)]
     target_image_opts: bool,
     /// Options of the target's format, as name=value,name=value; '-o help' lists them
-    #[arg(short = 'o', long, value_name = "OPTIONS")]
+    #[arg(short = 'o', long, value_name = "OPTIONS", value_parser = keyval::list)]
     target_options: Vec<String>,
     /// Compress the target's clusters; qcow2 only
     #[arg(short, long)]
@@ -78,8 +80,8 @@ pub struct Args {
     #[arg(long)]
     target_is_zero: bool,
     /// Zeros of this length (in bytes, with an optional suffix) are not stored; default 4k; 0 stores everything
-    #[arg(short = 'S', long, value_name = "SIZE")]
-    sparse_size: Option<String>,
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = granularity)]
+    sparse_size: Option<u64>,
     /// Copy the persistent bitmaps of the source, too
     #[arg(long)]
     bitmaps: bool,
@@ -88,31 +90,31 @@ pub struct Args {
     skip_broken_bitmaps: bool,
     /// Read the sources even while other programs write them
     #[arg(short = 'U', long)]
-    pub(super) force_share: bool,
-    /// Bytes per second to write at most (not supported yet)
-    #[arg(short, long, value_name = "RATE")]
-    rate: Option<String>,
+    force_share: bool,
+    /// Write at most this many bytes a second, with an optional suffix k, M, G, T, P or E
+    #[arg(short, long, value_name = "BYTES", value_parser = rate::parse)]
+    rate: Option<u64>,
     /// Parts of 2 MiB in flight at the same time, 1 to 16; default 8
-    #[arg(short = 'm', long, value_name = "N")]
-    parallel: Option<String>,
-    /// Let the host copy (not supported yet)
+    #[arg(short = 'm', long, value_name = "N", value_parser = parallel)]
+    parallel: Option<usize>,
+    /// Let the host copy from file to file where it can: both raw. Not with -c, -S or --salvage
     #[arg(short = 'C', long)]
     copy_range_offloading: bool,
-    /// Go on after read errors (not supported yet)
+    /// Write zeros where the sources cannot be read, and tell which sectors these are
     #[arg(long)]
     salvage: bool,
     /// Write the parts in whatever order they are read
     #[arg(short = 'W', long)]
     oob_writes: bool,
-    /// Object definition, such as a secret (not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
+    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
+    #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
     object: Vec<String>,
     /// Read the target back and compare it with the sources
     #[arg(long)]
     verify: bool,
     /// Keep the target of a failed conversion
     #[arg(long)]
-    pub(super) keep_partial: bool,
+    keep_partial: bool,
     /// The sources, whose disks follow each other in the target, and the target
     #[arg(value_name = "SOURCE... TARGET")]
     files: Vec<PathBuf>,
@@ -122,20 +124,32 @@ pub struct Args {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) sources: Vec<PathBuf>,
-    pub(super) target: PathBuf,
     pub(super) source_format: Option<String>,
+    pub(super) source_image_opts: bool,
     pub(super) source_cache: Cache,
+    pub(super) force_share: bool,
     pub(super) snapshot: Option<SnapshotChoice>,
-    pub(super) format: Format,
+    pub(super) target: PathBuf,
+    /// Only a target that is an option string may be without.
+    pub(super) target_format: Option<String>,
+    pub(super) target_image_opts: bool,
+    /// The mode's name, which is looked at when the target is opened, as by QEMU.
+    pub(super) target_cache: Option<String>,
     pub(super) options: Vec<String>,
     pub(super) backing: Option<String>,
     pub(super) backing_format: Option<String>,
-    pub(super) target_cache: Cache,
     /// Make the target first.
     pub(super) create: bool,
+    pub(super) keep_partial: bool,
     pub(super) target_is_zero: bool,
     /// Bytes of zeros that are worth leaving out; 0 leaves nothing out.
     pub(super) granularity: u64,
+    /// Bytes a second.
+    pub(super) rate: Option<u64>,
+    /// Let the host copy where it can.
+    pub(super) offload: bool,
+    /// How to go on after failed reads, if that is wanted.
+    pub(super) salvage: Option<Salvage>,
     /// Parts in flight.
     pub(super) parallel: usize,
     pub(super) in_order: bool,
@@ -157,56 +171,50 @@ pub(super) struct Compression {
 
 impl Args {
     /// The job that the arguments describe; `None` if they ask for help, which has been given.
+    ///
+    /// # Errors
+    /// Of several things that are wrong, the one is told that QEMU would tell.
     pub(super) fn job(&self) -> Outcome<Option<Job>> {
-        for list in &self.target_options {
-            keyval::check_list(list)?;
-        }
-        if keyval::asks_for_help(&self.target_options) {
-            creation_options::help(
-                image::parse_new_format(&self.target_format)?,
-                self.files.len() > 1,
-            );
+        self.check_combinations()?;
+        let target_format = match &self.target_format {
+            None if self.target_image_opts => None,
+            given => Some(given.as_deref().unwrap_or("raw").to_owned()),
+        };
+        if let Some(format) = &target_format
+            && keyval::asks_for_help(&self.target_options)
+        {
+            creation_options::help(image::parse_new_format(format)?, self.files.len() > 1);
             return Ok(None);
         }
-        let snapshot = self.source_snapshot.as_deref().map(snapshot_choice::parse).transpose()?;
-        let granularity = self.granularity()?;
-        let parallel = self.parallel()?;
-        self.check_combinations()?;
-        self.refuse_unbuilt()?;
         let Some((target, sources)) = self.files.split_last().filter(|(_, s)| !s.is_empty()) else {
             return Err(Failure::new("Must specify image file name"));
         };
-        if snapshot.is_some() && sources.len() > 1 {
-            return Err(Failure::new("No support for concatenating multiple snapshot"));
-        }
         let source_cache =
             Cache::parse_option(self.source_cache.as_deref(), "source cache", Cache::WRITEBACK)?;
-        let target_cache =
-            Cache::parse_option(self.target_cache.as_deref(), "cache", Cache::UNSAFE)?;
-        let format = image::parse_new_format(&self.target_format)?;
-        if format == Format::Raw && self.compress {
-            return Err(Failure::new("Compression not supported for this file format"));
-        }
-        if format == Format::Raw && self.backing.is_some() {
-            return Err(Failure::new("Backing file not supported for file format 'raw'"));
-        }
         Ok(Some(Job {
             sources: sources.to_vec(),
-            target: target.clone(),
             source_format: self.source_format.clone(),
+            source_image_opts: self.source_image_opts,
             source_cache,
-            snapshot,
-            format,
+            force_share: self.force_share,
+            snapshot: self.source_snapshot.clone(),
+            target: target.clone(),
+            target_format,
+            target_image_opts: self.target_image_opts,
+            target_cache: self.target_cache.clone(),
             options: self.target_options.clone(),
             backing: self.backing.clone(),
             backing_format: self.backing_format.clone(),
-            target_cache,
             create: !self.no_create,
+            keep_partial: self.keep_partial,
             target_is_zero: self.target_is_zero,
-            granularity,
-            parallel,
+            granularity: self.sparse_size.unwrap_or(GRANULARITY_DEFAULT),
+            rate: self.rate,
+            offload: self.copy_range_offloading,
+            salvage: self.salvage.then_some(Salvage { quiet: self.quiet }),
+            parallel: self.parallel.unwrap_or(PARALLEL_DEFAULT),
             in_order: !self.oob_writes,
-            compression: self.compression(sources.len())?,
+            compression: self.compress.then(|| self.compression()),
             progress: self.progress && !self.quiet,
             verify: self.verify,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
@@ -217,50 +225,19 @@ impl Args {
         }))
     }
 
-    fn granularity(&self) -> Outcome<u64> {
-        let Some(text) = &self.sparse_size else { return Ok(GRANULARITY_DEFAULT) };
-        let size = size::parse(text).map_err(|_| {
-            let message = format!("Invalid buffer size for sparse output specified: '{text}'.");
-            Failure::new(message)
-        })?;
-        if size > GRANULARITY_MAX || !size.is_multiple_of(512) {
-            return Err(Failure::new(format!(
-                "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
-                 {GRANULARITY_MAX}. Select 0 to disable sparse detection (fully allocates output)."
-            )));
-        }
-        Ok(size)
-    }
-
-    fn parallel(&self) -> Outcome<usize> {
-        let Some(text) = &self.parallel else { return Ok(PARALLEL_DEFAULT) };
-        let count: i64 = text.parse().map_err(|_| {
-            Failure::new(format!("Invalid number of coroutines specified: '{text}'."))
-        })?;
-        let count = usize::try_from(count).ok().filter(|count| (1..=PARALLEL_MAX).contains(count));
-        count.ok_or_else(|| {
-            Failure::new(format!(
-                "Invalid number of coroutines specified. Must be between 1 and {PARALLEL_MAX}."
-            ))
-        })
-    }
-
-    fn compression(&self, sources: usize) -> Outcome<Option<Compression>> {
-        if !self.compress {
-            return match self.level.is_some() || self.threads.is_some() {
-                true => Err(Failure::new("--level and --threads go with -c")),
-                false => Ok(None),
-            };
-        }
-        unbuilt::refuse_option(sources > 1, "-c with several sources")?;
-        unbuilt::refuse_option(self.backing.is_some(), "-c with -B")?;
+    fn compression(&self) -> Compression {
         let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = self.threads.map_or_else(cores, |threads| threads.clamp(1, PARALLEL_MAX));
-        Ok(Some(Compression { level: self.level, threads }))
+        Compression { level: self.level, threads }
     }
 
+    /// Refuses what contradicts itself, in QEMU's order.
     fn check_combinations(&self) -> Outcome {
         let rules = [
+            (
+                self.skip_broken_bitmaps && !self.bitmaps,
+                "Use of --skip-broken-bitmaps requires --bitmaps",
+            ),
             (
                 self.copy_range_offloading && self.compress,
                 "Cannot enable copy offloading when -c is used",
@@ -269,14 +246,22 @@ impl Args {
                 self.copy_range_offloading && self.sparse_size.is_some(),
                 "Cannot enable copy offloading when -S is used",
             ),
-            (self.target_is_zero && !self.no_create, "--target-is-zero requires use of -n flag"),
             (
-                self.skip_broken_bitmaps && !self.bitmaps,
-                "Use of --skip-broken-bitmaps requires --bitmaps",
+                self.copy_range_offloading && self.salvage,
+                "Cannot use copy offloading in salvaging mode",
+            ),
+            (
+                self.target_image_opts && !self.no_create,
+                "--target-image-opts requires use of -n flag",
             ),
             (
                 self.no_create && !self.target_options.is_empty(),
                 "-o has no effect when skipping image creation",
+            ),
+            (self.target_is_zero && !self.no_create, "--target-is-zero requires use of -n flag"),
+            (
+                !self.compress && (self.level.is_some() || self.threads.is_some()),
+                "--level and --threads go with -c",
             ),
         ];
         match rules.into_iter().find(|(broken, _)| *broken) {
@@ -284,16 +269,20 @@ impl Args {
             None => Ok(()),
         }
     }
+}
 
-    fn refuse_unbuilt(&self) -> Outcome {
-        let given = [
-            (self.source_image_opts, "--image-opts"),
-            (self.target_image_opts, "--target-image-opts"),
-            (self.rate.is_some(), "-r"),
-            (self.copy_range_offloading, "-C"),
-            (self.salvage, "--salvage"),
-            (!self.object.is_empty(), "--object"),
-        ];
-        given.into_iter().try_for_each(|(given, option)| unbuilt::refuse_option(given, option))
+fn granularity(text: &str) -> Outcome<u64> {
+    let size = bounded::parse_size("buffer size for sparse output", text, 0..=SIZE_MAX)?;
+    match size <= GRANULARITY_MAX && size.is_multiple_of(512) {
+        true => Ok(size),
+        false => Err(Failure::new(format!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
+             {GRANULARITY_MAX}. Select 0 to disable sparse detection (fully allocates output)."
+        ))),
     }
+}
+
+fn parallel(text: &str) -> Outcome<usize> {
+    let count = bounded::parse_number("number of coroutines", text, 1..=PARALLEL_MAX as u64)?;
+    Ok(usize::try_from(count).unwrap_or(PARALLEL_MAX))
 }

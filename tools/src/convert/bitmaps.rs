@@ -4,7 +4,7 @@ use qcow::disk::uring::block_on;
 use qcow::engine::bitmap::BitmapInfo;
 
 use super::args::Job;
-use super::plan::Source;
+use super::sources::{Source, Sources};
 use crate::bitmap;
 use crate::failure::{self, Failure, Outcome};
 use crate::image::HostImage;
@@ -21,11 +21,11 @@ pub enum Bitmaps {
 }
 
 /// Fails where the bitmaps of `sources` cannot be copied.
-pub fn check(job: &Job, sources: &[Source]) -> Outcome {
+pub fn check(job: &Job, sources: &Sources) -> Outcome {
     if job.bitmaps == Bitmaps::Leave {
         return Ok(());
     }
-    let [source] = sources else {
+    let [source] = &sources.list[..] else {
         return Err(Failure::new("Copying bitmaps only possible with single source"));
     };
     if !source.image.keeps_bitmaps() {
@@ -54,8 +54,8 @@ pub fn check_target(job: &Job, target: &HostImage) -> Outcome {
 }
 
 /// Copies the bitmaps, now that the target holds the disk.
-pub fn copy(job: &Job, sources: &[Source], target: &HostImage) -> Outcome {
-    let [Source { image: source, .. }] = sources else { return Ok(()) };
+pub fn copy(job: &Job, sources: &Sources, target: &HostImage) -> Outcome {
+    let [Source { image: source, .. }] = &sources.list[..] else { return Ok(()) };
     if job.bitmaps == Bitmaps::Leave {
         return Ok(());
     }

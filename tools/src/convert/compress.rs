@@ -3,7 +3,7 @@
 
 use qcow::codec::Level;
 use qcow::disk::Payload;
-use qcow::engine::Packed;
+use qcow::engine::{Format, Packed};
 use qcow::format::compression::CompressionType;
 
 use super::args::Compression;
@@ -11,6 +11,8 @@ use super::writing;
 use crate::failure::{Failure, Outcome};
 use crate::image::HostImage;
 use crate::keyval::OptionValues;
+
+const NOT_SUPPORTED: &str = "Compression not supported for this file format";
 
 /// Compresses for one target.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,7 @@ impl<'a> Compress<'a> {
     pub fn new(how: Compression, target: &'a HostImage) -> Outcome<Self> {
         let (Some(compression), Some(cluster)) = (target.compression(), target.cluster_size())
         else {
-            return Err(Failure::new("Compression not supported for this file format"));
+            return Err(Failure::new(NOT_SUPPORTED));
         };
         let level = how.level.map(|number| {
             Level::new(compression, number).ok_or_else(|| no_such_level(compression, number))
@@ -65,8 +67,11 @@ impl<'a> Compress<'a> {
     }
 }
 
-/// Refuses options of a new target that do not go with compression.
-pub fn check_options(values: &OptionValues) -> Outcome {
+/// Refuses a new target of `format` that cannot be compressed, or not with the options it is made with.
+pub fn check(format: Format, values: &OptionValues) -> Outcome {
+    if format == Format::Raw {
+        return Err(Failure::new(NOT_SUPPORTED));
+    }
     let clash = if values.is_on("encryption") || values.text("encrypt.format").is_some() {
         "encryption"
     } else if values.text("preallocation").is_some_and(|mode| mode != "off") {

@@ -9,26 +9,38 @@ use qcow::sync::{Exclusive, WaitQueue};
 
 use super::args::Job;
 use super::compress::Compress;
-use super::plan::{Content, Cursor, PART_LEN, Part, Piece, Source, ZeroRule};
+use super::offload::Offload;
+use super::plan::{Content, Cursor, PART_LEN, Part, Piece, Rules, ZeroRule};
+use super::sources::Sources;
 use super::{reading, writing};
 use crate::failure::{Failure, Outcome};
 use crate::image::HostImage;
 use crate::progress::Progress;
+use crate::rate::Rate;
 
 /// A conversion under way.
 pub struct Copy<'a> {
-    sources: &'a [Source],
-    target: &'a HostImage,
-    rule: ZeroRule,
     job: &'a Job,
-    /// Writes the target's clusters in compressed form.
-    compress: Option<Compress<'a>>,
-    /// Zeros are told from data in blocks of so many bytes.
-    block_len: u64,
+    sources: &'a Sources,
+    target: &'a HostImage,
+    rules: Rules,
+    how: How<'a>,
     cursor: RefCell<Cursor<'a>>,
     /// Held while a part is taken from the cursor.
     taking: Exclusive,
     turns: Turns,
+}
+
+/// How a conversion writes.
+pub struct How<'a> {
+    /// Every write is flushed.
+    pub writethrough: bool,
+    /// How fast it may write.
+    pub rate: Option<RefCell<Rate>>,
+    /// Writes the target's clusters in compressed form.
+    pub compress: Option<Compress<'a>>,
+    /// Lets the host copy.
+    pub offload: Option<Offload>,
 }
 
 /// Lets the workers write in the order in which they took their parts.
@@ -43,18 +55,15 @@ struct Turns {
 impl<'a> Copy<'a> {
     /// A conversion that has not begun.
     pub fn new(
-        sources: &'a [Source],
-        target: &'a HostImage,
-        rule: ZeroRule,
         job: &'a Job,
-        compress: Option<Compress<'a>>,
+        sources: &'a Sources,
+        target: &'a HostImage,
+        rules: Rules,
+        how: How<'a>,
     ) -> Self {
-        // A cluster that holds any data is stored whole: writing it in one piece saves filling up its rest.
-        let cluster = target.cluster_size().unwrap_or(512);
-        let block_len = job.granularity.max(cluster).next_multiple_of(cluster);
-        let cursor = RefCell::new(Cursor::new(sources, target, rule, block_len));
+        let cursor = RefCell::new(Cursor::new(sources, target, rules));
         let (taking, turns) = (Exclusive::default(), Turns::default());
-        Self { sources, target, rule, job, compress, block_len, cursor, taking, turns }
+        Self { job, sources, target, rules, how, cursor, taking, turns }
     }
 
     /// Runs it to its end.
@@ -76,13 +85,27 @@ impl<'a> Copy<'a> {
 
     async fn work_through(&self, buffer: &Payload, progress: &RefCell<&mut Progress>) -> Outcome {
         while let Some((turn, part)) = self.take(progress).await? {
-            if let Part::Copy { source, at, pieces, .. } = &part {
-                self.read(*source, *at, pieces, buffer).await?;
+            let offload = self.how.offload.as_ref().filter(|offload| offload.works());
+            if let (Part::Copy { at, pieces, .. }, None) = (&part, offload) {
+                self.read(*at, pieces, buffer).await?;
             }
             if self.job.in_order && !self.turns.wait_for(turn).await {
                 return Ok(());
             }
-            let len = self.write(&part, buffer).await?;
+            let len = match (part, offload) {
+                (Part::Zero { at, len }, _) => {
+                    self.write_zeroes(at, len).await?;
+                    len
+                }
+                (Part::Copy { at, len, pieces }, Some(offload)) => {
+                    self.offload(at, &pieces, buffer, offload).await?;
+                    len
+                }
+                (Part::Copy { at, len, pieces }, None) => {
+                    self.write(at, &pieces, buffer).await?;
+                    len
+                }
+            };
             self.turns.pass();
             progress.borrow_mut().advance(len);
         }
@@ -104,86 +127,103 @@ impl<'a> Copy<'a> {
         Ok(part.map(|part| (self.turns.next(), part)))
     }
 
-    /// Fills `buffer` with the part at `at` of a source; what is inherited stays undefined.
-    async fn read(&self, source: usize, at: u64, pieces: &[Piece], buffer: &Payload) -> Outcome {
-        let source = &self.sources[source];
+    /// Fills `buffer` with the part at `at`; what is inherited stays undefined.
+    async fn read(&self, at: u64, pieces: &[Piece], buffer: &Payload) -> Outcome {
         for piece in pieces {
+            let into = buffer.slice(piece.at - at, piece.len);
             match piece.content {
-                Content::Data => {
-                    let into = buffer.slice(piece.offset, piece.len);
-                    let from = at + piece.offset;
-                    let read = source.image.read(from, &into).await;
-                    read.map_err(|e| reading(source.start + from, &e))?;
-                }
-                Content::Zeros => buffer.zero(piece.offset, piece.len),
+                Content::Data => self.read_piece(piece, &into).await?,
+                Content::Zeros => into.zero(0, piece.len),
                 Content::Inherited => {}
             }
         }
         Ok(())
     }
 
-    /// Writes a part; its length in bytes.
-    async fn write(&self, part: &Part, buffer: &Payload) -> Outcome<u64> {
-        match part {
-            Part::Zero { at, len } => {
-                self.write_zeroes(*at, *len).await?;
-                Ok(*len)
-            }
-            Part::Copy { source, at, len, pieces } => {
-                let target_at = self.sources[*source].start + at;
-                if self.rule == ZeroRule::Overlay {
-                    for piece in pieces.iter().filter(|p| p.content != Content::Inherited) {
-                        self.write_range(target_at, piece.offset, piece.len, buffer).await?;
-                    }
-                } else {
-                    self.write_range(target_at, 0, *len, buffer).await?;
-                }
-                Ok(*len)
-            }
+    async fn read_piece(&self, piece: &Piece, into: &Payload) -> Outcome {
+        let source = &self.sources.list[piece.source];
+        let from = piece.at - source.start;
+        if let Some(salvage) = self.rules.salvage {
+            salvage.read(&source.image, from, into).await;
+            return Ok(());
         }
+        source.image.read(from, into).await.map_err(|e| reading(piece.at, &e))
     }
 
-    /// Writes `len` bytes of the buffer from `offset` on, told apart into data and zeros.
-    async fn write_range(&self, base: u64, offset: u64, len: u64, buffer: &Payload) -> Outcome {
-        let end = offset + len;
-        let mut at = offset;
-        while at < end {
-            let (zero, run_end) = self.run_at(base, at, end, buffer);
-            match (zero, self.rule) {
+    /// Writes the part at `at`.
+    async fn write(&self, at: u64, pieces: &[Piece], buffer: &Payload) -> Outcome {
+        for run in pieces.chunk_by(|one, next| is_inherited(one) == is_inherited(next)) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            if !is_inherited(first) {
+                let len = last.at + last.len - first.at;
+                self.write_range(first.at, &buffer.slice(first.at - at, len)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the host copy the part at `at`; the rest of it that it does not copy is read and written.
+    async fn offload(
+        &self,
+        at: u64,
+        pieces: &[Piece],
+        buffer: &Payload,
+        offload: &Offload,
+    ) -> Outcome {
+        for piece in pieces {
+            let from = piece.at - self.sources.list[piece.source].start;
+            if piece.content == Content::Data {
+                self.wait_for_rate(piece.len);
+                if offload.copy(piece.source, from, piece.at, piece.len) {
+                    continue;
+                }
+            }
+            let pieces = std::slice::from_ref(piece);
+            self.read(at, pieces, buffer).await?;
+            self.write(at, pieces, buffer).await?;
+        }
+        self.flush_if_writethrough().await
+    }
+
+    /// Writes `data` at `at`, told apart into data and zeros.
+    async fn write_range(&self, at: u64, data: &Payload) -> Outcome {
+        let mut done = 0;
+        while done < data.len() {
+            let (zero, end) = self.run_at(at, done, data);
+            match (zero, self.rules.zeros) {
                 (true, ZeroRule::Skip) => {}
                 (true, ZeroRule::Write | ZeroRule::Overlay) => {
-                    self.write_zeroes(base + at, run_end - at).await?;
+                    self.write_zeroes(at + done, end - done).await?;
                 }
                 (true, ZeroRule::Store) | (false, _) => {
-                    self.write_data(base + at, &buffer.slice(at, run_end - at)).await?;
+                    self.wait_for_rate(end - done);
+                    self.write_data(at + done, &data.slice(done, end - done)).await?;
                     self.flush_if_writethrough().await?;
                 }
             }
-            at = run_end;
+            done = end;
         }
         Ok(())
     }
 
     async fn write_data(&self, at: u64, data: &Payload) -> Outcome {
-        match &self.compress {
+        match &self.how.compress {
             Some(compress) => compress.write(at, data).await,
             None => self.target.write(at, data).await.map_err(|e| writing(at, &e)),
         }
     }
 
-    /// Whether the blocks from `at` on are zero, and where the run of such blocks ends.
-    fn run_at(&self, base: u64, at: u64, end: u64, buffer: &Payload) -> (bool, u64) {
-        if self.rule == ZeroRule::Store {
-            return (false, end);
+    /// Whether the blocks of `data`, which goes to `at`, are zero from `from` on, and where the run of such blocks ends.
+    fn run_at(&self, at: u64, from: u64, data: &Payload) -> (bool, u64) {
+        if self.rules.zeros == ZeroRule::Store {
+            return (false, data.len());
         }
-        let block_end = |at: u64| {
-            let target_at = base + at;
-            end.min(at + self.block_len - target_at % self.block_len)
-        };
-        let is_zero = |at: u64| buffer.slice(at, block_end(at) - at).is_zero();
-        let zero = is_zero(at);
-        let mut run_end = block_end(at);
-        while run_end < end && is_zero(run_end) == zero {
+        let block_len = self.rules.block_len;
+        let block_end = |from: u64| data.len().min(from + block_len - (at + from) % block_len);
+        let is_zero = |from: u64| data.slice(from, block_end(from) - from).is_zero();
+        let zero = is_zero(from);
+        let mut run_end = block_end(from);
+        while run_end < data.len() && is_zero(run_end) == zero {
             run_end = block_end(run_end);
         }
         (zero, run_end)
@@ -195,12 +235,22 @@ impl<'a> Copy<'a> {
         self.flush_if_writethrough().await
     }
 
+    fn wait_for_rate(&self, bytes: u64) {
+        if let Some(rate) = &self.how.rate {
+            rate.borrow_mut().wait_for(bytes);
+        }
+    }
+
     async fn flush_if_writethrough(&self) -> Outcome {
-        match self.job.target_cache.writethrough {
+        match self.how.writethrough {
             true => self.target.flush().await.map_err(Failure::from),
             false => Ok(()),
         }
     }
+}
+
+fn is_inherited(piece: &Piece) -> bool {
+    piece.content == Content::Inherited
 }
 
 impl Turns {

@@ -1,23 +1,16 @@
-//! What happens to which part of the sources.
+//! What happens to which part of the target.
 //!
-//! A [`Cursor`] walks over the sources' maps. What needs nothing is passed over, however large; the rest comes in parts
-//! that one worker reads and writes in one go.
+//! A [`Cursor`] walks over the sources' maps, one behind the other. What needs nothing is passed over, however large; the
+//! rest comes in parts that one worker reads and writes in one go.
 
+use super::salvage::Salvage;
+use super::sources::{Source, Sources};
 use super::{reading, writing};
 use crate::failure::Outcome;
 use crate::image::HostImage;
 
 /// Bytes of the largest part that is read and written at once.
 pub const PART_LEN: u64 = 2 << 20;
-
-/// One source.
-#[derive(Debug)]
-pub struct Source {
-    /// Its disk.
-    pub image: HostImage,
-    /// Where its first byte comes to lie in the target.
-    pub start: u64,
-}
 
 /// What becomes of parts that read as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +25,19 @@ pub enum ZeroRule {
     Overlay,
 }
 
+/// How the target is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// What becomes of zeros.
+    pub zeros: ZeroRule,
+    /// Parts begin and end at multiples of this, in bytes, wherever they can; zeros are told from data in such blocks.
+    pub block_len: u64,
+    /// Only whole clusters of so many bytes can be written.
+    pub whole_clusters: Option<u64>,
+    /// How to go on after failed reads, if that is wanted.
+    pub salvage: Option<Salvage>,
+}
+
 /// What a piece of a part holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -43,11 +49,13 @@ pub enum Content {
     Inherited,
 }
 
-/// A stretch of a part.
+/// A stretch of a part, out of one source.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
-    /// Bytes from the part's start.
-    pub offset: u64,
+    /// The source's number.
+    pub source: usize,
+    /// Byte of the target where it starts.
+    pub at: u64,
     /// Bytes.
     pub len: u64,
     /// What it holds.
@@ -57,8 +65,8 @@ pub struct Piece {
 /// Something to do.
 #[derive(Debug)]
 pub enum Part {
-    /// Read the pieces of `len` bytes at `at` of source number `source`, and write what they hold.
-    Copy { source: usize, at: u64, len: u64, pieces: Vec<Piece> },
+    /// Read the pieces, which follow each other, and write what they hold.
+    Copy { at: u64, len: u64, pieces: Vec<Piece> },
     /// Zero `len` bytes at `at` of the target.
     Zero { at: u64, len: u64 },
 }
@@ -66,97 +74,154 @@ pub enum Part {
 /// Walks over the sources.
 #[derive(Debug)]
 pub struct Cursor<'a> {
-    sources: &'a [Source],
+    sources: &'a Sources,
     target: &'a HostImage,
-    rule: ZeroRule,
-    /// Parts begin and end at multiples of this, in bytes of the target, wherever they can.
-    block_len: u64,
-    source: usize,
-    /// The next byte of the source.
+    rules: Rules,
+    /// The next byte of the target.
     at: u64,
+    /// Number of the source that it comes from.
+    source: usize,
 }
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte of the first source.
-    pub fn new(
-        sources: &'a [Source],
-        target: &'a HostImage,
-        rule: ZeroRule,
-        block_len: u64,
-    ) -> Self {
-        Self { sources, target, rule, block_len, source: 0, at: 0 }
+    pub fn new(sources: &'a Sources, target: &'a HostImage, rules: Rules) -> Self {
+        Self { sources, target, rules, at: 0, source: 0 }
     }
 
     /// The next thing to do; `None` at the end. `advance` hears of bytes that need nothing.
     pub async fn next(&mut self, advance: &mut impl FnMut(u64)) -> Outcome<Option<Part>> {
-        while let Some(source) = self.sources.get(self.source) {
-            let left = source.image.virtual_size() - self.at;
-            if left == 0 {
-                self.source += 1;
-                self.at = 0;
-                continue;
-            }
-            let (content, len) = self.content_at(source, self.at, left).await?;
-            let whole = self.whole_blocks(source, len);
-            match (content, self.rule) {
+        while let Some(piece) = self.piece_at(self.at, self.sources.total - self.at).await? {
+            let whole = self.whole_blocks(piece.len);
+            match (piece.content, self.rules.zeros) {
                 (Content::Inherited, _) | (Content::Zeros, ZeroRule::Skip) if whole > 0 => {
                     advance(whole);
                     self.at += whole;
                 }
                 (Content::Zeros, ZeroRule::Write | ZeroRule::Overlay) if whole > 0 => {
-                    let at = source.start + self.at;
+                    let at = self.at;
                     self.at += whole;
                     return Ok(Some(Part::Zero { at, len: whole }));
                 }
-                _ => return self.take_part(source).await.map(Some),
+                _ => return self.take_part().await.map(Some),
             }
         }
         Ok(None)
     }
 
     /// The part that starts here.
-    async fn take_part(&mut self, source: &Source) -> Outcome<Part> {
-        let start = self.at;
-        let target_at = source.start + start;
-        let to_boundary = PART_LEN - target_at % PART_LEN;
-        let len = to_boundary.min(source.image.virtual_size() - start);
+    async fn take_part(&mut self) -> Outcome<Part> {
+        let at = self.at;
+        let len = (PART_LEN - at % PART_LEN).min(self.sources.total - at);
         let mut pieces = Vec::new();
-        let mut offset = 0;
-        while offset < len {
-            let (content, len) = self.content_at(source, start + offset, len - offset).await?;
-            pieces.push(Piece { offset, len, content });
-            offset += len;
+        while self.at < at + len {
+            let Some(piece) = self.piece_at(self.at, at + len - self.at).await? else { break };
+            self.at += piece.len;
+            pieces.push(piece);
         }
-        self.at += len;
-        Ok(Part::Copy { source: self.source, at: start, len, pieces })
+        if let (Some(cluster), ZeroRule::Overlay) = (self.rules.whole_clusters, self.rules.zeros) {
+            pieces = inherited_whole(&pieces, cluster);
+        }
+        Ok(Part::Copy { at, len, pieces })
     }
 
-    /// How many of `len` bytes that follow fill whole blocks of the target, or reach the source's end.
-    fn whole_blocks(&self, source: &Source, len: u64) -> u64 {
-        let (start, end) = (source.start + self.at, source.start + self.at + len);
-        if self.at + len == source.image.virtual_size() {
-            return len;
+    /// How many of `len` bytes from here on fill whole blocks of the target, or reach its end.
+    fn whole_blocks(&self, len: u64) -> u64 {
+        let end = self.at + len;
+        match end == self.sources.total {
+            true => len,
+            false => (end - end % self.rules.block_len).saturating_sub(self.at),
         }
-        (end - end % self.block_len).saturating_sub(start)
     }
 
-    /// What the source holds at `at`, and for how many of `len` bytes.
+    /// What comes to lie at `at`, for at most `left` bytes; `None` at the end.
+    async fn piece_at(&mut self, at: u64, left: u64) -> Outcome<Option<Piece>> {
+        while let Some(source) = self.sources.list.get(self.source) {
+            let left = left.min((source.start + source.image.virtual_size()).saturating_sub(at));
+            if left == 0 {
+                self.source += 1;
+                continue;
+            }
+            let (content, len) = self.content_at(source, at, left).await?;
+            return Ok(Some(Piece { source: self.source, at, len, content }));
+        }
+        Ok(None)
+    }
+
+    /// What the source holds for byte `at` of the target, and for how many of `len` bytes.
     async fn content_at(&self, source: &Source, at: u64, len: u64) -> Outcome<(Content, u64)> {
-        let target_at = source.start + at;
-        let extent = source.image.map(at, len).await.map_err(|e| reading(target_at, &e))?;
+        let extent = match self.rules.salvage {
+            None => source.image.map(at - source.start, len).await.map_err(|e| reading(at, &e))?,
+            Some(salvage) => match salvage.map(&source.image, at - source.start, len).await {
+                Ok(extent) => extent,
+                Err(len) => return Ok((Content::Data, len)),
+            },
+        };
         // What no image of the chain has is the source's own, too, unless its backing image reaches that far.
         let own = extent.depth == 0;
-        match self.rule {
+        match self.rules.zeros {
             ZeroRule::Overlay if !own => Ok((Content::Inherited, extent.len)),
             ZeroRule::Overlay if extent.zero => {
                 // Mostly zeros behind the end of the backing image, which may go on for terabytes.
-                let there = self.target.map(target_at, extent.len).await;
-                let there = there.map_err(|e| writing(target_at, &e))?;
+                let there = self.target.map(at, extent.len).await;
+                let there = there.map_err(|e| writing(at, &e))?;
                 let content = if there.zero { Content::Inherited } else { Content::Zeros };
                 Ok((content, there.len))
             }
             _ if extent.zero => Ok((Content::Zeros, extent.len)),
             _ => Ok((Content::Data, extent.len)),
         }
+    }
+}
+
+/// The same pieces, where what is inherited fills whole clusters of the target, and is data otherwise.
+fn inherited_whole(pieces: &[Piece], cluster: u64) -> Vec<Piece> {
+    let own: Vec<u64> = pieces
+        .iter()
+        .filter(|piece| piece.content != Content::Inherited)
+        .flat_map(|piece| piece.at / cluster..(piece.at + piece.len).div_ceil(cluster))
+        .collect();
+    let mut whole = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let (mut at, end) = (piece.at, piece.at + piece.len);
+        while at < end && piece.content == Content::Inherited {
+            let kept = own.binary_search(&(at / cluster)).is_err();
+            let len = (at / cluster * cluster + cluster).min(end) - at;
+            let content = if kept { Content::Inherited } else { Content::Data };
+            whole.push(Piece { at, len, content, ..*piece });
+            at += len;
+        }
+        if at < end {
+            whole.push(*piece);
+        }
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_is_not_all_inherited_is_copied_whole() {
+        let piece = |at, len, content| Piece { source: 0, at, len, content };
+        let pieces = [
+            piece(0, 3000, Content::Inherited),
+            piece(3000, 500, Content::Zeros),
+            piece(3500, 9000, Content::Inherited),
+            piece(12_500, 3884, Content::Data),
+        ];
+        let whole = inherited_whole(&pieces, 4096);
+        let told: Vec<_> = whole.iter().map(|piece| (piece.at, piece.len, piece.content)).collect();
+        let expected = [
+            (0, 3000, Content::Data),
+            (3000, 500, Content::Zeros),
+            (3500, 596, Content::Data),
+            (4096, 4096, Content::Inherited),
+            (8192, 4096, Content::Inherited),
+            (12_288, 212, Content::Data),
+            (12_500, 3884, Content::Data),
+        ];
+        assert_eq!(told, expected);
     }
 }

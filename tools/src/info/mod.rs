@@ -42,7 +42,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let output = args.output.format(COMMAND)?;
     let path = one_file(COMMAND, &args.files)?;
-    args.image.refuse_unbuilt()?;
     let opening = Opening { shared: args.force_share, ..args.image.opening() };
     let chain = describe::chain(path, &opening, args.backing_chain)?;
     match output {

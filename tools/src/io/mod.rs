@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long)]
     image_opts: bool,
     /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
-    #[arg(long, value_name = "DEFINITION")]
+    #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
     object: Vec<String>,
     /// The image; the command 'open' opens one later
     #[arg(value_name = "FILE")]
@@ -86,7 +86,6 @@ pub fn run(args: &Args) -> Outcome<u8> {
     args.trace.iter().for_each(|pattern| {
         tell(&format!("warning: trace event '{pattern}' does not exist"));
     });
-    objects::check(&args.object)?;
     if args.files.len() > 1 {
         return Err(Failure::usage(COMMAND, "Expecting at most one image file name"));
     }

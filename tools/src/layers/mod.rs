@@ -48,7 +48,6 @@ pub struct Args {
 pub fn run(args: &Args, shape: Shape) -> Outcome {
     let output = args.output.format(shape.command())?;
     let path = one_file(shape.command(), &args.files)?;
-    args.image.refuse_unbuilt()?;
     let layers = survey::survey(path, args.image.format(), args.force_share)?;
     match (output, shape) {
         (OutputFormat::Json, _) => output::json(&survey::to_json(&layers)),

@@ -1,6 +1,6 @@
 //! `convert -c`: what we compress QEMU reads, checks clean and finds identical, for every cluster size and type.
 
-use crate::tool::{Pair, Tool};
+use crate::tool::{Pair, Tool, put};
 
 /// Data that compresses, data that does not, zeros, and an end inside a cluster.
 const SETUP: &str = "
@@ -21,7 +21,16 @@ fn put_noise(pair: &Pair) {
     };
     let bytes: Vec<u8> =
         (0..700_000).map(|i| if i % 200_000 < 90_000 { noise() } else { 5 }).collect();
-    crate::tool::put(pair, "noise.raw", &bytes[..699_904]);
+    put(pair, "noise.raw", &bytes[..699_904]);
+}
+
+/// Asserts that `t.qcow2` has as many clusters of each kind on both sides.
+#[track_caller]
+fn same_counts(pair: &Pair) {
+    let (ours, theirs) = pair.img("check --output=json t.qcow2");
+    for key in ["compressed-clusters", "allocated-clusters", "total-clusters"] {
+        assert_eq!(ours.json()[key], theirs.json()[key], "{key}");
+    }
 }
 
 #[test]
@@ -58,14 +67,47 @@ fn as_much_is_compressed_as_by_qemu() {
     put_noise(&pair);
     let line = "convert -c -f raw -O qcow2 noise.raw t.qcow2";
     pair.same_img(line);
-    let (ours, theirs) = pair.img("check --output=json t.qcow2");
-    for key in ["compressed-clusters", "allocated-clusters", "total-clusters"] {
-        assert_eq!(ours.json()[key], theirs.json()[key], "{key}");
-    }
+    same_counts(&pair);
     // Into an image that is there, and zeros over what it holds.
     pair.same_img("create -q -f qcow2 there.qcow2 6347k");
     pair.same_img("convert -c -n -O qcow2 a.qcow2 there.qcow2");
     pair.same_clean_image("there.qcow2");
+}
+
+#[test]
+fn several_sources_are_compressed_as_one_disk() {
+    let pair = Pair::prepared(SETUP);
+    put_noise(&pair);
+    put(&pair, "odd.raw", &[9; 1000]);
+    for options in ["", "-W", "-o cluster_size=512", "-o cluster_size=2M", "-S 0", "-m 1"] {
+        let line =
+            format!("convert -c -O qcow2 {options} odd.raw noise.raw a.qcow2 odd.raw t.qcow2");
+        let said = pair.same_img(&line);
+        assert_eq!(said.code, Some(0), "{options}: {said:?}");
+        pair.same_clean_image("t.qcow2");
+        same_counts(&pair);
+    }
+}
+
+#[test]
+fn overlays_are_compressed_too() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 -o cluster_size=4k base.qcow2 9M
+         io base.qcow2: write -P 1 1M 4M; write -c 6M 4k
+         img create -q -f qcow2 -o cluster_size=4k -b base.qcow2 -F qcow2 top.qcow2 12M
+         io top.qcow2: write -P 2 2M 1M; write -z 3M 1M; write -P 3 11M 100k; write -P 4 5M 4k; write -z 1028k 4k",
+    );
+    for options in
+        ["", "-W", "-o cluster_size=512", "-o cluster_size=2M", "-o compression_type=zstd"]
+    {
+        let line =
+            format!("convert -c -O qcow2 {options} -B base.qcow2 -F qcow2 top.qcow2 t.qcow2");
+        let said = pair.same_img(&line);
+        assert_eq!(said.code, Some(0), "{options}: {said:?}");
+        pair.same_clean_image("t.qcow2");
+        same_counts(&pair);
+        Tool::Theirs.img(pair.ours(), "compare top.qcow2 t.qcow2").expect_success();
+    }
 }
 
 #[test]

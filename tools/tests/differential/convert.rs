@@ -223,13 +223,96 @@ fn what_was_copied_before_a_failure_can_be_read() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_by_name() {
+fn sources_and_targets_may_be_option_strings() {
     let pair = Pair::prepared(SETUP);
-    for option in ["-r 1M", "--salvage", "-C", "--image-opts"] {
-        let said = Tool::Ours.img(pair.ours(), &format!("convert {option} top.qcow2 out"));
-        let name = option.split(' ').next().unwrap();
-        assert_eq!(said.stderr, format!("qemu-img: option {name} is not supported yet\n"));
-        assert_eq!(said.code, Some(1));
-        assert!(!pair.ours().join("out").exists());
+    for line in [
+        "--image-opts driver=qcow2,file.filename=base.qcow2 driver=raw,file.filename=a.raw out",
+        "--image-opts driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=base.qcow2 out",
+        "-f raw -O qcow2 file:a.raw file:out",
+    ] {
+        let said = pair.same_img(&format!("convert {line}"));
+        assert_eq!(said.code, Some(0), "{line}: {said:?}");
+        pair.same_disk("out");
     }
+    pair.same_img("create -q -f qcow2 -o cluster_size=4k there.qcow2 12M");
+    for options in ["--verify", "-W"] {
+        let line = format!("convert {options} -n --target-image-opts top.qcow2");
+        let target = "driver=qcow2,file.filename=there.qcow2,discard=unmap";
+        Tool::Ours.img(pair.ours(), &format!("{line} {target}")).expect_success();
+    }
+    Tool::Theirs.img(pair.theirs(), "convert -n -O qcow2 top.qcow2 there.qcow2").expect_success();
+    pair.same_clean_image("there.qcow2");
+}
+
+#[test]
+fn the_rate_changes_nothing_but_time() {
+    let pair = Pair::prepared(SETUP);
+    for options in ["-r 1G -O qcow2", "-r 1T", "-r 0 -c -O qcow2", "-C -r 1G"] {
+        pair.same_img(&format!("convert {options} a.raw out"));
+        pair.same_disk("out");
+    }
+}
+
+#[test]
+fn the_host_copies_where_it_can() {
+    let pair = Pair::prepared(SETUP);
+    put(&pair, "odd.raw", &[9; 1000]);
+    for line in [
+        "-f raw a.raw out",
+        "-f raw odd.raw a.raw odd.raw out",
+        "-f raw -t none -T none a.raw out",
+        "-f raw -t writethrough -m 1 a.raw out",
+        "-f raw -W a.raw a.raw out",
+        "-f raw -n a.raw out",
+        "-f raw -O qcow2 a.raw out",
+        "-O raw top.qcow2 out",
+        "-O qcow2 -B base.qcow2 -F qcow2 top.qcow2 out",
+    ] {
+        let said = pair.same_img(&format!("convert -C {line}"));
+        assert_eq!(said.code, Some(0), "{line}: {said:?}");
+        pair.same_disk("out");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_zeros_where_salvage_is_asked_for() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 a.qcow2 4M
+         io a.qcow2: write -c -P 3 0 64k; write -c -P 4 128k 64k; write -P 5 1M 1M; write -P 6 3M 100k",
+    );
+    // The stream of the first compressed cluster.
+    damage(&pair, "a.qcow2", 0x50000, &[0xff; 8]);
+    for options in ["", "-q", "-m 1", "-W", "-O qcow2", "-c -O qcow2", "-S 0", "-p -q"] {
+        let said = pair.same_img(&format!("convert --salvage {options} a.qcow2 out"));
+        assert_eq!(said.code, Some(0), "{options}: {said:?}");
+        let told = if options.contains("-q") { 0 } else { 128 };
+        assert_eq!(said.stderr.lines().count(), told, "{options}");
+        pair.same_disk("out");
+    }
+    // Without it nothing is made.
+    let said = Tool::Ours.img(pair.ours(), "convert a.qcow2 new");
+    assert_eq!((said.code, said.stderr.lines().count()), (Some(1), 1), "{said:?}");
+    assert!(!pair.ours().join("new").exists());
+}
+
+#[test]
+fn a_damaged_table_costs_no_more_than_what_it_maps() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 -o cluster_size=512 a.qcow2 96k
+         io a.qcow2: write -P 5 0 96k",
+    );
+    // The second L1 entry, for the second 32 KiB of the disk, points to an unaligned L2 table.
+    damage(&pair, "a.qcow2", 0x600 + 8 + 6, &[1]);
+    let ours = Tool::Ours.img(pair.ours(), "convert --salvage a.qcow2 out").expect_success();
+    Tool::Theirs.img(pair.theirs(), "convert --salvage a.qcow2 out").expect_success();
+    pair.same_disk("out");
+    for sector in (32 << 10..64 << 10).step_by(512) {
+        for what in ["block status at offset", "offset"] {
+            let line = format!(
+                "qemu-img: warning: error while reading {what} {sector}: Input/output error"
+            );
+            assert!(ours.stderr.lines().any(|told| told == line), "{line}");
+        }
+    }
+    assert_eq!(ours.stderr.lines().count(), 128);
 }

@@ -9,6 +9,7 @@ mod commit;
 mod compare;
 mod compress;
 mod convert;
+mod convert_usage;
 mod create;
 mod data_file;
 mod dd;
