@@ -17,7 +17,6 @@ use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
 use crate::progress::Progress;
-use crate::unbuilt;
 
 const COMMAND: &str = "rebase";
 
@@ -44,7 +43,7 @@ pub struct Args {
     /// Change the name alone and look at no backing file: for one that has been moved or renamed
     #[arg(short = 'u', long)]
     backing_unsafe: bool,
-    /// Compress what is written to the image (not supported yet)
+    /// Compress what is written to the image, where whole clusters are; qcow2 only
     #[arg(short, long)]
     compress: bool,
     /// Read the new backing file even while other programs write it
@@ -91,13 +90,14 @@ fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
     let mut progress = Progress::new(args.progress && !args.quiet, image.virtual_size());
     if !args.backing_unsafe {
-        unbuilt::refuse_option(args.compress, "-c")?;
         let new = name
             .map(|name| open_new(args, image.layer_path(0), name, backing_cache))
             .transpose()?;
         check_format(args)?;
         image.expect_backing();
-        let difference = Difference { image, new: new.as_ref(), align: align_of(image) };
+        let compressed = image.cluster_size().filter(|_| args.compress);
+        let difference =
+            Difference { image, new: new.as_ref(), align: align_of(image), compressed };
         block_on(difference.write_all(&mut progress))?;
     }
     check_format(args)?;
@@ -157,6 +157,8 @@ struct Difference<'a> {
     new: Option<&'a HostImage>,
     /// What the image has of its own comes in units of so many bytes.
     align: u64,
+    /// Clusters of so many bytes are written in compressed form where they are written whole.
+    compressed: Option<u64>,
 }
 
 impl Difference<'_> {
@@ -221,12 +223,32 @@ impl Difference<'_> {
     }
 
     async fn write(&self, at: u64, bytes: &Payload) -> Outcome {
-        let written = match bytes.is_zero() {
-            true => self.image.write_lasting_zeroes(at, bytes.len()).await,
-            false => self.image.write(at, bytes).await,
+        let written = match self.compressed {
+            _ if bytes.is_zero() => self.image.write_lasting_zeroes(at, bytes.len()).await,
+            Some(cluster) => self.write_compressed(at, bytes, cluster).await,
+            None => self.image.write(at, bytes).await,
         };
         written
             .map_err(|e| Failure::new(format!("Error while writing to COW image: {}", e.message())))
+    }
+
+    /// Writes whole clusters, which the image has nothing of, in compressed form, and the rest as it is.
+    async fn write_compressed(&self, at: u64, bytes: &Payload, cluster: u64) -> qcow::Result<()> {
+        let end = at + bytes.len();
+        let first = at.next_multiple_of(cluster).min(end);
+        let last = if end == self.image.virtual_size() { end } else { end - end % cluster };
+        let last = last.max(first);
+        let part = |from: u64, to: u64| bytes.slice(from - at, to - from);
+        if first > at {
+            self.image.write(at, &part(at, first)).await?;
+        }
+        if last > first {
+            self.image.write_compressed(first, &part(first, last)).await?;
+        }
+        if end > last {
+            self.image.write(last, &part(last, end)).await?;
+        }
+        Ok(())
     }
 
     /// The part of `len` bytes at `at` that the new backing file reaches.

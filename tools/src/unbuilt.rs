@@ -12,11 +12,3 @@ pub fn refuse_command(command: &str) -> Outcome {
         false => Ok(()),
     }
 }
-
-/// Refuses `option` where it was given.
-pub fn refuse_option(given: bool, option: &str) -> Outcome {
-    match given {
-        true => Err(Failure::new(format!("option {option} is not supported yet"))),
-        false => Ok(()),
-    }
-}
