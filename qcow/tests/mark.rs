@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use qcow::addr::HostOffset;
 use qcow::disk::sim::{SimDisk, World};
@@ -89,6 +90,32 @@ fn unclean_from_the_first_change_to_the_close() {
             assert!(repaired.expect("check").is_clean());
             assert_eq!(now(), MarkState::Clean);
             assert!(!open(&file).await.needs_recovery());
+        });
+    }
+}
+
+#[test]
+fn who_wants_no_marks_adds_none_unless_a_snapshot_needs_one() {
+    for version in [Version::V2, Version::V3] {
+        let world = World::new(1);
+        let file = world.add_file(&[]);
+        world.block_on(async {
+            let options = CreateOptions { version, marked: false, ..CreateOptions::default() };
+            create_in(&file, options).await;
+            assert_eq!(state(&file.to_vec()), None);
+            let options =
+                OpenOptions { writable: true, adds_mark: false, ..OpenOptions::default() };
+            let gate = OneFile(file.clone());
+            let image = Image::open(&gate, Path::new("image"), &options).await.expect("open");
+            write(&image).await;
+            image.flush().await.expect("flush");
+            assert_eq!(state(&file.to_vec()), None);
+            image.create_snapshot("one".as_ref(), Duration::ZERO).await.expect("snapshot");
+            image.close().await.expect("close");
+            let needed = (version == Version::V2).then_some(MarkState::Clean);
+            assert_eq!(state(&file.to_vec()), needed);
+            let checked = check(&file, Path::new("image"), Repair::None, &mut |_| {}).await;
+            assert!(checked.expect("check").is_clean());
         });
     }
 }

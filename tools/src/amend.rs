@@ -1,5 +1,6 @@
 //! `qcow amend`: what of an image's options can be changed after it was made.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use qcow::disk::uring::block_on;
@@ -178,11 +179,9 @@ impl Amendment<'_> {
             let what = "Can't amend encryption options - encryption not present";
             return Err(Failure::new(what));
         }
-        if self.values.text("data_file").is_some() {
-            return Err(Failure::new(match header.has_external_data() {
-                false => "data-file can only be set for images that use an external data file",
-                true => "option 'data_file' is not supported yet",
-            }));
+        if self.values.text("data_file").is_some() && !header.has_external_data() {
+            let what = "data-file can only be set for images that use an external data file";
+            return Err(Failure::new(what));
         }
         if self.values.is_on("data_file_raw") && !header.has_raw_external_data() {
             return Err(Failure::new("data-file-raw cannot be set on existing images"));
@@ -196,6 +195,10 @@ impl Amendment<'_> {
             self.change(|image| block_on(image.forget_raw_data_file()))?;
         }
         let named = |name| self.values.text(name);
+        if let Some(name) = named("data_file") {
+            let name = (!name.is_empty()).then(|| OsString::from(name));
+            self.change(|image| block_on(image.name_data_file(name)))?;
+        }
         if named("backing_file").is_some() || named("backing_fmt").is_some() {
             let now = header.backing_name.as_ref().and_then(|name| name.to_str());
             let format = header.extensions.backing_format.as_deref();

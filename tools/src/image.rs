@@ -18,11 +18,12 @@ use crate::source::{self, Source};
 pub type HostImage = Image<UringDisk>;
 
 /// Formats that QEMU knows and this program does not.
-const FOREIGN: [&str; 14] = [
+const FOREIGN: [&str; 15] = [
     "bochs",
     "cloop",
     "dmg",
     "file",
+    "host_cdrom",
     "host_device",
     "luks",
     "parallels",
@@ -141,6 +142,7 @@ impl Opening<'_> {
             snapshot: self.snapshot.cloned(),
             data_file: source.data_file.clone(),
             flushes: opening.cache.flushes,
+            adds_mark: program::adds_marks(),
             ..OpenOptions::default()
         };
         check_kind(source, opening.writable)?;
@@ -211,20 +213,18 @@ fn check_kind(source: &Source, writable: bool) -> Result<(), String> {
     let Ok(metadata) = path.metadata() else { return Ok(()) };
     let kind = metadata.file_type();
     let wrong = match source.device {
-        true => !kind.is_block_device() && !kind.is_char_device(),
-        false => !kind.is_file() && !kind.is_block_device(),
+        Some(_) => !kind.is_block_device() && !kind.is_char_device(),
+        None => !kind.is_file() && !kind.is_block_device(),
     };
+    let path = path.display();
     match (wrong, source.device) {
         (false, _) => Ok(()),
         (true, _) if kind.is_dir() && writable => {
-            Err(format!("Could not open '{}': Is a directory", path.display()))
+            Err(format!("Could not open '{path}': Is a directory"))
         }
-        (true, false) => {
-            Err(format!("'file' driver requires '{}' to be a regular file", path.display()))
-        }
-        (true, true) => Err(format!(
-            "'host_device' driver requires '{}' to be either a character or block device",
-            path.display()
+        (true, None) => Err(format!("'file' driver requires '{path}' to be a regular file")),
+        (true, Some(driver)) => Err(format!(
+            "'{driver}' driver requires '{path}' to be either a character or block device"
         )),
     }
 }

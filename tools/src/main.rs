@@ -13,6 +13,7 @@ mod content;
 mod creation_options;
 mod failure;
 mod image;
+mod json_text;
 mod keyval;
 mod new_image;
 mod objects;

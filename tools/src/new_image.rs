@@ -17,6 +17,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::keyval::OptionValues;
 use crate::partial::PartialFile;
+use crate::program;
 
 /// Zeros that one write of a full preallocation carries.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
@@ -203,6 +204,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         preallocation,
         backing: backing.map(|name| (OsString::from(name), format)),
         data_file: data_file.map(|name| DataFileOptions { name: OsString::from(name), raw }),
+        marked: program::adds_marks(),
     };
     Ok(options)
 }

@@ -9,6 +9,8 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
+use crate::json_text;
+
 /// Bytes that are collected before they are written, unless stdout is a terminal.
 const BUFFER_LEN: usize = 32 << 10;
 
@@ -54,14 +56,11 @@ pub fn flush() {
     qcow::sync::lock(&STDOUT).flush();
 }
 
-/// Writes `value` as JSON, indented as `qemu-img` indents.
+/// Writes `value` as JSON, as `qemu-img` writes it.
 pub fn json(value: &impl Serialize) {
-    let mut text = Vec::new();
-    let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, format);
     // Plain values serialize without fail.
-    let _ = value.serialize(&mut serializer);
-    say!("{}", String::from_utf8_lossy(&text));
+    let value = serde_json::to_value(value).unwrap_or_default();
+    say!("{}", json_text::pretty(&value));
 }
 
 /// Flushes, and tells what went wrong with stdout since the start; a reader that went away is not wrong.

@@ -42,6 +42,12 @@ pub fn persona() -> Persona {
     }
 }
 
+/// Whether images get a close mark, by which the leaks of a crash are found at the next open. The headers that a stand-in
+/// writes are those of the other program.
+pub fn adds_marks() -> bool {
+    persona() == Persona::Qcow
+}
+
 /// What `--version` says behind the name. Scripts read QEMU's version out of a stand-in's answer.
 pub fn version() -> String {
     let own = env!("CARGO_PKG_VERSION");

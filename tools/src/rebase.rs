@@ -83,9 +83,8 @@ fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
     if args.compress && image.format() == Format::Raw {
         return Err(Failure::new("Compression not supported for this file format"));
     }
-    if let Some(format) = &args.backing_format {
-        image::parse_format(format)
-            .map_err(|_| Failure::new(format!("Invalid format name: '{format}'")))?;
+    if let Some(format) = args.backing_format.as_ref().filter(|f| !image::is_known_driver(f)) {
+        return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
     let mut progress = Progress::new(args.progress && !args.quiet, image.virtual_size());
@@ -188,6 +187,7 @@ impl Difference<'_> {
         // Lower images may have smaller clusters.
         let len = extent.len.next_multiple_of(self.align).min(self.image.virtual_size() - at);
         let is_zero = extent.zero && len == extent.len;
+        let past_end = is_zero && !extent.present && extent.depth == 0;
         if is_zero && self.new_is_zero(at, len).await? {
             return Ok(len);
         }
@@ -200,7 +200,7 @@ impl Difference<'_> {
         while done < len {
             let (run, differs) = self.run(&old, &new, done);
             if differs {
-                self.write(at + done, &old.slice(done, run)).await?;
+                self.write(at + done, &old.slice(done, run), past_end).await?;
             }
             done += run;
         }
@@ -222,9 +222,10 @@ impl Difference<'_> {
         (end - from, kind)
     }
 
-    async fn write(&self, at: u64, bytes: &Payload) -> Outcome {
+    /// Writes `bytes`. As in QEMU, zeros become zero clusters where the old backing file does not reach, and are data else.
+    async fn write(&self, at: u64, bytes: &Payload, past_end: bool) -> Outcome {
         let written = match self.compressed {
-            _ if bytes.is_zero() => self.image.write_lasting_zeroes(at, bytes.len()).await,
+            _ if past_end => self.image.write_lasting_zeroes(at, bytes.len()).await,
             Some(cluster) => self.write_compressed(at, bytes, cluster).await,
             None => self.image.write(at, bytes).await,
         };

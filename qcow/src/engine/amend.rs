@@ -3,6 +3,8 @@
 //! Whatever the new header relies on is made so, durably, before the header is replaced, which happens in one sector. The
 //! width of its counts is changed without opening the image: see [`super::check::change_refcount_width`].
 
+use std::ffi::OsString;
+
 use super::Image;
 use super::layer::{Layer, Qcow2};
 use super::load::read_snapshots;
@@ -103,6 +105,23 @@ impl<D: Disk> Image<D> {
                 header.autoclear = header.autoclear.without(Autoclear::RAW_EXTERNAL_DATA);
             })
             .await
+    }
+
+    /// Makes the image name another external data file, or none: then whoever opens it has to say which. The file that is
+    /// open stays in use.
+    ///
+    /// # Errors
+    /// The image is raw or read-only, its data lies in the image itself (`Invalid`), there is no room for the name in the
+    /// header (`Limit`), or the host failed.
+    pub async fn name_data_file(&self, name: Option<OsString>) -> Result<()> {
+        let qcow2 = self.amendable().await?;
+        let _structure = qcow2.structure.acquire().await;
+        let mut header = lock(&qcow2.header).clone();
+        if !header.has_external_data() {
+            return Err(qcow2.named(Error::invalid("the image has no external data file")));
+        }
+        header.extensions.data_file = name;
+        qcow2.replace_header(header).await
     }
 
     /// The image, about to be changed, with all that came before durable.

@@ -64,6 +64,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub compression: CompressionType,
     /// Whether flushes reach the disk.
     pub flushes: bool,
+    /// Whether it gets a close mark at its first change if it has none.
+    pub adds_mark: bool,
     /// Whether it has a backing file, opened or not.
     pub names_backing: AtomicBool,
     /// The header as it is on disk.

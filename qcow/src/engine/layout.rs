@@ -145,9 +145,12 @@ impl Layout {
         (0..self.geometry.l2_entries()).flat_map(entry).collect()
     }
 
-    /// The header; with a close mark, unless there is no room for one.
+    /// The header; with a close mark, unless none is wanted or there is no room for one.
     pub fn header(&self, options: &CreateOptions) -> Header {
         let mut header = self.unmarked_header(options);
+        if !options.marked {
+            return header;
+        }
         header.extensions.mark = Some(Mark::new(MarkState::Clean));
         if header.encode().is_err() {
             header.extensions.mark = None;
@@ -165,7 +168,11 @@ impl Layout {
             size: self.size,
             crypt_method: CryptMethod::None,
             l1_size: self.l1_entries as u32,
-            l1_table_offset: self.geometry.host_start(self.l1()),
+            // As QEMU: a table without entries lies nowhere.
+            l1_table_offset: match self.l1_entries {
+                0 => HostOffset::new(0),
+                _ => self.geometry.host_start(self.l1()),
+            },
             refcount_table_offset: self.geometry.host_start(self.refcount_table()),
             refcount_table_clusters: self.refcount_table_clusters as u32,
             snapshot_count: 0,

@@ -13,16 +13,30 @@ use crate::meta::regions::Kind;
 use crate::sync::lock;
 
 impl<D: Disk> Qcow2<D> {
-    /// Makes the mark say that the image is being changed; an image without one gets it. Durable with the next barrier,
-    /// which the answer says is needed. The caller holds `structure`.
+    /// Makes the mark say that the image is being changed; an image without one gets it, unless the caller of the open did
+    /// not want that. Durable with the next barrier, which the answer says is needed. The caller holds `structure`.
     pub(super) async fn mark_unclean(&self) -> Result<bool> {
         let mark = lock(&self.header).extensions.mark.clone();
-        let Some(mut mark) = mark else { return self.append_mark().await };
+        let Some(mut mark) = mark else {
+            if self.adds_mark {
+                self.append_mark().await?;
+            }
+            return Ok(false);
+        };
         // Also where it says so already: those who wrote it may have been killed before it was durable, or a write of
         // the opposite may have failed after it had reached the disk.
         mark.set(MarkState::Unclean);
         self.write_mark(mark).await?;
         Ok(true)
+    }
+
+    /// Gives the image a mark if it has none, durably: what comes next is only safe with one.
+    pub(super) async fn require_mark(&self) -> Result<()> {
+        let _structure = self.structure.acquire().await;
+        if lock(&self.header).extensions.mark.is_none() {
+            self.append_mark().await?;
+        }
+        Ok(())
     }
 
     /// Makes the mark say that counts and COPIED flags are behind each other. Durable with the next barrier. The caller holds
@@ -52,7 +66,7 @@ impl<D: Disk> Qcow2<D> {
         self.barrier().await
     }
 
-    async fn append_mark(&self) -> Result<bool> {
+    async fn append_mark(&self) -> Result<()> {
         let mark = Mark::new(MarkState::Unclean);
         if self.append_extension(MARK_TYPE, mark.as_bytes()).await? {
             lock(&self.header).extensions.mark = Some(mark);
@@ -63,7 +77,7 @@ impl<D: Disk> Qcow2<D> {
                 self.path.display()
             );
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Makes room for the mark by writing all of the header anew; false where there is none.

@@ -125,7 +125,7 @@ async fn open_backing<G: Gate>(
     let format = match named_format.filter(|_| format.is_none()) {
         None => format,
         Some(format) => Some(Format::from_str(&format).map_err(|e| {
-            Error::unsupported(format!("the backing file's format: {e}")).in_file(image)
+            Error::unsupported(e).context("Could not open backing file").in_file(image)
         })?),
     };
     let opened = gate.open_backing(image, &name);
@@ -229,6 +229,7 @@ async fn open_qcow2<G: Gate>(
         size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
         flushes: options.flushes,
+        adds_mark: options.adds_mark,
         names_backing: AtomicBool::new(header.backing_name.is_some()),
         header: Mutex::new(header),
         marked: AtomicBool::new(false),

@@ -97,6 +97,8 @@ pub struct OpenOptions {
     pub data_file: Option<PathBuf>,
     /// Whether flushes reach the disk. Without, a power cut loses everything (`cache=unsafe`).
     pub flushes: bool,
+    /// Give the image a close mark at its first change if it has none.
+    pub adds_mark: bool,
 }
 
 impl Default for OpenOptions {
@@ -112,6 +114,7 @@ impl Default for OpenOptions {
             snapshot: None,
             data_file: None,
             flushes: true,
+            adds_mark: true,
         }
     }
 }
@@ -152,6 +155,8 @@ pub struct CreateOptions {
     pub backing: Option<(OsString, Option<String>)>,
     /// The external data file, if guest data is to lie in a file of its own.
     pub data_file: Option<DataFileOptions>,
+    /// Give it a close mark.
+    pub marked: bool,
 }
 
 /// The external data file of a new image.
@@ -177,6 +182,7 @@ impl Default for CreateOptions {
             preallocation: Preallocation::Off,
             backing: None,
             data_file: None,
+            marked: true,
         }
     }
 }

@@ -141,7 +141,7 @@ impl<D: Disk> Raw<D> {
         })
     }
 
-    /// The stretch of data or hole at `at`, which lies inside the disk.
+    /// The stretch of data or hole at `at`, which lies inside the disk. What fills up the last sector is a hole.
     pub fn extent_at(&self, at: u64) -> Result<FileExtent> {
         let len = self.disk.len().map_err(|e| self.failed("map", at, &e))?;
         if at >= len {
@@ -149,8 +149,7 @@ impl<D: Disk> Raw<D> {
         }
         let extent = self.disk.extent_at(HostOffset::new(at));
         let mut extent = extent.map_err(|e| self.failed("map", at, &e))?;
-        // The last sector counts as a whole, like the disk's size.
-        if at + extent.len == len {
+        if at + extent.len == len && !extent.data {
             extent.len = self.size().saturating_sub(at).max(extent.len);
         }
         Ok(extent)

@@ -3,6 +3,7 @@
 //! Each record is a type, a length, and data padded to 8 bytes. Types this engine does not know are kept as they are.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 use super::bytes::{Reader, pad_to};
@@ -261,7 +262,7 @@ impl BitmapsExtension {
 }
 
 /// Where things lie in an extension area, counted from its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Places {
     /// Records in front of the end marker.
     pub(super) count: usize,
@@ -269,6 +270,8 @@ pub(super) struct Places {
     pub(super) mark: Option<usize>,
     /// The data of the bitmaps extension.
     pub(super) bitmaps: Option<usize>,
+    /// What fillers have for data, which nobody looks at.
+    pub(super) fillers: Vec<Range<usize>>,
     /// The end marker; `None` where the records fill the area.
     pub(super) end: Option<usize>,
 }
@@ -285,6 +288,9 @@ pub(super) fn find_places(area: &[u8]) -> Result<Places> {
             break;
         }
         places.count += 1;
+        if kind == FILLER {
+            places.fillers.push(at + RECORD_HEADER_BYTES..area.len() - reader.remaining());
+        }
         let place = match kind {
             MARK_TYPE => &mut places.mark,
             BITMAPS => &mut places.bitmaps,

@@ -145,13 +145,10 @@ impl FeatureNames {
         self.records().find(|r| r.0 == kind as u8 && u32::from(r.1) == bit).map(|r| printable(r.2))
     }
 
-    /// Kind, bit and name of each record, up to the first one without a name.
+    /// Kind, bit and name of each record, up to the first one without a name. The last one may be cut short.
     fn records(&self) -> impl Iterator<Item = (u8, u8, &[u8])> {
-        let named = |record: &&[u8]| record[2] != 0;
-        self.0
-            .chunks_exact(RECORD_BYTES)
-            .take_while(named)
-            .map(|r| (r[0], r[1], until_nul(&r[2..])))
+        let named = |record: &&[u8]| record.get(2).is_some_and(|&byte| byte != 0);
+        self.0.chunks(RECORD_BYTES).take_while(named).map(|r| (r[0], r[1], until_nul(&r[2..])))
     }
 }
 
@@ -193,6 +190,19 @@ mod tests {
         assert!(word.without(Incompatible::DIRTY).without(Incompatible(1 << 63)).is_empty());
         assert_eq!(Compatible(3).unknown(), Compatible(2));
         assert_eq!(Autoclear(7).unknown(), Autoclear(4));
+    }
+
+    #[test]
+    fn the_last_record_may_be_cut_short() {
+        let names = FeatureNames::from_bytes(*b"\0\x3fTest feature");
+        assert_eq!(
+            unsupported_message(Incompatible(1 << 63), Some(&names)),
+            "Unsupported qcow2 feature(s): Test feature"
+        );
+        assert_eq!(
+            FeatureNames::from_bytes(*b"\0\x3f").name_of(FeatureKind::Incompatible, 63),
+            None
+        );
     }
 
     #[test]

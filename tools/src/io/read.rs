@@ -104,11 +104,11 @@ impl Transfer for Read {
     }
 }
 
-/// Writes the clusters that `range` touches to the top image, where it does not have them itself.
+/// Writes the clusters, or subclusters, that `range` touches to the top image, where it does not have them itself.
 async fn copy_up(image: &HostImage, range: Range) -> qcow::Result<()> {
-    let cluster_size = image.cluster_size().unwrap_or(1);
-    let mut at = range.at / cluster_size * cluster_size;
-    let end = (range.at + range.len).next_multiple_of(cluster_size).min(image.virtual_size());
+    let unit = image.subcluster_size().unwrap_or(1);
+    let mut at = range.at / unit * unit;
+    let end = (range.at + range.len).next_multiple_of(unit).min(image.virtual_size());
     while at < end {
         let extent = image.map(at, (end - at).min(COPY_LEN)).await?;
         if extent.depth > 0 || !extent.present {

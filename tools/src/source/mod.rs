@@ -3,6 +3,7 @@
 //! [`options`] turns text into options, [`node`] takes from them what this program serves and refuses the rest. Only what
 //! people type is read here: a name that is found inside an image is a plain path or nothing (`qcow::gate`).
 
+mod blkdebug;
 mod json;
 mod node;
 mod options;
@@ -16,7 +17,7 @@ pub use node::{Below, Source};
 pub use options::Options;
 
 /// Protocols that QEMU knows and this program does not.
-pub const FOREIGN_PROTOCOLS: [&str; 27] = [
+pub const FOREIGN_PROTOCOLS: [&str; 26] = [
     "blkdebug",
     "blklogwrites",
     "blkreplay",
@@ -30,7 +31,6 @@ pub const FOREIGN_PROTOCOLS: [&str; 27] = [
     "gluster+rdma",
     "gluster+tcp",
     "gluster+unix",
-    "host_cdrom",
     "http",
     "https",
     "iscsi",
@@ -49,6 +49,8 @@ pub const FOREIGN_PROTOCOLS: [&str; 27] = [
 /// Where an image lies that the command line names `name`.
 enum Name {
     Path(PathBuf),
+    /// A file behind a blkdebug without a configuration.
+    Debugged(PathBuf),
     Json(String),
 }
 
@@ -65,7 +67,10 @@ fn name(name: &Path) -> Result<Name, String> {
     let (protocol, rest) = (String::from_utf8_lossy(&bytes[..colon]), &bytes[colon + 1..]);
     match &*protocol {
         "json" => Ok(Name::Json(String::from_utf8_lossy(rest).into_owned())),
-        "file" | "host_device" => Ok(Name::Path(OsStr::from_bytes(rest).into())),
+        "file" | "host_device" | "host_cdrom" => Ok(Name::Path(OsStr::from_bytes(rest).into())),
+        "blkdebug" if rest.starts_with(b":") => {
+            Ok(Name::Debugged(OsStr::from_bytes(&rest[1..]).into()))
+        }
         known if FOREIGN_PROTOCOLS.contains(&known) => {
             Err(format!("protocol '{known}' is not supported"))
         }
@@ -81,6 +86,7 @@ pub fn new_file(given: &Path) -> Result<PathBuf, String> {
     match name(given)? {
         Name::Path(path) => Ok(path),
         Name::Json(_) => Err("Unknown protocol 'json'".to_owned()),
+        Name::Debugged(_) => Err("protocol 'blkdebug' is not supported".to_owned()),
     }
 }
 
@@ -110,6 +116,12 @@ pub fn with_options(given: Option<&Path>, mut options: Options) -> Result<Source
             None
         }
         Some(Name::Path(path)) => Some(path),
+        Some(Name::Debugged(path)) => {
+            if options.get("driver") != Some(blkdebug::DRIVER) {
+                options.set("file.driver", blkdebug::DRIVER);
+            }
+            Some(path)
+        }
         None => None,
     };
     node::top(path, options)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qcow::engine::{DetectZeroes, Discard, Format};
 
 use super::options::{Options, Value};
-use super::{qcow2, to_path};
+use super::{blkdebug, qcow2, to_path};
 use crate::image;
 use crate::keyval;
 
@@ -18,8 +18,8 @@ pub struct Source {
     pub format: Option<Format>,
     /// Nobody else is asked about the file.
     pub unlocked: bool,
-    /// It must be a device.
-    pub device: bool,
+    /// The driver that wants it to be a device, if one does.
+    pub device: Option<&'static str>,
     /// The part of the file that the image is, for raw ones: offset and, if it is not the rest, length.
     pub window: Option<(u64, Option<u64>)>,
     /// Options that all nodes have.
@@ -80,8 +80,10 @@ pub fn top(path: Option<PathBuf>, mut options: Options) -> Result<Source, String
 
 /// A format node; it has no path where nothing says one.
 fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> {
+    blkdebug::take_out(options)?;
+    take_raw_out(options);
     let driver = options.take_text("driver");
-    if let Some(leaf @ ("file" | "host_device")) = driver.as_deref() {
+    if let Some(leaf) = driver.as_deref().and_then(leaf_driver) {
         return leaf_alone(leaf, path, options);
     }
     let format = driver.as_deref().map(image::parse_format).transpose()?;
@@ -97,9 +99,9 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
     if let Some(Value::Text(name)) = options.take("data-file") {
         return Err(no_such_node(&name));
     }
-    let mut data_file = options.take_child("data-file");
+    let data_file = options.take_child("data-file");
     if !data_file.is_empty() {
-        source.data_file = node(None, &mut data_file)?.path;
+        source.data_file = Some(protocol(None, data_file)?.path);
     }
     source.below = below(options)?;
     if format == Some(Format::Raw) {
@@ -116,13 +118,30 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
     }
 }
 
+/// Raw on top of another format, of all its disk, shows that disk as it is: the node below stands in its place.
+fn take_raw_out(options: &mut Options) {
+    let below = options.get("file.driver").is_some_and(|driver| driver == "qcow2");
+    let whole = options.get("offset").or(options.get("size")).is_none();
+    if options.get("driver") == Some("raw") && below && whole {
+        options.take("driver");
+        let mut file = options.take_child("file");
+        file.add_missing(std::mem::take(options));
+        *options = file;
+    }
+}
+
 /// The file of a format node.
 struct File {
     path: PathBuf,
     /// Options that count for the format node, too.
     common: Common,
     unlocked: bool,
-    device: bool,
+    device: Option<&'static str>,
+}
+
+/// The driver called `name`, if it is one of those for files.
+fn leaf_driver(name: &str) -> Option<&'static str> {
+    ["file", "host_device", "host_cdrom"].into_iter().find(|driver| *driver == name)
 }
 
 /// The file of a format node, if options or a name say which it is.
@@ -130,15 +149,21 @@ fn file_child(path: Option<PathBuf>, options: &mut Options) -> Result<Option<Fil
     if let Some(name) = options.take_text("file") {
         return Err(no_such_node(&name));
     }
-    let mut file = options.take_child("file");
+    let file = options.take_child("file");
     if path.is_none() && file.is_empty() {
         return Ok(None);
     }
-    match file.take_text("driver").as_deref() {
-        None => leaf("file", path, &mut file).map(Some),
-        Some(driver @ ("file" | "host_device")) => leaf(driver, path, &mut file).map(Some),
-        Some("raw") => raw_inside(path, &mut file).map(Some),
-        Some(other) => match image::parse_format(other) {
+    protocol(path, file).map(Some)
+}
+
+/// A node that stands where a file is meant.
+fn protocol(path: Option<PathBuf>, mut file: Options) -> Result<File, String> {
+    blkdebug::take_out(&mut file)?;
+    let driver = file.take_text("driver").unwrap_or_else(|| "file".to_owned());
+    match leaf_driver(&driver) {
+        Some(driver) => leaf(driver, path, &mut file),
+        None if driver == "raw" => raw_inside(path, &mut file),
+        None => match image::parse_format(&driver) {
             Ok(format) => Err(format!("format '{format}' is not supported inside another image")),
             Err(message) => Err(message),
         },
@@ -161,7 +186,7 @@ fn raw_inside(path: Option<PathBuf>, options: &mut Options) -> Result<File, Stri
 
 /// A file that is looked at as it is.
 fn leaf_alone(
-    driver: &str,
+    driver: &'static str,
     path: Option<PathBuf>,
     options: &mut Options,
 ) -> Result<Source, String> {
@@ -170,8 +195,12 @@ fn leaf_alone(
     Ok(Source { path, format, common, unlocked, device, ..Source::default() })
 }
 
-/// A node of the driver `file` or `host_device`.
-fn leaf(driver: &str, path: Option<PathBuf>, options: &mut Options) -> Result<File, String> {
+/// A node of a driver for files.
+fn leaf(
+    driver: &'static str,
+    path: Option<PathBuf>,
+    options: &mut Options,
+) -> Result<File, String> {
     let named = options.take_text("filename");
     let path = match (path, named) {
         (Some(_), Some(_)) => {
@@ -194,7 +223,7 @@ fn leaf(driver: &str, path: Option<PathBuf>, options: &mut Options) -> Result<Fi
         Some(other) => return Err(format!("invalid parameter value: {other}")),
     };
     match options.first_name() {
-        None => Ok(File { path, common, unlocked, device: driver == "host_device" }),
+        None => Ok(File { path, common, unlocked, device: (driver != "file").then_some(driver) }),
         Some(name) => Err(format!("Block protocol '{driver}' doesn't support the option '{name}'")),
     }
 }

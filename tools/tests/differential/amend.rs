@@ -33,6 +33,8 @@ const LINES: &[&str] = &[
     "amend -o size=2M missing.qcow2",
     "amend -t foo -o size=2M a.qcow2",
     "amend -o cluster_size=4k a.qcow2",
+    "amend -o ,, -o help a.qcow2",
+    "amend -o ,,size=4k a.qcow2",
     "amend -o nonsense=4k a.qcow2",
     "amend -o compat=0.42 a.qcow2",
     "amend -o refcount_bits=3 a.qcow2",

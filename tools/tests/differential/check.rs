@@ -36,6 +36,20 @@ fn damage_is_told_alike() {
 }
 
 #[test]
+fn a_repair_clears_what_it_cannot_vouch_for() {
+    for (line, bits) in [("check", 0x80), ("check -r leaks", 0), ("check -r all", 0)] {
+        let pair = Pair::prepared(SETUP);
+        // An unknown autoclear bit.
+        damage(&pair, "a.qcow2", 88, &[0x80]);
+        pair.same_img(&format!("{line} a.qcow2"));
+        for directory in [pair.ours(), pair.theirs()] {
+            let bytes = std::fs::read(directory.join("a.qcow2")).expect("an image");
+            assert_eq!(bytes[88], bits, "{line} in {directory:?}");
+        }
+    }
+}
+
+#[test]
 fn leaks_are_repaired_alike() {
     for line in ["check -r leaks a.qcow2", "check -r all a.qcow2", "check -q -r leaks a.qcow2"] {
         let pair = Pair::prepared(SETUP);

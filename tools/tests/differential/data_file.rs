@@ -13,6 +13,24 @@ const SETUP: &str = "
 ";
 
 #[test]
+fn the_data_file_is_named_anew_and_chosen_at_an_open() {
+    let pair = Pair::prepared(SETUP);
+    let open = |file: &str| format!("open -o data-file.filename={file} a.qcow2");
+    pair.same_io("a.qcow2", &["write -P 1 0 64k"]);
+    pair.same_io("", &[&open("a.data"), "read -P 1 0 64k"]);
+    pair.same_io("", &[&open("missing"), "read -P 1 0 64k"]);
+    for name in ["other.data", "", "a.data"] {
+        pair.same_img(&format!("amend -o data_file={name} a.qcow2"));
+        pair.same_json("info --output=json a.qcow2");
+        pair.same_io("a.qcow2", &["read -P 1 0 64k"]);
+        pair.same_io("", &[&open("a.data"), "read -P 1 0 64k"]);
+        pair.same_img(
+            "map --image-opts driver=qcow2,file.filename=a.qcow2,data-file.filename=a.data",
+        );
+    }
+}
+
+#[test]
 fn new_images_are_made_and_refused_alike() {
     let pair = Pair::prepared(SETUP);
     for line in [

@@ -307,3 +307,41 @@ fn a_guessed_raw_image_cannot_be_turned_into_qcow2() {
     let (ours, theirs) = pair.io("-f raw a.raw", &["write -s magic 0 512"]);
     assert_eq!(ours, theirs);
 }
+
+#[test]
+fn nodes_that_let_everything_through_are_passed_over() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 a.qcow2 1M
+         img create -q -f raw a.raw 1M",
+    );
+    for commands in [
+        ["open -o driver=qcow2,file.align=4096 blkdebug::a.qcow2", "write -P 1 1000 5000"],
+        [
+            "open -o driver=blkdebug,image.driver=qcow2,max-transfer=64k blkdebug::a.qcow2",
+            "read 0 8k",
+        ],
+        [
+            "open -o driver=blkdebug,image.driver=file,image.filename=a.raw,align=512",
+            "write -P 2 0 1k",
+        ],
+        ["open -o driver=raw,file.driver=qcow2,file.file.filename=a.qcow2", "read -P 1 1000 5000"],
+        ["open -r -o driver=host_cdrom,filename=a.raw", "length"],
+        ["open -r -o driver=host_cdrom,filename=.", "length"],
+    ] {
+        pair.same_io("", &commands);
+    }
+    pair.same_clean_image("a.qcow2");
+    pair.same_disk("a.raw");
+}
+
+#[test]
+fn copy_on_read_copies_no_more_than_subclusters() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 base.qcow2 1M
+         io base.qcow2: write -P 1 0 1M
+         img create -q -f qcow2 -o extended_l2=on -b base.qcow2 -F qcow2 top.qcow2",
+    );
+    pair.same_io("-C top.qcow2", &["read -P 1 30k 4k", "read -P 1 100k 1k"]);
+    pair.same_json("map --output=json top.qcow2");
+    pair.same_clean_image("top.qcow2");
+}

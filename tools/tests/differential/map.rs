@@ -34,6 +34,16 @@ fn maps_are_the_same() {
 }
 
 #[test]
+fn the_end_of_the_last_sector_is_a_hole() {
+    let pair = Pair::new();
+    crate::tool::put(&pair, "odd.raw", &[1; 65537]);
+    pair.same_json("map --output=json -f raw odd.raw");
+    pair.same_img("convert -f raw -O qcow2 odd.raw odd.qcow2");
+    pair.same_json("map --output=json odd.qcow2");
+    pair.same_clean_image("odd.qcow2");
+}
+
+#[test]
 fn preallocated_clusters_are_data() {
     let pair = Pair::prepared(SETUP);
     let map = Tool::Ours.img(pair.ours(), "map --output=json flat.qcow2").expect_success().json();

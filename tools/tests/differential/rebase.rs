@@ -233,3 +233,43 @@ fn wrong_ways_are_refused_in_the_same_words() {
     }
     pair.same_clean_image("x");
 }
+
+#[test]
+fn what_differs_is_stored_as_qemu_stores_it() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 old 1M
+         io old: write -P 1 0 128k; write -P 1 192k 64k
+         img create -q -f qcow2 new 1M
+         io new: write -P 2 64k 128k; write -P 1 192k 64k
+         img create -q -f qcow2 -b old -F qcow2 x 2M",
+    );
+    pair.same_img("rebase -b new -F qcow2 x");
+    pair.same_json("map --output=json x");
+    pair.same_disk("x");
+}
+
+#[test]
+fn the_format_of_a_backing_file_that_is_not_opened_may_be_any_that_qemu_knows() {
+    let pair = Pair::prepared("img create -q -f qcow2 x 1M");
+    for line in [
+        "rebase -u -b file -F host_device x",
+        "rebase -u -b file -F vmdk x",
+        "rebase -u -b f -F foo x",
+    ] {
+        pair.same_img(line);
+        pair.same_json("info --output=json x");
+    }
+}
+
+#[test]
+fn a_backing_format_that_there_is_not_is_told_alike() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 base 1M
+         img create -q -f qcow2 -b base -F qcow2 x",
+    );
+    // The format's name in the header extension, behind type and length.
+    crate::tool::damage(&pair, "x", 112 + 8, b"foooo");
+    pair.same_img("info x");
+    pair.same_img("map x");
+    pair.same_io("x", &["read 0 4k"]);
+}

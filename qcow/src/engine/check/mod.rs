@@ -146,7 +146,10 @@ impl<D: Disk> Check<'_, D> {
             see_medium(self.disk).await?;
         }
         let survey = Survey::make(self.disk, self.crew, self.repair, tally).await?;
-        let Some(survey) = survey else { return Ok(()) };
+        let Some(mut survey) = survey else { return Ok(()) };
+        if self.repair != Repair::None {
+            repair::clear_unknown_statements(&mut survey.target).await?;
+        }
         let Some(survey) = self.repair_tables(survey, tally).await? else { return Ok(()) };
         self.repair_flags(survey, tally).await
     }

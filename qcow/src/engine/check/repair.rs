@@ -100,6 +100,18 @@ pub(super) async fn clear_damage_bits<D: Disk>(target: &Target<'_, D>) -> Result
     write_header(target, &header).await
 }
 
+/// Clears the autoclear bits that are not known here: what they vouch for is not kept up by a repair.
+pub(super) async fn clear_unknown_statements<D: Disk>(target: &mut Target<'_, D>) -> Result<()> {
+    let mut header = target.header.clone();
+    header.autoclear = header.autoclear.without(header.autoclear.unknown());
+    if header.autoclear == target.header.autoclear {
+        return Ok(());
+    }
+    write_header(target, &header).await?;
+    target.header = header;
+    Ok(())
+}
+
 /// Makes the fixed fields of `header` durable, all of them in one sector.
 pub(super) async fn write_header<D: Disk>(target: &Target<'_, D>, header: &Header) -> Result<()> {
     let at = HostOffset::new(0);

@@ -63,6 +63,9 @@ impl<D: Disk> Qcow2<D> {
     /// As [`Settlement::survey`], with nothing changed; or the host failed half-way. Then the image takes no more writes, and
     /// the next open finds it as it was or as it was to be.
     pub(super) async fn carry_out_change(&self, mut change: Change) -> Result<Vec<Run>> {
+        if lock(&self.header).version == Version::V2 {
+            self.require_mark().await?;
+        }
         let header = lock(&self.header).clone();
         let mut new = Header { size: change.size, ..header.clone() };
         self.find_free().await?;

@@ -82,7 +82,7 @@ fn plan_for(cluster0: &[u8], new: &Header, file_len: u64) -> Result<Vec<HeaderSt
     let behind = end_of(&old_used).max(end_of(&end_used)).next_multiple_of(ALIGNMENT);
     if let Some(detour) = detour_by_filler(new, behind, cluster_size)? {
         let mut plan = start.clone();
-        let used = [0..SECTOR, behind..detour.len()];
+        let used = vec![0..SECTOR, behind..detour.len()];
         if plan.go(&padded(detour, cluster_size), &used)? && plan.go(&end, &end_used)? {
             return plan.finish(&[old_used, used].concat());
         }
@@ -174,12 +174,20 @@ fn is_kept(old: &[u8], new: &[u8], at: usize, range: &Range<usize>) -> bool {
     part.is_empty() || old[part.clone()] == new[part]
 }
 
-/// What a reader of this header looks at: fields and records up to the end marker, and the backing file name.
-fn used_ranges(cluster0: &[u8]) -> Result<[Range<usize>; 2]> {
+/// What a reader of this header looks at: fields and records up to the end marker but for what fillers hold, and the backing
+/// file name.
+fn used_ranges(cluster0: &[u8]) -> Result<Vec<Range<usize>>> {
     let fixed = checked_fixed(cluster0)?;
     let area = extension_area(&fixed, cluster0)?;
     let start = fixed.v3.header_length as usize;
-    let records = find_places(area)?.end.map_or(area.len(), |end| end + ALIGNMENT);
+    let places = find_places(area)?;
+    let records = places.end.map_or(area.len(), |end| end + ALIGNMENT);
+    let (mut used, mut from) = (Vec::new(), 0);
+    for filler in places.fillers {
+        used.push(from..start + filler.start);
+        from = start + filler.end;
+    }
+    used.push(from..start + records);
     let name = match fixed.backing_file_offset {
         0 => 0..0,
         _ => {
@@ -188,7 +196,8 @@ fn used_ranges(cluster0: &[u8]) -> Result<[Range<usize>; 2]> {
             start..end.min(cluster0.len())
         }
     };
-    Ok([0..start + records, name])
+    used.push(name);
+    Ok(used)
 }
 
 /// The header with everything behind its fields from `place` on; `None` where that passes the end of the cluster, or a
@@ -205,13 +214,16 @@ fn detour_by_filler(new: &Header, place: usize, cluster_size: usize) -> Result<O
 }
 
 /// Where the backing file name may go while the old header is in place: behind the new records and clear of the old ones.
-fn name_places(new: &Header, used: &[Range<usize>; 2], cluster_size: usize) -> Result<Vec<usize>> {
+fn name_places(new: &Header, used: &[Range<usize>], cluster_size: usize) -> Result<Vec<usize>> {
     let Some(name) = &new.backing_name else { return Ok(Vec::new()) };
     let nameless = Header { backing_name: None, ..new.clone() };
-    let records_end = used_ranges(&padded(encode(&nameless)?, cluster_size))?[0].end;
-    let places = [records_end, records_end.max(used[0].end), records_end.max(used[1].end)];
-    let places = places.map(|place| place.next_multiple_of(ALIGNMENT));
-    Ok(places.into_iter().filter(|place| place + name.len() <= cluster_size).collect())
+    let records_end = end_of(&used_ranges(&padded(encode(&nameless)?, cluster_size))?);
+    let ends = used.iter().map(|range| range.end);
+    let places = std::iter::once(0).chain(ends).map(|end| records_end.max(end));
+    Ok(places
+        .map(|place| place.next_multiple_of(ALIGNMENT))
+        .filter(|place| place + name.len() <= cluster_size)
+        .collect())
 }
 
 fn padded(mut bytes: Vec<u8>, len: usize) -> Vec<u8> {

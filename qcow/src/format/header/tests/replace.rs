@@ -125,6 +125,24 @@ fn a_cluster_without_room_for_both_names_is_left_alone() {
     assert_eq!(new.plan_replacement(&old.bytes()[..1024], FILE_LEN).unwrap().steps.len(), 1);
 }
 
+#[test]
+fn nothing_is_lost_where_there_is_room_for_all_of_it() {
+    let mut old = TestImage::create(&[], "1M").header();
+    old.extensions.unknown.push((0x1234_5678, vec![7; 31]));
+    assert!(old.extensions.feature_names.is_some());
+    let mut cluster0 = old.encode().unwrap();
+    cluster0.resize(65536, 0);
+    let mut new = old.clone();
+    new.backing_name = Some("/some/backing/file/path".into());
+    new.extensions.backing_format = Some("raw".to_owned());
+    let replacement = new.plan_replacement(&cluster0, FILE_LEN).unwrap();
+    assert_eq!(replacement.header, new);
+    assert_atomic(&cluster0, &old, &replacement);
+    replacement.steps.iter().for_each(|step| write_some(&mut cluster0, step, !0));
+    // Where an encoder puts it all, and no fillers are left.
+    assert_eq!(cluster0[..1024], new.encode().unwrap()[..1024]);
+}
+
 proptest! {
     #[test]
     fn a_header_is_replaced_at_one_moment((old, new) in two_headers()) {
