@@ -41,6 +41,7 @@ cargo-tests:
 .PHONY: seeded-bugs
 seeded-bugs:
 	@cargo test -p qcow --features seeded-bugs --test simulation every_bug_is_found -- --nocapture
+	@cargo test -p qcow --features seeded-bugs --test compact every_missing_barrier_is_found -- --nocapture
 
 lint: deps ## formatting, clippy, dependencies and licences, documentation
 	@cargo fmt --all --check

@@ -126,6 +126,10 @@ pub enum Bug {
     NoBarrierBeforeBitmaps,
     /// The size of a disk changes while its bitmaps claim to be valid.
     BitmapValidWhileResized,
+    /// In a compaction, a pointer to a cluster's new place may be durable before its count and content are.
+    MovedBeforeCopied,
+    /// In a compaction, a cluster's old place is free before all pointers to it have changed durably.
+    MovedFreedTooEarly,
     /// A cluster is used that lies across the end of the file.
     ClusterAcrossTheEnd,
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use qcow::engine::check::Crew;
+
 use crate::failure::{Failure, Outcome};
 use crate::image::Opening;
 use crate::objects;
@@ -38,6 +40,22 @@ impl OutputArgs {
                 Err(Failure::usage(command, message))
             }
         }
+    }
+}
+
+/// The argument that says how many threads look at an image.
+#[derive(Debug, clap::Args)]
+pub struct ThreadsArgs {
+    /// Threads that walk the tables, 1 to 64; as many as there are processors by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
+}
+
+impl ThreadsArgs {
+    /// The threads.
+    pub fn crew(&self) -> Crew {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        Crew::of_rings(self.threads.map_or_else(available, usize::from))
     }
 }
 

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use qcow::Error;
 use qcow::disk::uring::{UringDisk, block_on};
-use qcow::engine::Format;
-use qcow::engine::check::{CheckSummary, Crew, Finding, Repair, check_by, examine};
+use qcow::engine::check::{CheckSummary, Crew, Finding, Repair, check_by};
 use serde::Serialize;
 
-use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, one_file};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, ThreadsArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{self, Failure, Outcome};
-use crate::image::{self, Opening};
+use crate::image::Opening;
 use crate::output::{self, say};
 
 const COMMAND: &str = "check";
@@ -43,9 +42,8 @@ pub struct Args {
     /// Check even while another program uses the image; then findings may be wrong
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Threads that walk the tables, 1 to 64; as many as there are processors by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: ThreadsArgs,
     #[command(flatten)]
     output: OutputArgs,
     /// The image to check
@@ -65,8 +63,10 @@ pub fn run(args: &Args) -> Outcome<u8> {
         shared: args.force_share,
         ..args.image.opening()
     };
-    let disk = open(&opening, path)?;
-    let checker = Checker { disk: &disk, path, crew: Crew::of_rings(threads(args.threads)) };
+    let other_format =
+        || Failure::new("This image format does not support checks").with_code(NOT_SUPPORTED);
+    let disk = opening.open_qcow2_file(path)?.ok_or_else(other_format)?;
+    let checker = Checker { disk: &disk, path, crew: args.threads.crew() };
     let report = checker.check_and_repair(repair, args.quiet, output)?;
     if !args.quiet {
         match output {
@@ -78,26 +78,6 @@ pub fn run(args: &Args) -> Outcome<u8> {
         CHECK_FAILED => Err(Failure::new("Check failed").with_code(CHECK_FAILED)),
         code => Ok(code),
     }
-}
-
-fn threads(wanted: Option<u16>) -> usize {
-    let available = || std::thread::available_parallelism().map_or(1, usize::from);
-    wanted.map_or_else(available, usize::from)
-}
-
-fn open(opening: &Opening<'_>, name: &Path) -> Outcome<UringDisk> {
-    opening.check_options()?;
-    let unusable = |reason: String| image::could_not_open(name, &reason);
-    let source = opening.source(name).map_err(unusable)?;
-    let disk = opening.open_file_of(&source).map_err(unusable)?;
-    let path = source.path();
-    let format = block_on(examine(&disk, path, source.format))
-        .map_err(|error| unusable(image::reason_not_open(path, &error)))?;
-    if format == Format::Raw {
-        let message = "This image format does not support checks";
-        return Err(Failure::new(message).with_code(NOT_SUPPORTED));
-    }
-    Ok(disk)
 }
 
 /// What a check has found, and what a repair before it has fixed.

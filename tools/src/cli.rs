@@ -12,8 +12,8 @@ use crate::failure::{Failure, Outcome, tell};
 use crate::layers::{self, Shape};
 use crate::program::{self, Persona};
 use crate::{
-    amend, bench, bitmap, check, commit, compare, convert, create, dd, info, io, manual, map,
-    measure, output, rebase, resize, snapshot, unbuilt,
+    amend, bench, bitmap, check, commit, compact, compare, convert, create, dd, info, io, manual,
+    map, measure, output, rebase, resize, snapshot, unbuilt,
 };
 
 /// Disk image tool for qcow2 and raw images: a drop-in for qemu-img, and for qemu-io as its command 'io'.
@@ -46,6 +46,7 @@ pub enum Command {
     Bitmap(bitmap::Args),
     Check(check::Args),
     Commit(commit::Args),
+    Compact(compact::Args),
     Compare(compare::Args),
     Completions(manual::CompletionsArgs),
     Convert(convert::Args),
@@ -77,6 +78,7 @@ impl Command {
             Self::Bitmap(args) => bitmap::run(args).map(|()| 0),
             Self::Check(args) => check::run(args),
             Self::Commit(args) => commit::run(args).map(|()| 0),
+            Self::Compact(args) => compact::run(args).map(|()| 0),
             Self::Compare(args) => compare::run(args),
             Self::Completions(args) => {
                 manual::print_completions(args);

@@ -4,6 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use qcow::disk::uring::{CacheMode, UringDisk, block_on};
+use qcow::engine::check::examine;
 use qcow::engine::snapshot::NOT_LOADED;
 use qcow::engine::{Below, DetectZeroes, Discard, Format, OpenOptions, SnapshotChoice};
 use qcow::gate::{BackingPolicy, HostGate};
@@ -160,6 +161,22 @@ impl Opening<'_> {
         self.check_options()?;
         let file = self.source(name).and_then(|source| self.open_file_of(&source));
         file.map_err(|reason| could_not_open(name, &reason))
+    }
+
+    /// Opens the file of the qcow2 image that the command line calls `name`, damaged or not, without opening the image;
+    /// `None` where it is of another format.
+    ///
+    /// # Errors
+    /// As [`Opening::open`].
+    pub fn open_qcow2_file(&self, name: &Path) -> Outcome<Option<UringDisk>> {
+        self.check_options()?;
+        let unusable = |reason: String| could_not_open(name, &reason);
+        let source = self.source(name).map_err(unusable)?;
+        let disk = self.open_file_of(&source).map_err(unusable)?;
+        let path = source.path();
+        let format = block_on(examine(&disk, path, source.format))
+            .map_err(|error| unusable(reason_not_open(path, &error)))?;
+        Ok((format == Format::Qcow2).then_some(disk))
     }
 
     /// Opens the file of `source`, without looking into it; the error is the reason alone.

@@ -32,6 +32,7 @@ mod bench;
 mod bitmap;
 mod check;
 mod commit;
+mod compact;
 mod compare;
 mod convert;
 mod create;

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Outcome};
 
 /// Subcommands that are not built yet.
-const COMMANDS: &[&str] = &["compact", "ctl"];
+const COMMANDS: &[&str] = &["ctl"];
 
 /// Refuses `command` if it is one of them.
 pub fn refuse_command(command: &str) -> Outcome {

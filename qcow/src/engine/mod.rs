@@ -17,6 +17,7 @@ pub mod bitmap;
 pub mod check;
 mod claim;
 mod close;
+pub mod compact;
 mod compress;
 mod condemn;
 pub mod create;

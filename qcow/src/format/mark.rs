@@ -22,8 +22,8 @@ pub enum MarkState {
     Clean,
     /// Open for writing, or left so by a crash: clusters may be leaked.
     Unclean,
-    /// As unclean; and COPIED flags may contradict the counts, of which none is too low. Only in version 2 of the format,
-    /// which has no dirty bit.
+    /// As unclean; and COPIED flags may contradict the counts, of which none is too low, or would once leaks are given back.
+    /// While snapshots change in version 2 of the format, which has no dirty bit, and while an image is compacted.
     Unsettled,
 }
 

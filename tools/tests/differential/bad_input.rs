@@ -140,7 +140,7 @@ fn under_its_own_name_every_failure_is_one_line() {
             "create -f qcow2 -b a.qcow2 x.qcow2",
             "qcow: x.qcow2: Backing file specified without backing format; Detected format of qcow2.\n",
         ),
-        ("compact a.qcow2", "qcow: compact: this command is not supported yet\n"),
+        ("ctl a.qcow2", "qcow: ctl: this command is not supported yet\n"),
     ] {
         let said = Tool::Ours.run("qcow", pair.ours(), line.split(' '));
         assert_eq!((said.stderr.as_str(), said.code), (message, Some(1)), "{line}");

@@ -6,6 +6,7 @@ mod bench;
 mod bitmap;
 mod check;
 mod commit;
+mod compact;
 mod compare;
 mod compress;
 mod convert;

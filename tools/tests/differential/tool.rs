@@ -104,11 +104,7 @@ impl Pair {
     /// `io FILE: command; command`.
     pub fn prepared(setup: &str) -> Self {
         let pair = Self::new();
-        for line in setup.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            for directory in [pair.ours(), pair.theirs()] {
-                prepare(directory, line);
-            }
-        }
+        [pair.ours(), pair.theirs()].into_iter().for_each(|place| prepare_lines(place, setup));
         pair
     }
 
@@ -188,6 +184,13 @@ impl Pair {
             let said = tool.run("qemu-img", self.ours(), arguments);
             assert_eq!(said.code, Some(0), "{tool:?}: {said:?}");
         }
+    }
+}
+
+/// Lets QEMU's tools carry out `lines` in `directory`.
+pub fn prepare_lines(directory: &Path, lines: &str) {
+    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        prepare(directory, line);
     }
 }
 

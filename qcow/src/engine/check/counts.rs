@@ -27,7 +27,7 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 ///
 /// What was never counted in takes no memory, so that the holes of a sparse file cost nothing.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(in crate::engine) struct Counts {
     narrow: Vec<OnceLock<Box<Words>>>,
     wide: Mutex<HashMap<u64, u32>>,
     /// Clusters of the file; one more once the one behind its end is counted.
@@ -39,19 +39,19 @@ type Words = [AtomicU64; PAGE_WORDS];
 
 impl Counts {
     /// Counts for `clusters` clusters, and for one more that an unaligned entry can reach.
-    pub(super) fn new(clusters: ClusterCount) -> Self {
+    pub(in crate::engine) fn new(clusters: ClusterCount) -> Self {
         let mut counts = Self { narrow: Vec::new(), wide: Mutex::default(), len: 0.into() };
         counts.grow(clusters);
         counts
     }
 
     /// How many clusters there are, the one behind the end of the file included once it is counted.
-    pub(super) fn len(&self) -> ClusterCount {
+    pub(in crate::engine) fn len(&self) -> ClusterCount {
         self.len.load(Relaxed)
     }
 
     /// Makes room for `clusters` clusters.
-    pub(super) fn grow(&mut self, clusters: ClusterCount) {
+    pub(in crate::engine) fn grow(&mut self, clusters: ClusterCount) {
         let pages = (clusters + 1).div_ceil(PAGE) as usize;
         self.narrow.resize_with(pages.max(self.narrow.len()), OnceLock::new);
         let len = self.len.get_mut();
@@ -59,7 +59,7 @@ impl Counts {
     }
 
     /// The count of `cluster`.
-    pub(super) fn get(&self, cluster: HostCluster) -> u64 {
+    pub(in crate::engine) fn get(&self, cluster: HostCluster) -> u64 {
         let at = cluster.get();
         match self.lane(at) {
             WIDE => self.wide_count(at),
@@ -68,7 +68,7 @@ impl Counts {
     }
 
     /// Raises the count of `cluster` by `times`; returns how many of them passed `max`.
-    pub(super) fn add(&self, cluster: HostCluster, times: u64, max: u64) -> u64 {
+    pub(in crate::engine) fn add(&self, cluster: HostCluster, times: u64, max: u64) -> u64 {
         let at = cluster.get();
         self.len.fetch_max(at + 1, Relaxed);
         let before = self.raise(at, times);
@@ -78,7 +78,7 @@ impl Counts {
 
     /// Counts each cluster of `clusters`, none of which lies behind the end of the file, once more; calls `passed` for
     /// those that had reached `max` already.
-    pub(super) fn add_run(
+    pub(in crate::engine) fn add_run(
         &self,
         clusters: Range<u64>,
         max: u64,
@@ -99,13 +99,16 @@ impl Counts {
     }
 
     /// Counts `cluster` as unused.
-    pub(super) fn clear(&self, cluster: HostCluster) {
+    pub(in crate::engine) fn clear(&self, cluster: HostCluster) {
         let at = cluster.get();
         self.word(at).fetch_and(!(u64::from(u8::MAX) << shift(at)), Relaxed);
     }
 
     /// The clusters of `range` that are counted at all.
-    pub(super) fn used_in(&self, range: Range<u64>) -> impl Iterator<Item = HostCluster> + '_ {
+    pub(in crate::engine) fn used_in(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = HostCluster> + '_ {
         let mut at = range.start;
         std::iter::from_fn(move || {
             while at < range.end {
@@ -122,11 +125,42 @@ impl Counts {
         })
     }
 
+    /// The last cluster before `end` that is counted at all.
+    pub(in crate::engine) fn last_used_before(&self, end: u64) -> Option<HostCluster> {
+        let mut end = end;
+        while end > 0 {
+            let at = end - 1;
+            if self.page(at).is_none() {
+                end = at / PAGE * PAGE;
+                continue;
+            }
+            let up_to = self.eight(at) & u64::MAX >> (u64::BITS as u64 - 8 - shift(at));
+            if up_to != 0 {
+                let lane = 7 - u64::from(up_to.leading_zeros() / 8);
+                return Some(HostCluster::new(at / LANES * LANES + lane));
+            }
+            end = at / LANES * LANES;
+        }
+        None
+    }
+
+    /// The first cluster from `at` on that is not counted.
+    pub(in crate::engine) fn first_free_from(&self, at: u64) -> HostCluster {
+        let mut at = at;
+        while self.lane(at) != 0 {
+            at += 1;
+        }
+        HostCluster::new(at)
+    }
+
     /// The narrow counts of the eight clusters around `at`, from a multiple of eight on, the first one in the lowest byte;
     /// 255 stands for more.
-    pub(super) fn eight(&self, at: u64) -> u64 {
-        let page = self.narrow.get((at / PAGE) as usize).and_then(OnceLock::get);
-        page.map_or(0, |page| page[word_in_page(at)].load(Relaxed))
+    pub(in crate::engine) fn eight(&self, at: u64) -> u64 {
+        self.page(at).map_or(0, |page| page[word_in_page(at)].load(Relaxed))
+    }
+
+    fn page(&self, at: u64) -> Option<&Words> {
+        self.narrow.get((at / PAGE) as usize).and_then(OnceLock::get).map(|page| &**page)
     }
 
     /// Raises a count, and returns what it was.
@@ -217,6 +251,24 @@ mod tests {
         let of = |at| counts.get(HostCluster::new(at));
         assert_eq!([of(2), of(3), of(8), of(16), of(17), of(18), of(30)], [0, 1, 2, 3, 2, 1, 0]);
         assert_eq!(counts.eight(16), 0x0101_0101_0101_0203);
+    }
+
+    #[test]
+    fn used_and_free_clusters_are_found_from_both_ends() {
+        let counts = Counts::new(20_000);
+        for used in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 9000] {
+            counts.add(HostCluster::new(used), 1, 1);
+        }
+        let last = |end| counts.last_used_before(end).map(HostCluster::get);
+        let found = [20_000, 9001, 9000, 11, 10, 8, 1, 0].map(last);
+        let expected = [9000, 9000, 11, 9, 9, 7, 0].map(Some);
+        assert_eq!(found[..7], expected);
+        assert_eq!(found[7], None);
+        let free = |at| counts.first_free_from(at).get();
+        assert_eq!(
+            [free(0), free(10), free(11), free(9000), free(30_000)],
+            [10, 10, 12, 9001, 30_000]
+        );
     }
 
     #[test]

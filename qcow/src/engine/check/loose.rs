@@ -8,55 +8,55 @@ use crate::format::entry::{
 };
 
 /// The subclusters of an extended L2 entry that are allocated.
-pub(super) const SUBCLUSTERS_ALLOCATED: u64 = 0xffff_ffff;
+pub(in crate::engine) const SUBCLUSTERS_ALLOCATED: u64 = 0xffff_ffff;
 
 /// An L1 entry, or what the two kinds of entry have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LooseL1(pub(super) u64);
+pub(in crate::engine) struct LooseL1(pub(in crate::engine) u64);
 
 impl LooseL1 {
     /// First byte of the L2 table; 0 for none.
-    pub(super) fn offset(self) -> u64 {
+    pub(in crate::engine) fn offset(self) -> u64 {
         self.0 & OFFSET_MASK
     }
 
-    pub(super) fn has_reserved_bits(self) -> bool {
+    pub(in crate::engine) fn has_reserved_bits(self) -> bool {
         self.0 & L1_RESERVED != 0
     }
 
     /// The entry without the bits that must be zero.
-    pub(super) fn without_reserved_bits(self) -> Self {
+    pub(in crate::engine) fn without_reserved_bits(self) -> Self {
         Self(self.0 & !L1_RESERVED)
     }
 
     /// The entry that names the table at `offset` instead.
-    pub(super) fn to(self, offset: u64) -> Self {
+    pub(in crate::engine) fn to(self, offset: u64) -> Self {
         Self(self.0 & !OFFSET_MASK | offset)
     }
 }
 
 /// Whether an L1 or L2 entry has the COPIED flag.
-pub(super) fn is_copied(entry: u64) -> bool {
+pub(in crate::engine) fn is_copied(entry: u64) -> bool {
     entry & COPIED != 0
 }
 
 /// The L1 or L2 entry with the COPIED flag as given.
-pub(super) fn with_copied(entry: u64, copied: bool) -> u64 {
+pub(in crate::engine) fn with_copied(entry: u64, copied: bool) -> u64 {
     if copied { entry | COPIED } else { entry & !COPIED }
 }
 
 /// How the L2 entries of an image are to be read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct L2Format {
-    pub(super) geometry: Geometry,
+pub(in crate::engine) struct L2Format {
+    pub(in crate::engine) geometry: Geometry,
     /// Each entry has a second word that tells of 32 subclusters.
-    pub(super) extended: bool,
+    pub(in crate::engine) extended: bool,
     /// Clusters lie in a file of their own.
-    pub(super) data_file: bool,
+    pub(in crate::engine) data_file: bool,
 }
 
 impl L2Format {
-    pub(super) fn of<D: Disk>(target: &Target<'_, D>) -> Self {
+    pub(in crate::engine) fn of<D: Disk>(target: &Target<'_, D>) -> Self {
         Self {
             geometry: target.geometry,
             extended: target.has_extended_l2(),
@@ -65,12 +65,12 @@ impl L2Format {
     }
 
     /// Words of an entry.
-    pub(super) fn words(self) -> usize {
+    pub(in crate::engine) fn words(self) -> usize {
         if self.extended { 2 } else { 1 }
     }
 
     /// The entries in the words of a table.
-    pub(super) fn entries(self, words: &[u64]) -> impl Iterator<Item = LooseL2> + '_ {
+    pub(in crate::engine) fn entries(self, words: &[u64]) -> impl Iterator<Item = LooseL2> + '_ {
         let entry =
             |words: &[u64]| LooseL2 { word: words[0], bitmap: words.get(1).copied().unwrap_or(0) };
         words.chunks_exact(self.words()).map(entry)
@@ -79,15 +79,15 @@ impl L2Format {
 
 /// An L2 entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LooseL2 {
-    pub(super) word: u64,
+pub(in crate::engine) struct LooseL2 {
+    pub(in crate::engine) word: u64,
     /// The subclusters of an extended entry: allocated ones in the low half, those that read as zeros in the high half.
-    pub(super) bitmap: u64,
+    pub(in crate::engine) bitmap: u64,
 }
 
 /// What an L2 entry claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(in crate::engine) enum Claim {
     /// No place in the file.
     Nothing,
     /// A cluster, aligned or not.
@@ -107,7 +107,7 @@ pub(super) enum Claim {
 }
 
 impl LooseL2 {
-    pub(super) fn claim(self, format: L2Format) -> Claim {
+    pub(in crate::engine) fn claim(self, format: L2Format) -> Claim {
         if self.is_compressed() {
             let size_bits = format.geometry.cluster_bits() - 8;
             let offset = self.word & ((1 << (62 - size_bits)) - 1);
@@ -127,36 +127,36 @@ impl LooseL2 {
         }
     }
 
-    pub(super) fn has_reserved_bits(self) -> bool {
+    pub(in crate::engine) fn has_reserved_bits(self) -> bool {
         !self.is_compressed() && self.word & L2_RESERVED != 0
     }
 
     /// Whether bit 0 is set where it would be the zero flag of version 3.
-    pub(super) fn has_zero_bit(self) -> bool {
+    pub(in crate::engine) fn has_zero_bit(self) -> bool {
         !self.is_compressed() && self.word & ZERO != 0
     }
 
-    pub(super) fn is_compressed(self) -> bool {
+    pub(in crate::engine) fn is_compressed(self) -> bool {
         self.word & COMPRESSED != 0
     }
 
     /// Whether a subcluster is said to be allocated and to read as zeros.
-    pub(super) fn subclusters_contradict(self) -> bool {
+    pub(in crate::engine) fn subclusters_contradict(self) -> bool {
         self.bitmap >> 32 & self.bitmap != 0
     }
 }
 
 /// A refcount table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LooseRefcountTable(pub(super) u64);
+pub(in crate::engine) struct LooseRefcountTable(pub(super) u64);
 
 impl LooseRefcountTable {
     /// First byte of the refcount block; 0 for none.
-    pub(super) fn offset(self) -> u64 {
+    pub(in crate::engine) fn offset(self) -> u64 {
         self.0 & !REFCOUNT_TABLE_RESERVED
     }
 
-    pub(super) fn has_reserved_bits(self) -> bool {
+    pub(in crate::engine) fn has_reserved_bits(self) -> bool {
         self.0 & REFCOUNT_TABLE_RESERVED != 0
     }
 }

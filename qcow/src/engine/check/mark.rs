@@ -14,7 +14,7 @@ use crate::meta::refs::read_count;
 
 /// Sets the mark of an image in which nothing is wrong any more to clean. `clusters` are those that were checked; where
 /// clusters behind them are counted, too, which a crash can leave and a check does not judge, the mark stays.
-pub(super) async fn set_clean<D: Disk>(
+pub(in crate::engine) async fn set_clean<D: Disk>(
     target: &Target<'_, D>,
     stored: &StoredCounts,
     clusters: ClusterCount,

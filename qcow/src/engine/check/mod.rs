@@ -53,6 +53,21 @@ pub use width::change_refcount_width;
 use survey::Survey;
 use tally::Tally;
 
+/// What [`super::compact`] is made of, too.
+pub(super) mod parts {
+    pub(in crate::engine) use super::counts::Counts;
+    pub(in crate::engine) use super::loose::{Claim, L2Format, LooseL1, LooseL2};
+    pub(in crate::engine) use super::mark::set_clean;
+    pub(in crate::engine) use super::rebuild::encode_block;
+    pub(in crate::engine) use super::references::snapshot_l1;
+    pub(in crate::engine) use super::repair::{sync, write, write_header};
+    pub(in crate::engine) use super::stored::StoredCounts;
+    pub(in crate::engine) use super::survey::Survey;
+    pub(in crate::engine) use super::tables::TableReader;
+    pub(in crate::engine) use super::target::Target;
+    pub(in crate::engine) use super::words;
+}
+
 /// Most clusters of a file that can be checked (QEMU's limit).
 const CLUSTERS_MAX: ClusterCount = i32::MAX as ClusterCount;
 
@@ -245,15 +260,14 @@ impl<D: Disk> Check<'_, D> {
         Ok(survey)
     }
 
-    async fn repair_flags(&self, survey: Survey<'_, D>, tally: &mut Tally<'_>) -> Result<()> {
-        let Survey { target, references, mut stored, stored_changed, .. } = survey;
+    async fn repair_flags(&self, mut survey: Survey<'_, D>, tally: &mut Tally<'_>) -> Result<()> {
         let fix = match self.repair {
             Repair::None => false,
             Repair::Leaks | Repair::Counts => tally.summary.is_clean(),
             Repair::All => true,
         };
-        let in_doubt = |at| stored_changed || references.flags_in_doubt.contains(&at);
-        copied::check_flags(&target, &references.tables, in_doubt, &mut stored, fix, tally).await?;
+        survey.check_flags(fix, tally).await?;
+        let Survey { target, references, stored, .. } = survey;
         let is_sound = tally.summary.check_errors == 0 && tally.summary.corruptions == 0;
         if self.repair != Repair::None && is_sound {
             repair::clear_damage_bits(&target).await?;
@@ -266,7 +280,7 @@ impl<D: Disk> Check<'_, D> {
 }
 
 /// The big-endian words of a table.
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
     let (words, _) = bytes.as_chunks();
     words.iter().map(|&word| u64::from_be_bytes(word))
 }

@@ -153,23 +153,27 @@ impl Plan {
         let mut table = vec![0; geometry.bytes(self.table.end - self.table.start) as usize];
         for (&index, &cluster) in &self.blocks {
             let at = geometry.host_start(cluster);
-            write(target, at, &self.block(index), "refcount block").await?;
+            let block = encode_block(geometry, &self.references, index);
+            write(target, at, &block, "refcount block").await?;
             let entry = index as usize * 8;
             table[entry..entry + 8].copy_from_slice(&at.get().to_be_bytes());
         }
         let at: HostOffset = geometry.host_start(HostCluster::new(self.table.start));
         write(target, at, &table, "refcount table").await
     }
+}
 
-    fn block(&self, index: u64) -> Vec<u8> {
-        let geometry = self.geometry;
-        let mut block = vec![0; geometry.cluster_size() as usize];
-        for cluster in self.references.used_in(clusters_of(geometry, index, self.references.len()))
-        {
-            let count = self.references.get(cluster).min(geometry.refcount_max());
-            let at = geometry.index_in_refcount_block(cluster) as usize;
-            set_count(&mut block, geometry.refcount_order(), at, count);
-        }
-        block
+/// The refcount block behind table entry `index` that says what `references` say.
+pub(in crate::engine) fn encode_block(
+    geometry: Geometry,
+    references: &Counts,
+    index: u64,
+) -> Vec<u8> {
+    let mut block = vec![0; geometry.cluster_size() as usize];
+    for cluster in references.used_in(clusters_of(geometry, index, references.len())) {
+        let count = references.get(cluster).min(geometry.refcount_max());
+        let at = geometry.index_in_refcount_block(cluster) as usize;
+        set_count(&mut block, geometry.refcount_order(), at, count);
     }
+    block
 }

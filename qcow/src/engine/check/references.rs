@@ -35,11 +35,11 @@ use l2::L2Rules;
 const UNALIGNED_TABLES_MAX: u64 = 1024;
 
 /// The references of an image.
-pub(super) struct References {
+pub(in crate::engine) struct References {
     /// To each cluster of the file.
-    pub(super) counts: Counts,
+    pub(in crate::engine) counts: Counts,
     /// The L2 tables: their first bytes, and how often L1 tables name them.
-    pub(super) tables: BTreeMap<u64, Uses>,
+    pub(in crate::engine) tables: BTreeMap<u64, Uses>,
     /// Those of them with COPIED flags that may contradict the stored counts.
     pub(super) flags_in_doubt: BTreeSet<u64>,
     /// A table that a repair would write to is something else, too.
@@ -242,7 +242,7 @@ impl<D: Disk> Collector<'_, '_, '_, D> {
 }
 
 /// The bytes of a snapshot's L1 table, unless they cannot be one.
-pub(super) fn snapshot_l1<D: Disk>(
+pub(in crate::engine) fn snapshot_l1<D: Disk>(
     target: &Target<'_, D>,
     snapshot: &SnapshotEntry,
 ) -> Result<Range<u64>, Fault> {

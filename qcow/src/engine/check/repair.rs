@@ -113,7 +113,10 @@ pub(super) async fn clear_unknown_statements<D: Disk>(target: &mut Target<'_, D>
 }
 
 /// Makes the fixed fields of `header` durable, all of them in one sector.
-pub(super) async fn write_header<D: Disk>(target: &Target<'_, D>, header: &Header) -> Result<()> {
+pub(in crate::engine) async fn write_header<D: Disk>(
+    target: &Target<'_, D>,
+    header: &Header,
+) -> Result<()> {
     let at = HostOffset::new(0);
     let mut sector = read_bytes(target.disk, at, SECTOR_BYTES, "header").await?;
     header.patch_first_sector(&mut sector)?;
@@ -122,7 +125,7 @@ pub(super) async fn write_header<D: Disk>(target: &Target<'_, D>, header: &Heade
 }
 
 /// Writes `bytes` of `what` at `at`.
-pub(super) async fn write<D: Disk>(
+pub(in crate::engine) async fn write<D: Disk>(
     target: &Target<'_, D>,
     at: HostOffset,
     bytes: &[u8],
@@ -133,6 +136,6 @@ pub(super) async fn write<D: Disk>(
 }
 
 /// Makes all writes durable.
-pub(super) async fn sync<D: Disk>(target: &Target<'_, D>) -> Result<()> {
-    target.disk.sync().await.map_err(|e| Error::io("Could not make the repair durable", &e))
+pub(in crate::engine) async fn sync<D: Disk>(target: &Target<'_, D>) -> Result<()> {
+    target.disk.sync().await.map_err(|e| Error::io("Could not make the changes durable", &e))
 }

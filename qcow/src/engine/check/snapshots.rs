@@ -19,10 +19,10 @@ const WINDOW_BYTES: u64 = 64 << 10;
 
 /// The snapshots of an image.
 #[derive(Default)]
-pub(super) struct Snapshots {
-    pub(super) entries: Vec<SnapshotEntry>,
+pub(in crate::engine) struct Snapshots {
+    pub(in crate::engine) entries: Vec<SnapshotEntry>,
     /// Bytes of the file that their table takes.
-    pub(super) table_len: u64,
+    pub(in crate::engine) table_len: u64,
     /// Whether the table is to be written anew, as entries on disk are too long or too short.
     pub(super) is_outdated: bool,
 }

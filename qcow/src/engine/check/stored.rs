@@ -19,7 +19,7 @@ const GROWTH_MAX: u64 = 64 << 20;
 
 /// What the refcount table says about one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub(in crate::engine) enum Block {
     /// There is none: all its clusters count zero.
     Missing,
     /// It starts at this byte, at a cluster boundary, perhaps behind the end of the file.
@@ -29,7 +29,7 @@ pub(super) enum Block {
 }
 
 /// The refcount table, and for each cluster of the file whether it is counted exactly once.
-pub(super) struct StoredCounts {
+pub(in crate::engine) struct StoredCounts {
     geometry: Geometry,
     table: Vec<LooseRefcountTable>,
     /// A bit per cluster of the file.
@@ -44,7 +44,7 @@ pub(super) struct StoredCounts {
 
 impl StoredCounts {
     /// Reads the table alone.
-    pub(super) async fn read_table<D: Disk>(target: &Target<'_, D>) -> Result<Self> {
+    pub(in crate::engine) async fn read_table<D: Disk>(target: &Target<'_, D>) -> Result<Self> {
         let (header, geometry) = (&target.header, target.geometry);
         let len = geometry.bytes(header.refcount_table_clusters.into());
         let bytes = target.read(header.refcount_table_offset.get(), len, "refcount table").await?;
@@ -54,7 +54,10 @@ impl StoredCounts {
     }
 
     /// Reads all blocks for which clusters of the file are counted exactly once.
-    pub(super) async fn read_singles<D: Disk>(&mut self, target: &Target<'_, D>) -> Result<()> {
+    pub(in crate::engine) async fn read_singles<D: Disk>(
+        &mut self,
+        target: &Target<'_, D>,
+    ) -> Result<()> {
         let geometry = self.geometry;
         // One more than the file has: an unaligned entry can reach into the cluster behind it.
         let clusters = target.clusters() + 1;
@@ -96,7 +99,10 @@ impl StoredCounts {
 
     /// Makes the file longer where a refcount block lies behind its end, so that it is a block of zeros; not by more than
     /// it has.
-    pub(super) async fn extend_file<D: Disk>(&mut self, target: &mut Target<'_, D>) -> Result<()> {
+    pub(in crate::engine) async fn extend_file<D: Disk>(
+        &mut self,
+        target: &mut Target<'_, D>,
+    ) -> Result<()> {
         let geometry = self.geometry;
         let len_max = target.file_len.saturating_mul(2).saturating_add(GROWTH_MAX);
         for (index, entry) in (0_u64..).zip(self.table.clone()) {
@@ -117,17 +123,17 @@ impl StoredCounts {
     }
 
     /// Whether the file was made longer for the block behind entry `index`.
-    pub(super) fn was_extended_for(&self, index: u64) -> bool {
+    pub(in crate::engine) fn was_extended_for(&self, index: u64) -> bool {
         self.extended.contains(&index)
     }
 
     /// The entries of the refcount table.
-    pub(super) fn table(&self) -> &[LooseRefcountTable] {
+    pub(in crate::engine) fn table(&self) -> &[LooseRefcountTable] {
         &self.table
     }
 
     /// The block behind entry `index`, which may be past the end of the table.
-    pub(super) fn block(&self, index: u64) -> Block {
+    pub(in crate::engine) fn block(&self, index: u64) -> Block {
         let entry = usize::try_from(index).ok().and_then(|index| self.table.get(index));
         match entry.map_or(0, |entry| entry.offset()) {
             0 => Block::Missing,
@@ -139,25 +145,25 @@ impl StoredCounts {
     }
 
     /// Whether the count of `cluster` can be read.
-    pub(super) fn is_readable(&self, cluster: HostCluster) -> bool {
+    pub(in crate::engine) fn is_readable(&self, cluster: HostCluster) -> bool {
         self.block(self.geometry.refcount_block_index(cluster)) != Block::Unreadable
     }
 
     /// Records whether the count of `cluster` is exactly one.
-    pub(super) fn set_single(&mut self, cluster: HostCluster, single: bool) {
+    pub(in crate::engine) fn set_single(&mut self, cluster: HostCluster, single: bool) {
         let (word, bit) = (cluster.get() / 64, cluster.get() % 64);
         let word = &mut self.singles[word as usize];
         *word = *word & !(1 << bit) | u64::from(single) << bit;
     }
 
     /// Whether the count of `cluster` is one, as far as that is known without a look; an unreadable count is not.
-    pub(super) fn is_single(&self, cluster: HostCluster) -> Option<bool> {
+    pub(in crate::engine) fn is_single(&self, cluster: HostCluster) -> Option<bool> {
         let at = cluster.get();
         (at < self.known).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
     }
 
     /// Whether each count of `clusters` is one, or none is, as `single` tells.
-    pub(super) fn are_single(&self, clusters: &Range<u64>, single: bool) -> bool {
+    pub(in crate::engine) fn are_single(&self, clusters: &Range<u64>, single: bool) -> bool {
         let wanted = if single { u64::MAX } else { 0 };
         let mut at = clusters.start;
         while at < clusters.end {
@@ -173,7 +179,7 @@ impl StoredCounts {
     }
 
     /// The count of any cluster, in the file or behind it, from the disk; `None` where it cannot be read.
-    pub(super) async fn get<D: Disk>(
+    pub(in crate::engine) async fn get<D: Disk>(
         &mut self,
         target: &Target<'_, D>,
         cluster: HostCluster,
@@ -199,14 +205,14 @@ impl StoredCounts {
     }
 
     /// Forgets what was read, because blocks have been written.
-    pub(super) fn forget_sector(&mut self) {
+    pub(in crate::engine) fn forget_sector(&mut self) {
         self.sector = None;
     }
 }
 
 impl Block {
     /// Where the block starts, if it is anywhere.
-    pub(super) fn place(&self) -> Option<u64> {
+    pub(in crate::engine) fn place(&self) -> Option<u64> {
         match self {
             Self::At(offset) => Some(*offset),
             Self::Missing | Self::Unreadable => None,

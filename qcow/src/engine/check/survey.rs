@@ -1,25 +1,26 @@
 //! All that an image says about its clusters, and what is wrong with that.
 
-use super::Repair;
 use super::compare;
+use super::copied;
 use super::counts::Counts;
 use super::crew::Crew;
 use super::mend::Mended;
 use super::references::{self, Means, References};
 use super::snapshots::{self, Snapshots};
 use super::stored::{Block, StoredCounts};
-use super::tally::Tally;
+use super::tally::{CheckSummary, Tally};
 use super::target::Target;
+use super::{Finding, Repair};
 use crate::addr::HostCluster;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
 /// What an image says about its clusters.
-pub(super) struct Survey<'d, D> {
-    pub(super) target: Target<'d, D>,
-    pub(super) snapshots: Snapshots,
-    pub(super) references: References,
-    pub(super) stored: StoredCounts,
+pub(in crate::engine) struct Survey<'d, D> {
+    pub(in crate::engine) target: Target<'d, D>,
+    pub(in crate::engine) snapshots: Snapshots,
+    pub(in crate::engine) references: References,
+    pub(in crate::engine) stored: StoredCounts,
     /// Whether counts have been corrected since.
     pub(super) stored_changed: bool,
     crew: Crew,
@@ -52,6 +53,27 @@ impl<'d, D: Disk> Survey<'d, D> {
         Ok(Some(Self { target, snapshots, references, stored, stored_changed: false, crew }))
     }
 
+    /// Surveys an image that is about to be changed, its COPIED flags included, and says what is wrong with it.
+    pub(in crate::engine) async fn before_change(
+        disk: &'d D,
+        crew: Crew,
+    ) -> Result<(Option<Self>, CheckSummary)> {
+        let mut silent = |_: &Finding| ();
+        let mut tally = Tally::new(&mut silent);
+        let mut survey = Self::make(disk, crew, Repair::Leaks, &mut tally).await?;
+        if let Some(survey) = &mut survey {
+            survey.check_flags(false, &mut tally).await?;
+        }
+        Ok((survey, tally.summary))
+    }
+
+    /// Holds the COPIED flags against the stored counts; with `fix`, corrects them.
+    pub(super) async fn check_flags(&mut self, fix: bool, tally: &mut Tally<'_>) -> Result<()> {
+        let Self { target, references, stored, stored_changed, .. } = self;
+        let in_doubt = |at| *stored_changed || references.flags_in_doubt.contains(&at);
+        copied::check_flags(target, &references.tables, in_doubt, stored, fix, tally).await
+    }
+
     /// Whether a cluster in use has no block to count it.
     pub(super) fn lacks_blocks(&self) -> bool {
         let (geometry, counts) = (self.target.geometry, &self.references.counts);
@@ -67,7 +89,7 @@ impl<'d, D: Disk> Survey<'d, D> {
         let disk = self.target.disk;
         let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
         let target = Target::of(disk, mended.header.clone(), file_len, false)?;
-        let mut silent = |_: &super::Finding| ();
+        let mut silent = |_: &Finding| ();
         let mut tally = Tally::new(&mut silent);
         let (stored, crew) = (&self.stored, self.crew);
         let means = Means { snapshots: &mended.snapshots, stored, crew, fix: false };

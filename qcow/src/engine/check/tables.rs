@@ -17,25 +17,29 @@ const BATCH_READS: usize = 32;
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Reads tables in the order of their places in the file.
-pub(super) struct TableReader<'t, 'd, D> {
+pub(in crate::engine) struct TableReader<'t, 'd, D> {
     target: &'t Target<'d, D>,
     /// The stretch of the file that was asked about last, and whether it is data.
     known: (Range<u64>, bool),
 }
 
 impl<'t, 'd, D: Disk> TableReader<'t, 'd, D> {
-    pub(super) fn new(target: &'t Target<'d, D>) -> Self {
+    pub(in crate::engine) fn new(target: &'t Target<'d, D>) -> Self {
         Self { target, known: (0..0, false) }
     }
 
     /// How many tables of `len` bytes to read at a time.
-    pub(super) fn batch_for(len: u64) -> usize {
+    pub(in crate::engine) fn batch_for(len: u64) -> usize {
         ((BATCH_BYTES / len) as usize).clamp(1, BATCH_READS)
     }
 
     /// The bytes of a table of `len` bytes at each of `offsets`; `None` where it reads as zeros throughout, because it
     /// lies in a hole or behind the end of the file.
-    pub(super) async fn read(&mut self, offsets: &[u64], len: u64) -> Result<Vec<Option<Vec<u8>>>> {
+    pub(in crate::engine) async fn read(
+        &mut self,
+        offsets: &[u64],
+        len: u64,
+    ) -> Result<Vec<Option<Vec<u8>>>> {
         let mut reads = Vec::with_capacity(offsets.len());
         for &at in offsets {
             let stored = self.has_data(at, len)?;
@@ -51,14 +55,17 @@ impl<'t, 'd, D: Disk> TableReader<'t, 'd, D> {
     }
 
     /// Cuts the byte range of a long table into pieces for [`Self::read_piece`].
-    pub(super) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub(in crate::engine) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let end = range.end;
         let starts = range.step_by(PIECE_BYTES as usize);
         starts.map(move |start| start..end.min(start.saturating_add(PIECE_BYTES)))
     }
 
     /// The bytes of one piece; `None` as for [`Self::read`].
-    pub(super) async fn read_piece(&mut self, piece: &Range<u64>) -> Result<Option<Vec<u8>>> {
+    pub(in crate::engine) async fn read_piece(
+        &mut self,
+        piece: &Range<u64>,
+    ) -> Result<Option<Vec<u8>>> {
         let mut bytes = self.read(&[piece.start], piece.end - piece.start).await?;
         Ok(bytes.pop().flatten())
     }

@@ -4,18 +4,18 @@ use std::ops::{AddAssign, Range, SubAssign};
 
 /// How often something is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Uses {
+pub(in crate::engine) struct Uses {
     /// By the active tables.
-    pub(super) active: u64,
+    pub(in crate::engine) active: u64,
     /// By the active tables, the snapshots' and all others.
-    pub(super) total: u64,
+    pub(in crate::engine) total: u64,
 }
 
 impl Uses {
     /// One use by the active tables.
-    pub(super) const ACTIVE: Self = Self { active: 1, total: 1 };
+    pub(in crate::engine) const ACTIVE: Self = Self { active: 1, total: 1 };
     /// One use by anything else.
-    pub(super) const OTHER: Self = Self { active: 0, total: 1 };
+    pub(in crate::engine) const OTHER: Self = Self { active: 0, total: 1 };
 }
 
 impl AddAssign for Uses {
@@ -33,10 +33,10 @@ impl SubAssign for Uses {
 }
 
 /// A range of bytes or clusters, and how often it is used.
-pub(super) type Used = (Range<u64>, Uses);
+pub(in crate::engine) type Used = (Range<u64>, Uses);
 
 /// Cuts ranges that may overlap into ranges that do not, in order, with the uses of all that cover them.
-pub(super) fn disjoint(ranges: &[Used]) -> Vec<Used> {
+pub(in crate::engine) fn disjoint(ranges: &[Used]) -> Vec<Used> {
     let mut edges: Vec<(u64, bool, Uses)> = Vec::with_capacity(ranges.len() * 2);
     for (range, uses) in ranges.iter().filter(|(range, _)| !range.is_empty()) {
         edges.push((range.start, true, *uses));

@@ -1,0 +1,77 @@
+//! Copying clusters from one place of the file to another.
+
+use super::moves::{Move, Moves};
+use crate::addr::{HostCluster, HostOffset};
+use crate::disk::{Buffer, Disk, Payload};
+use crate::engine::check::parts::Target;
+use crate::error::{Error, Result};
+use crate::exec::try_join_all;
+
+/// Most bytes that one copy takes, unless clusters are larger.
+const COPY_BYTES: u64 = 1 << 20;
+/// Most copies at the same time.
+const COPIES_MAX: usize = 16;
+/// The least zeros that become a hole rather than a write, unless clusters are larger.
+const HOLE_BYTES_MIN: u64 = 64 << 10;
+
+/// Copies all of `moves`; tells `done` the bytes of each copy as it ends.
+pub(super) async fn copy<D: Disk>(
+    target: &Target<'_, D>,
+    moves: &Moves,
+    done: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let step = target.geometry.clusters_for(COPY_BYTES);
+    let pieces = moves.iter().flat_map(|run| {
+        (0..run.len).step_by(step as usize).map(move |at| Move {
+            from: run.from + at,
+            to: run.to + at,
+            len: step.min(run.len - at),
+        })
+    });
+    let done = std::cell::RefCell::new(done);
+    let copies = pieces.map(|piece| {
+        let done = &done;
+        async move {
+            copy_piece(target, piece).await?;
+            done.borrow_mut()(target.geometry.bytes(piece.len));
+            Ok(())
+        }
+    });
+    try_join_all(COPIES_MAX, copies).await
+}
+
+async fn copy_piece<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<()> {
+    let geometry = target.geometry;
+    let start = |cluster| geometry.host_start(HostCluster::new(cluster));
+    let (from, to) = (start(piece.from), start(piece.to));
+    let buffer = Buffer::zeroed(geometry.bytes(piece.len) as usize).payload();
+    let read = target.disk.read(from, &buffer).await;
+    read.map_err(|e| Error::io(format!("Could not read the clusters at {from}"), &e))?;
+    let step = HOLE_BYTES_MIN.max(geometry.cluster_size());
+    let mut at = 0;
+    while at < buffer.len() {
+        let is_zero = |at: u64| buffer.slice(at, step.min(buffer.len() - at)).is_zero();
+        let zeros = is_zero(at);
+        let mut end = at + step;
+        while end < buffer.len() && is_zero(end) == zeros {
+            end += step;
+        }
+        let end = end.min(buffer.len());
+        put(target, to.plus(at), &buffer.slice(at, end - at), zeros).await?;
+        at = end;
+    }
+    Ok(())
+}
+
+async fn put<D: Disk>(
+    target: &Target<'_, D>,
+    at: HostOffset,
+    bytes: &Payload,
+    zeros: bool,
+) -> Result<()> {
+    let written = match zeros {
+        true => target.disk.unmap_zeroes(at, bytes.len()).await,
+        false => target.disk.write(at, bytes).await,
+    };
+    written.map_err(|e| Error::io(format!("Could not write the clusters at {at}"), &e))
+}
