@@ -153,8 +153,11 @@ impl Copy<'_> {
     /// Copies a first part of `len` bytes at `at`: how long it is, and how many bytes of it were written.
     async fn copy_some(&self, at: u64, len: u64, buffer: &Payload) -> Outcome<(u64, u64)> {
         let extent = self.chain.map(at, len).await.map_err(told)?;
-        if !extent.present || extent.depth >= self.depth {
+        if extent.depth >= self.depth {
             return Ok((extent.len, 0));
+        }
+        if !extent.present {
+            return Ok((self.hide(at, extent.len).await?, 0));
         }
         if extent.zero {
             self.base.write_zeroes(at, extent.len, true).await.map_err(told)?;
@@ -164,6 +167,16 @@ impl Copy<'_> {
         self.chain.read(at, &bytes).await.map_err(told)?;
         self.base.write(at, &bytes).await.map_err(told)?;
         Ok((bytes.len(), bytes.len()))
+    }
+
+    /// Makes the base read as zeros in a first part of `len` bytes at `at`, which it does not show through the images above:
+    /// one of them ends before. How long that part is.
+    async fn hide(&self, at: u64, len: u64) -> Outcome<u64> {
+        let extent = self.base.map(at, len).await.map_err(told)?;
+        if !extent.zero {
+            self.base.write_zeroes(at, extent.len, true).await.map_err(told)?;
+        }
+        Ok(extent.len)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::tool::{Pair, Tool};
 
 /// `base` and above it `x`, perhaps with `mid` between.
-const CHAINS: [&str; 8] = [
+const CHAINS: [&str; 9] = [
     "img create -q -f qcow2 base 3M
      io base: write -P 1 0 3M
      img create -q -f qcow2 -b base -F qcow2 x
@@ -41,6 +41,13 @@ const CHAINS: [&str; 8] = [
      io x: write -P 4 600k 300k",
     "img create -q -f qcow2 base 1M
      img create -q -f qcow2 -b base -F qcow2 x",
+    // An image between ends before the others: behind its end, nothing of the base shows.
+    "img create -q -f qcow2 base 3M
+     io base: write -P 1 0 3M
+     img create -q -f qcow2 -b base -F qcow2 mid 1M
+     io mid: write -P 2 500k 64k
+     img create -q -f qcow2 -b mid -F qcow2 x 2500k
+     io x: write -P 3 2M 64k",
 ];
 
 /// Keeps what `x` shows as the raw image `before`.
