@@ -112,6 +112,9 @@ pub struct Args {
     /// Read the target back and compare it with the sources
     #[arg(long)]
     verify: bool,
+    /// Read the target back and tell the CRC-32C of its disk
+    #[arg(long)]
+    checksum: bool,
     /// Keep the target of a failed conversion
     #[arg(long)]
     keep_partial: bool,
@@ -155,6 +158,7 @@ pub(super) struct Job {
     pub(super) in_order: bool,
     pub(super) progress: bool,
     pub(super) verify: bool,
+    pub(super) checksum: bool,
     pub(super) bitmaps: Bitmaps,
     /// How the target's clusters are compressed, if they are.
     pub(super) compression: Option<Compression>,
@@ -217,6 +221,7 @@ impl Args {
             compression: self.compress.then(|| self.compression()),
             progress: self.progress && !self.quiet,
             verify: self.verify,
+            checksum: self.checksum,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
                 (false, _) => Bitmaps::Leave,
                 (true, false) => Bitmaps::All,

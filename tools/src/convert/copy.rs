@@ -4,7 +4,8 @@
 use std::cell::{Cell, RefCell};
 
 use qcow::disk::{Buffer, Payload};
-use qcow::exec::join_all;
+use qcow::exec::{join_all, try_join_all};
+use qcow::limits::IN_FLIGHT_MAX;
 use qcow::sync::{Exclusive, WaitQueue};
 
 use super::args::Job;
@@ -41,6 +42,14 @@ pub struct How<'a> {
     pub compress: Option<Compress<'a>>,
     /// Lets the host copy.
     pub offload: Option<Offload>,
+}
+
+/// A stretch of a buffer that is all data or all zeros.
+#[derive(Clone, Copy)]
+struct Run {
+    zero: bool,
+    start: u64,
+    end: u64,
 }
 
 /// Lets the workers write in the order in which they took their parts.
@@ -129,25 +138,24 @@ impl<'a> Copy<'a> {
 
     /// Fills `buffer` with the part at `at`; what is inherited stays undefined.
     async fn read(&self, at: u64, pieces: &[Piece], buffer: &Payload) -> Outcome {
-        for piece in pieces {
-            let into = buffer.slice(piece.at - at, piece.len);
-            match piece.content {
-                Content::Data => self.read_piece(piece, &into).await?,
-                Content::Zeros => into.zero(0, piece.len),
-                Content::Inherited => {}
-            }
-        }
-        Ok(())
+        let zeros = pieces.iter().filter(|piece| piece.content == Content::Zeros);
+        zeros.for_each(|piece| buffer.zero(piece.at - at, piece.len));
+        let data = pieces.iter().filter(|piece| piece.content == Content::Data);
+        let reads =
+            data.map(|piece| self.read_piece(piece, buffer.slice(piece.at - at, piece.len)));
+        // So that failed reads are told in their order.
+        let limit = if self.rules.salvage.is_some() { 1 } else { IN_FLIGHT_MAX };
+        try_join_all(limit, reads).await
     }
 
-    async fn read_piece(&self, piece: &Piece, into: &Payload) -> Outcome {
+    async fn read_piece(&self, piece: &Piece, into: Payload) -> Outcome {
         let source = &self.sources.list[piece.source];
         let from = piece.at - source.start;
         if let Some(salvage) = self.rules.salvage {
-            salvage.read(&source.image, from, into).await;
+            salvage.read(&source.image, from, &into).await;
             return Ok(());
         }
-        source.image.read(from, into).await.map_err(|e| reading(piece.at, &e))
+        source.image.read(from, &into).await.map_err(|e| reading(piece.at, &e))
     }
 
     /// Writes the part at `at`.
@@ -187,23 +195,34 @@ impl<'a> Copy<'a> {
 
     /// Writes `data` at `at`, told apart into data and zeros.
     async fn write_range(&self, at: u64, data: &Payload) -> Outcome {
-        let mut done = 0;
-        while done < data.len() {
-            let (zero, end) = self.run_at(at, done, data);
-            match (zero, self.rules.zeros) {
-                (true, ZeroRule::Skip) => {}
-                (true, ZeroRule::Write | ZeroRule::Overlay) => {
-                    self.write_zeroes(at + done, end - done).await?;
-                }
-                (true, ZeroRule::Store) | (false, _) => {
-                    self.wait_for_rate(end - done);
-                    self.write_data(at + done, &data.slice(done, end - done)).await?;
-                    self.flush_if_writethrough().await?;
-                }
+        // Compressed clusters are stored in the order of the disk, and a write that is flushed at once comes alone.
+        let alone = self.how.compress.is_some() || self.how.writethrough;
+        let limit = if alone { 1 } else { IN_FLIGHT_MAX };
+        let writes = self.runs(at, data).into_iter().map(|run| self.write_run(at, data, run));
+        try_join_all(limit, writes).await
+    }
+
+    /// The stretches of `data`, which goes to `at`, that are all data or all zeros; without zeros that need nothing.
+    fn runs(&self, at: u64, data: &Payload) -> Vec<Run> {
+        let (mut runs, mut start) = (Vec::new(), 0);
+        while start < data.len() {
+            let (zero, end) = self.run_at(at, start, data);
+            if !zero || self.rules.zeros != ZeroRule::Skip {
+                runs.push(Run { zero, start, end });
             }
-            done = end;
+            start = end;
         }
-        Ok(())
+        runs
+    }
+
+    async fn write_run(&self, at: u64, data: &Payload, run: Run) -> Outcome {
+        let Run { zero, start, end } = run;
+        if zero {
+            return self.write_zeroes(at + start, end - start).await;
+        }
+        self.wait_for_rate(end - start);
+        self.write_data(at + start, &data.slice(start, end - start)).await?;
+        self.flush_if_writethrough().await
     }
 
     async fn write_data(&self, at: u64, data: &Payload) -> Outcome {

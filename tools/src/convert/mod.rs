@@ -5,6 +5,7 @@
 
 mod args;
 mod bitmaps;
+mod checksum;
 mod compress;
 mod copy;
 mod offload;
@@ -29,6 +30,7 @@ use self::target::NewTarget;
 use crate::content::{self, Side};
 use crate::failure::{Failure, Outcome};
 use crate::image::HostImage;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::rate::Rate;
 
@@ -70,7 +72,14 @@ fn fill(job: &Job, sources: &Sources, new: Option<&NewTarget>) -> Outcome {
     copied.and(closed)?;
     progress.finish();
     drop((progress, target));
-    if job.verify { verify(job, sources, new) } else { Ok(()) }
+    if job.verify {
+        verify(job, sources, new)?;
+    }
+    if job.checksum {
+        let crc = block_on(checksum::of_disk(&target::reopen(job, new)?))?;
+        say!("CRC-32C: {crc:08x}");
+    }
+    Ok(())
 }
 
 /// How the target is written.

@@ -194,6 +194,29 @@ fn verification_reads_the_target_back() {
 }
 
 #[test]
+fn the_checksum_is_that_of_the_whole_disk() {
+    let pair = Pair::prepared(SETUP);
+    put(&pair, "digits.raw", b"123456789");
+    let convert = |line: &str| Tool::Ours.img(pair.ours(), &format!("convert --checksum {line}"));
+    let mut expected = None;
+    for line in [
+        "-O raw top.qcow2 out",
+        "-O raw -S 0 top.qcow2 out",
+        "-O qcow2 -W top.qcow2 out",
+        "-c -O qcow2 top.qcow2 out",
+        "-q -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 out",
+    ] {
+        let said = convert(line).expect_success();
+        let digits = said.stdout.strip_prefix("CRC-32C: ").expect("a checksum").trim_end();
+        assert_eq!(digits.len(), 8, "{said:?}");
+        assert_eq!(expected.get_or_insert(digits.to_owned()), digits, "{line}");
+    }
+    assert_ne!(convert("a.raw out").stdout.trim_end(), format!("CRC-32C: {}", expected.unwrap()));
+    // Nine digits, and zeros up to the end of the sector: computed bit by bit, by another program.
+    assert_eq!(convert("-f raw digits.raw out").stdout, "CRC-32C: 0a1164ff\n");
+}
+
+#[test]
 fn a_broken_source_leaves_no_target() {
     let pair = Pair::prepared(SETUP);
     // The L1 entry of the middle of the disk points to an unaligned L2 table.
