@@ -126,6 +126,11 @@ impl<D: Disk> Image<D> {
         self.inner.layers.len()
     }
 
+    /// Bytes of the disk of the image `depth` places below the top, as that image has it.
+    pub fn layer_virtual_size(&self, depth: usize) -> u64 {
+        self.inner.layers[depth].virtual_size()
+    }
+
     /// The file of the image `depth` places below the top.
     pub fn layer_path(&self, depth: usize) -> &Path {
         self.inner.layers[depth].path()

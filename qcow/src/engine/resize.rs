@@ -21,7 +21,7 @@ use super::Image;
 use super::layer::{Layer, Qcow2};
 use super::load::read_snapshots;
 use super::options::Preallocation;
-use super::zero::Change;
+use super::zero::{Change, Otherwise};
 use crate::addr::{GuestOffset, HostOffset, L1Index, sector_ceil};
 use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
@@ -216,7 +216,7 @@ impl<D: Disk> Image<D> {
             if !source.content.reads_as_zeros() && !Bug::GrowthShowsBacking.is_seeded() {
                 let first = (at / cluster * cluster).max(start);
                 next = next.next_multiple_of(cluster).min(limit);
-                self.zero_range(qcow2, first, next - first, true).await?;
+                self.zero_range(qcow2, first, next - first, true, Otherwise::Write).await?;
             }
             at = next;
         }

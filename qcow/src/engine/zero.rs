@@ -8,8 +8,9 @@ use super::options::Discard;
 use super::write::Hold;
 use crate::addr::GuestOffset;
 use crate::disk::{Disk, Payload};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::entry::Mapping;
+use crate::format::header::Version;
 use crate::format::subcluster::Subcluster;
 use crate::meta::plan::ChangeStep;
 use crate::meta::span::Span;
@@ -19,12 +20,40 @@ use crate::sync::lock;
 /// Zeros that one write carries where the mapping cannot express them.
 const ZERO_WRITE_LEN: u64 = 1 << 20;
 
+/// What happens where the mapping cannot express zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// Zeros are written.
+    Write,
+    /// It is a failure.
+    Fail,
+}
+
 impl<D: Disk> Image<D> {
     /// Makes `len` bytes at `at` read as zeros; with `unmap` their space may be given back.
     ///
     /// # Errors
     /// As [`Self::write`].
     pub async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
+        self.write_zeroes_or(at, len, unmap, Otherwise::Write).await
+    }
+
+    /// As [`Self::write_zeroes`], but fails where zeros would have to be written as data; what lies before such a place is
+    /// zeroed then.
+    ///
+    /// # Errors
+    /// As [`Self::write`], and of kind [`Unsupported`](crate::ErrorKind::Unsupported) where only data can express the zeros.
+    pub async fn write_zeroes_without_data(&self, at: u64, len: u64, unmap: bool) -> Result<()> {
+        self.write_zeroes_or(at, len, unmap, Otherwise::Fail).await
+    }
+
+    async fn write_zeroes_or(
+        &self,
+        at: u64,
+        len: u64,
+        unmap: bool,
+        otherwise: Otherwise,
+    ) -> Result<()> {
         self.check_change(at, len)?;
         let recorded = if Bug::ZeroingNotRecorded.is_seeded() { 0 } else { len };
         let _recording = self.record(at, recorded);
@@ -37,7 +66,7 @@ impl<D: Disk> Image<D> {
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;
-        self.zero_range(qcow2, at, len, unmap).await
+        self.zero_range(qcow2, at, len, unmap, otherwise).await
     }
 
     /// As [`Self::write_zeroes`], of a range that may lie behind the end of the disk.
@@ -47,27 +76,39 @@ impl<D: Disk> Image<D> {
         at: u64,
         len: u64,
         unmap: bool,
+        otherwise: Otherwise,
     ) -> Result<()> {
         if !qcow2.can_map_zeros() {
+            otherwise.check()?;
             return self.write_zero_bytes(qcow2, at, len).await;
+        }
+        if otherwise == Otherwise::Fail && lock(&qcow2.header).version == Version::V2 {
+            // As QEMU: without zero clusters nothing is promised.
+            otherwise.check()?;
         }
         let geometry = qcow2.geometry;
         let unit = geometry.subcluster_size();
         let Some(whole) = qcow2.whole_parts(at, len, self.virtual_size(), unit) else {
-            return self.zero_inside(qcow2, at, len).await;
+            return self.zero_inside(qcow2, at, len, otherwise).await;
         };
         let start = geometry.subcluster_start(whole.first).get();
         let end = whole.end_offset(geometry).get().min(at + len);
-        self.zero_inside(qcow2, at, start - at).await?;
-        self.zero_inside(qcow2, end, at + len - end).await?;
+        self.zero_inside(qcow2, at, start - at, otherwise).await?;
         let change = if unmap { Change::ZeroUnmap } else { Change::Zero };
-        self.change_span(qcow2, whole, change).await
+        self.change_span(qcow2, whole, change).await?;
+        self.zero_inside(qcow2, end, at + len - end, otherwise).await
     }
 
     /// Makes a range that no whole subcluster lies in read as zeros: by its mapping, where each subcluster that it touches
     /// reads as zeros beside it and has no data of its own, else by writing zeros.
-    async fn zero_inside(&self, qcow2: &Qcow2<D>, at: u64, len: u64) -> Result<()> {
-        if qcow2.has_raw_data() {
+    async fn zero_inside(
+        &self,
+        qcow2: &Qcow2<D>,
+        at: u64,
+        len: u64,
+        otherwise: Otherwise,
+    ) -> Result<()> {
+        if qcow2.has_raw_data() && otherwise == Otherwise::Write {
             // A change of the mapping reaches the bytes of the whole subcluster there.
             return self.write_zero_bytes(qcow2, at, len).await;
         }
@@ -84,6 +125,7 @@ impl<D: Disk> Image<D> {
             let zeros_around = self.reads_as_zeros(start, at).await?
                 && self.reads_as_zeros(at + part, disk_end).await?;
             if !zeros_around || !self.zero_unless_data(qcow2, subcluster).await? {
+                otherwise.check()?;
                 self.write_zero_bytes(qcow2, at, part).await?;
             }
             done += part;
@@ -225,6 +267,15 @@ impl<D: Disk> Image<D> {
                 let count = hold.held.span.count;
                 Ok(if changed { Changed::Done(count) } else { Changed::Impossible(count) })
             }
+        }
+    }
+}
+
+impl Otherwise {
+    fn check(self) -> Result<()> {
+        match self {
+            Self::Write => Ok(()),
+            Self::Fail => Err(Error::unsupported("zeros can only be written as data here")),
         }
     }
 }

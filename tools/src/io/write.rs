@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::time::Instant;
 
+use qcow::Error;
 use qcow::disk::{Buffer, Payload};
+use qcow::engine::Format;
 use qcow::limits::SECTOR_BYTES;
 
 use super::command::{Arguments, pattern_byte};
@@ -146,6 +148,8 @@ enum Content {
     Filled(u8),
     Zeroes {
         unmap: bool,
+        /// Only where the mapping can express them.
+        without_data: bool,
     },
 }
 
@@ -153,7 +157,7 @@ impl Write {
     fn parse(open: &OpenImage, arguments: &Arguments, range: Range) -> Done<Self> {
         let byte = arguments.value('P').map(pattern_byte).transpose().map_err(wrong)?;
         let content = if arguments.has('z') {
-            Content::Zeroes { unmap: arguments.has('u') }
+            Content::Zeroes { unmap: arguments.has('u'), without_data: arguments.has('n') }
         } else if let Some(file) = arguments.value('s') {
             Content::Repeated(read_source(file, range.len)?)
         } else {
@@ -174,6 +178,9 @@ impl Write {
         if self.guard_start && self.looks_like_qcow(image, bytes).await.map_err(told)? {
             say!("{name} failed: Operation not permitted");
             return Err(Failed);
+        }
+        if self.compressed && image.format() == Format::Raw {
+            return Err(told(Error::unsupported("raw images have no compressed clusters")));
         }
         for (offset, piece) in pieces(bytes) {
             let at = self.range.at + offset;
@@ -213,8 +220,15 @@ impl Transfer for Write {
         };
         let started = Instant::now();
         match &self.content {
-            Content::Zeroes { unmap } => {
-                let zeroed = image.write_zeroes(at, len, *unmap).await;
+            Content::Zeroes { unmap, without_data } => {
+                if *without_data && self.guard_start && (at | len) % SECTOR_BYTES != 0 {
+                    // As QEMU, which writes to raw images in whole sectors unless somebody said that they are raw.
+                    return Err(failed(name, &Error::unsupported("no whole sectors")));
+                }
+                let zeroed = match without_data {
+                    true => image.write_zeroes_without_data(at, len, *unmap).await,
+                    false => image.write_zeroes(at, len, *unmap).await,
+                };
                 zeroed.map_err(|e| failed(name, &e))?;
             }
             Content::Repeated(_) | Content::Filled(_) => self.write(name, &image, &bytes).await?,
