@@ -158,7 +158,7 @@ impl Amendment<'_> {
             block_on(change_refcount_width(&disk, self.path, order))
                 .map_err(|e| Failure::new(e.message()))?;
         }
-        self.change_features(&header)?;
+        self.change_features(&header, version.unwrap_or(header.version))?;
         if version == Some(Version::V2) && header.version == Version::V3 {
             self.downgrade(&header)?;
         }
@@ -190,7 +190,7 @@ impl Amendment<'_> {
     }
 
     /// What is neither version nor width.
-    fn change_features(&self, header: &Header) -> Outcome {
+    fn change_features(&self, header: &Header, version: Version) -> Outcome {
         if header.has_raw_external_data() && self.is_turned_off("data_file_raw") {
             self.change(|image| block_on(image.forget_raw_data_file()))?;
         }
@@ -214,6 +214,11 @@ impl Amendment<'_> {
             None => lazy,
         };
         if wanted != lazy {
+            if wanted && version == Version::V2 {
+                return Err(Failure::new(
+                    "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+                ));
+            }
             self.change(|image| block_on(image.set_lazy_refcounts(wanted)))?;
         }
         match self.values.number("size").filter(|&size| size > 0) {
