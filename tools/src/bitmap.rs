@@ -126,7 +126,7 @@ pub fn run(args: &Args) -> Outcome {
         backing: false,
         ..Opening::default()
     };
-    let image = opening.open(Path::new(file))?;
+    let image = opening.open_to_write(Path::new(file))?;
     let done = args.change(&image, name, granularity);
     let closed = block_on(image.close())
         .map_err(|e| Failure::new(format!("Error while closing the image: {}", e.message())));

@@ -85,7 +85,7 @@ fn list(args: &Args, path: &Path) -> Outcome {
 /// back first.
 fn change(args: &Args, path: &Path, verb: impl FnOnce(&HostImage) -> Outcome) -> Outcome {
     let opening = Opening { shared: args.force_share, writable: true, ..args.image.opening() };
-    let image = opening.open(path)?;
+    let image = opening.open_to_write(path)?;
     if image.needs_recovery() {
         block_on(image.recover_leaks(&AtomicBool::new(false)))?;
     }
