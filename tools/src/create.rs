@@ -50,7 +50,8 @@ pub fn run(args: &Args) -> Outcome {
         [] => return Err(Failure::usage(COMMAND, "Expecting image file name")),
         [path] => (path, None),
         [path, size] => (path, Some(parse_image_size(&size.to_string_lossy())?)),
-        [_, _, extra, ..] => {
+        [_, size, extra, ..] => {
+            parse_image_size(&size.to_string_lossy())?;
             let message = format!("Unexpected argument: {}", extra.display());
             return Err(Failure::usage(COMMAND, message));
         }
