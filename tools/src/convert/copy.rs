@@ -234,7 +234,7 @@ impl<'a> Copy<'a> {
 
     /// Whether the blocks of `data`, which goes to `at`, are zero from `from` on, and where the run of such blocks ends.
     fn run_at(&self, at: u64, from: u64, data: &Payload) -> (bool, u64) {
-        if self.rules.zeros == ZeroRule::Store {
+        if !self.rules.finds_zeros {
             return (false, data.len());
         }
         let block_len = self.rules.block_len;

@@ -90,6 +90,7 @@ fn rules(job: &Job, target: &HostImage, new: Option<&NewTarget>) -> Rules {
     let block_len = job.granularity.max(cluster).next_multiple_of(cluster);
     Rules {
         zeros: zero_rule(job, target, new),
+        finds_zeros: job.granularity > 0,
         block_len: whole_clusters.unwrap_or(block_len),
         whole_clusters,
         salvage: job.salvage,

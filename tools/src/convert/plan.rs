@@ -3,9 +3,9 @@
 //! A [`Cursor`] walks over the sources' maps, one behind the other. What needs nothing is passed over, however large; the
 //! rest comes in parts that one worker reads and writes in one go.
 
+use super::reading;
 use super::salvage::Salvage;
 use super::sources::{Source, Sources};
-use super::{reading, writing};
 use crate::failure::Outcome;
 use crate::image::HostImage;
 
@@ -21,7 +21,8 @@ pub enum ZeroRule {
     Write,
     /// They are written like data.
     Store,
-    /// The target is made for a backing image: zeros of the source's own are zeroed, and what it inherits is left alone.
+    /// The target is made for a backing image: zeros of the source's own are zeroed, or stored where that is wanted, and what
+    /// it inherits is left alone.
     Overlay,
 }
 
@@ -30,6 +31,8 @@ pub enum ZeroRule {
 pub struct Rules {
     /// What becomes of zeros.
     pub zeros: ZeroRule,
+    /// Whether zeros are told from data at all.
+    pub finds_zeros: bool,
     /// Parts begin and end at multiples of this, in bytes, wherever they can; zeros are told from data in such blocks.
     pub block_len: u64,
     /// Only whole clusters of so many bytes can be written.
@@ -148,6 +151,14 @@ impl<'a> Cursor<'a> {
         Ok(None)
     }
 
+    /// Bytes of the target's backing image.
+    fn backing_len(&self) -> u64 {
+        match self.target.layer_count() {
+            1 => 0,
+            _ => self.target.layer_virtual_size(1),
+        }
+    }
+
     /// What the source holds for byte `at` of the target, and for how many of `len` bytes.
     async fn content_at(&self, source: &Source, at: u64, len: u64) -> Outcome<(Content, u64)> {
         let extent = match self.rules.salvage {
@@ -162,11 +173,13 @@ impl<'a> Cursor<'a> {
         match self.rules.zeros {
             ZeroRule::Overlay if !own => Ok((Content::Inherited, extent.len)),
             ZeroRule::Overlay if extent.zero => {
-                // Mostly zeros behind the end of the backing image, which may go on for terabytes.
-                let there = self.target.map(at, extent.len).await;
-                let there = there.map_err(|e| writing(at, &e))?;
-                let content = if there.zero { Content::Inherited } else { Content::Zeros };
-                Ok((content, there.len))
+                // Behind the end of the backing image nothing has to be covered, and that may go on for terabytes.
+                let left = self.backing_len().saturating_sub(at);
+                let covering = if self.rules.finds_zeros { Content::Zeros } else { Content::Data };
+                Ok(match left {
+                    0 => (Content::Inherited, extent.len),
+                    _ => (covering, extent.len.min(left)),
+                })
             }
             _ if extent.zero => Ok((Content::Zeros, extent.len)),
             _ => Ok((Content::Data, extent.len)),
