@@ -102,6 +102,12 @@ impl Chunk {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
+        // Of a last cluster that the disk does not fill QEMU takes "all ones" for more than the disk has, and shows that when
+        // the disk grows.
+        let is_full = len == cluster as u64 * 8;
+        if !is_full && matches!(self.bits, ChunkBits::Ones) {
+            self.words(len);
+        }
         let words = match &self.bits {
             ChunkBits::Zeros => return Some(Stored::Zeros),
             ChunkBits::Ones => return Some(Stored::Ones),
@@ -111,7 +117,7 @@ impl Chunk {
         if count == 0 {
             return Some(Stored::Zeros);
         }
-        if count == len {
+        if count == len && is_full {
             self.bits = ChunkBits::Ones;
             return Some(Stored::Ones);
         }
