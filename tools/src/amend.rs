@@ -238,6 +238,8 @@ impl Amendment<'_> {
     }
 
     fn downgrade(&self, header: &Header) -> Outcome {
+        // First what the engine refuses, and what takes no look at all clusters.
+        self.change(|image| block_on(image.check_downgradable()))?;
         let zstd = header.incompatible.contains(Incompatible::COMPRESSION_TYPE);
         let reading = Opening { writable: false, backing: false, ..self.opening };
         let snapshots = block_on(reading.open(self.path)?.snapshots())?;

@@ -48,6 +48,15 @@ impl<D: Disk> Image<D> {
             .await
     }
 
+    /// Fails where the image has what version 2 cannot express; its clusters are not looked at.
+    ///
+    /// # Errors
+    /// As [`Self::downgrade`].
+    pub async fn check_downgradable(&self) -> Result<()> {
+        let qcow2 = self.amendable().await?;
+        qcow2.check_downgradable(self.virtual_size()).await.map_err(|e| qcow2.named(e))
+    }
+
     /// Makes it a version 2 image, unless it is one. What reads as zeros by its mapping alone is given zeros to read, or no
     /// mapping. As for [`Self::upgrade`], nothing may be in flight or follow.
     ///
