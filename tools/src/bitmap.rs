@@ -120,12 +120,7 @@ pub fn run(args: &Args) -> Outcome {
     // As QEMU: none at all.
     let granularity = granularity.filter(|&granularity| granularity > 0);
     let [file, name] = args.check(granularity)?;
-    let opening = Opening {
-        format: args.image.format(),
-        writable: true,
-        backing: false,
-        ..Opening::default()
-    };
+    let opening = Opening { writable: true, backing: false, ..args.image.opening() };
     let image = opening.open_to_write(Path::new(file))?;
     let done = args.change(&image, name, granularity);
     let closed = block_on(image.close())

@@ -93,30 +93,24 @@ impl<'a> Copy<'a> {
     }
 
     async fn work_through(&self, buffer: &Payload, progress: &RefCell<&mut Progress>) -> Outcome {
-        while let Some((turn, part)) = self.take(progress).await? {
+        while let Some((turn, part)) = self.take().await? {
             let offload = self.how.offload.as_ref().filter(|offload| offload.works());
-            if let (Part::Copy { at, pieces, .. }, None) = (&part, offload) {
+            if let (Part::Copy { at, pieces }, None) = (&part, offload) {
                 self.read(*at, pieces, buffer).await?;
             }
             if self.job.in_order && !self.turns.wait_for(turn).await {
                 return Ok(());
             }
-            let len = match (part, offload) {
-                (Part::Zero { at, len }, _) => {
-                    self.write_zeroes(at, len).await?;
-                    len
-                }
-                (Part::Copy { at, len, pieces }, Some(offload)) => {
+            let work = part.work(self.rules.zeros);
+            match (part, offload) {
+                (Part::Zero { at, len }, _) => self.write_zeroes(at, len).await?,
+                (Part::Copy { at, pieces }, Some(offload)) => {
                     self.offload(at, &pieces, buffer, offload).await?;
-                    len
                 }
-                (Part::Copy { at, len, pieces }, None) => {
-                    self.write(at, &pieces, buffer).await?;
-                    len
-                }
-            };
+                (Part::Copy { at, pieces }, None) => self.write(at, &pieces, buffer).await?,
+            }
             self.turns.pass();
-            progress.borrow_mut().advance(len);
+            progress.borrow_mut().advance(work);
         }
         Ok(())
     }
@@ -126,13 +120,12 @@ impl<'a> Copy<'a> {
         clippy::await_holding_refcell_ref,
         reason = "`taking` lets only one worker at a time come here"
     )]
-    async fn take(&self, progress: &RefCell<&mut Progress>) -> Outcome<Option<(u64, Part)>> {
+    async fn take(&self) -> Outcome<Option<(u64, Part)>> {
         let _alone = self.taking.acquire().await;
         if self.turns.failed.get() {
             return Ok(None);
         }
-        let mut advance = |len| progress.borrow_mut().advance(len);
-        let part = self.cursor.borrow_mut().next(&mut advance).await?;
+        let part = self.cursor.borrow_mut().next().await?;
         Ok(part.map(|part| (self.turns.next(), part)))
     }
 

@@ -24,7 +24,7 @@ use self::args::Job;
 use self::compress::Compress;
 use self::copy::{Copy, How};
 use self::offload::Offload;
-use self::plan::{Rules, ZeroRule};
+use self::plan::{Cursor, Rules, ZeroRule};
 use self::sources::Sources;
 use self::target::NewTarget;
 use crate::content::{self, Side};
@@ -55,8 +55,12 @@ fn fill(job: &Job, sources: &Sources, new: Option<&NewTarget>) -> Outcome {
     if target.virtual_size() < sources.total {
         return Err(Failure::new("output file is smaller than input file"));
     }
-    let mut progress = Progress::new(job.progress, sources.total);
     let rules = rules(job, &target, new);
+    let work = match job.progress {
+        true => block_on(Cursor::new(sources, &target, rules).work())?,
+        false => 0,
+    };
+    let mut progress = Progress::new(job.progress, work);
     let modes = [job.source_cache.mode, cache.mode];
     let how = How {
         writethrough: cache.writethrough,

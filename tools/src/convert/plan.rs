@@ -69,9 +69,22 @@ pub struct Piece {
 #[derive(Debug)]
 pub enum Part {
     /// Read the pieces, which follow each other, and write what they hold.
-    Copy { at: u64, len: u64, pieces: Vec<Piece> },
+    Copy { at: u64, pieces: Vec<Piece> },
     /// Zero `len` bytes at `at` of the target.
     Zero { at: u64, len: u64 },
+}
+
+impl Part {
+    /// Bytes that progress counts, as QEMU's does: data, and zeros that are stored like data.
+    pub fn work(&self, zeros: ZeroRule) -> u64 {
+        let Self::Copy { pieces, .. } = self else { return 0 };
+        let counts = |piece: &&Piece| match piece.content {
+            Content::Data => true,
+            Content::Zeros => zeros == ZeroRule::Store,
+            Content::Inherited => false,
+        };
+        pieces.iter().filter(counts).map(|piece| piece.len).sum()
+    }
 }
 
 /// Walks over the sources.
@@ -92,13 +105,21 @@ impl<'a> Cursor<'a> {
         Self { sources, target, rules, at: 0, source: 0 }
     }
 
-    /// The next thing to do; `None` at the end. `advance` hears of bytes that need nothing.
-    pub async fn next(&mut self, advance: &mut impl FnMut(u64)) -> Outcome<Option<Part>> {
+    /// Bytes of work from here to the end.
+    pub async fn work(mut self) -> Outcome<u64> {
+        let mut work = 0;
+        while let Some(part) = self.next().await? {
+            work += part.work(self.rules.zeros);
+        }
+        Ok(work)
+    }
+
+    /// The next thing to do; `None` at the end.
+    pub async fn next(&mut self) -> Outcome<Option<Part>> {
         while let Some(piece) = self.piece_at(self.at, self.sources.total - self.at).await? {
             let whole = self.whole_blocks(piece.len);
             match (piece.content, self.rules.zeros) {
                 (Content::Inherited, _) | (Content::Zeros, ZeroRule::Skip) if whole > 0 => {
-                    advance(whole);
                     self.at += whole;
                 }
                 (Content::Zeros, ZeroRule::Write | ZeroRule::Overlay) if whole > 0 => {
@@ -125,7 +146,7 @@ impl<'a> Cursor<'a> {
         if let (Some(cluster), ZeroRule::Overlay) = (self.rules.whole_clusters, self.rules.zeros) {
             pieces = inherited_whole(&pieces, cluster);
         }
-        Ok(Part::Copy { at, len, pieces })
+        Ok(Part::Copy { at, pieces })
     }
 
     /// How many of `len` bytes from here on fill whole blocks of the target, or reach its end.

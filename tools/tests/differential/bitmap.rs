@@ -237,3 +237,11 @@ fn bitmaps_are_converted_alike() {
     same_bitmaps(&pair, "without");
     same(&pair, "convert -n --bitmaps -O qcow2 i o");
 }
+
+#[test]
+fn the_image_may_be_an_option_string() {
+    let pair = Pair::prepared("img create -q -f qcow2 a.qcow2 1M");
+    same(&pair, "bitmap --add --image-opts driver=qcow2,file.filename=a.qcow2 one");
+    same(&pair, "bitmap --add --image-opts -f qcow2 driver=qcow2,file.filename=a.qcow2 two");
+    same_bitmaps(&pair, "a.qcow2");
+}

@@ -339,3 +339,23 @@ fn a_damaged_table_costs_no_more_than_what_it_maps() {
     }
     assert_eq!(ours.stderr.lines().count(), 128);
 }
+
+#[test]
+fn progress_counts_what_is_copied() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 a.qcow2 64M
+         io a.qcow2: write 0 1M; write 2M 1M; write 4M 1M; write -z 6M 1M; write 32M 1M
+         img create -q -f qcow2 empty.qcow2 64M
+         img create -q -f qcow2 -b a.qcow2 -F qcow2 top.qcow2
+         io top.qcow2: write 8M 1M; write 12M 1M",
+    );
+    for line in [
+        "convert -p -m 1 -O raw a.qcow2 x",
+        "convert -p -m 1 -O qcow2 top.qcow2 x",
+        "convert -p -m 1 -O qcow2 -B a.qcow2 -F qcow2 top.qcow2 x",
+        "convert -p -m 1 -O qcow2 empty.qcow2 x",
+        "convert -q -p -O qcow2 a.qcow2 x",
+    ] {
+        pair.same_img(line);
+    }
+}
