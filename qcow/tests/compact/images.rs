@@ -17,7 +17,7 @@ pub struct Made {
     pub content: Content,
     pub layers: Layers,
     pub geometry: Geometry,
-    /// Whether it may have units of several clusters, or such that do not move.
+    /// Whether it may have units of several clusters.
     pub has_runs: bool,
     recipe: Recipe,
 }
@@ -87,7 +87,7 @@ impl Made {
         let options = &recipe.options;
         let geometry = Geometry::new(options.cluster_bits, options.refcount_order)
             .with_extended_l2(options.extended_l2);
-        let has_runs = recipe.packs || recipe.bitmaps;
+        let has_runs = recipe.packs;
         Self { content: disk.content(), layers, geometry, has_runs, recipe }
     }
 }

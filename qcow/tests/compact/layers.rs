@@ -1,5 +1,7 @@
-//! What an image shows: its disk and its snapshots.
+//! What an image shows: its disk, its snapshots and its bitmaps.
 
+use std::ffi::OsString;
+use std::iter::successors;
 use std::path::Path;
 
 use qcow::disk::Buffer;
@@ -8,9 +10,14 @@ use qcow::engine::check::{CheckSummary, Repair, check};
 use qcow::engine::{Image, OpenOptions, SnapshotChoice};
 use qcow::gate::OneFile;
 
-/// The bytes of the disk, and of each snapshot by its id.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Layers(Vec<(String, Vec<u8>)>);
+pub struct Layers {
+    disk: Vec<u8>,
+    /// By their ids.
+    snapshots: Vec<(OsString, Vec<u8>)>,
+    /// By their names: the stretches of the disk that are marked.
+    bitmaps: Vec<(OsString, Vec<(u64, u64)>)>,
+}
 
 pub async fn open(disk: &SimDisk, options: OpenOptions) -> qcow::Result<Image<SimDisk>> {
     Image::open(&OneFile(disk.clone()), Path::new("image"), &options).await
@@ -31,14 +38,20 @@ impl Layers {
 
     pub async fn try_read(disk: &SimDisk) -> qcow::Result<Self> {
         let image = open(disk, OpenOptions::default()).await?;
-        let mut layers = vec![(String::new(), content(&image).await?)];
+        let mut snapshots = Vec::new();
         for snapshot in image.snapshots().await? {
             let choice = Some(SnapshotChoice::Id(snapshot.id.clone()));
             let options = OpenOptions { snapshot: choice, ..OpenOptions::default() };
             let shown = content(&open(disk, options).await?).await?;
-            layers.push((snapshot.id.to_string_lossy().into_owned(), shown));
+            snapshots.push((snapshot.id, shown));
         }
-        Ok(Self(layers))
+        let mut bitmaps = Vec::new();
+        for bitmap in image.bitmaps().await? {
+            let bits = image.read_bitmap(&bitmap.name).await?;
+            let next = |&(at, len): &(u64, u64)| bits.next_marked(at + len);
+            bitmaps.push((bitmap.name, successors(bits.next_marked(0), next).collect()));
+        }
+        Ok(Self { disk: content(&image).await?, snapshots, bitmaps })
     }
 }
 

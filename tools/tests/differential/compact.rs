@@ -239,3 +239,33 @@ fn a_signal_in_the_middle_leaves_the_same_disk() {
     assert!(content(ours, "") == disk);
     assert!(len(ours) < 72 << 20);
 }
+
+#[test]
+fn bitmaps_move_too() {
+    let pair = Pair::prepared(
+        "
+        img create -q -f qcow2 -o cluster_size=4k a.qcow2 64M
+        io a.qcow2: write -P 1 0 8M
+        img bitmap -f qcow2 --add -g 4k a.qcow2 first
+        img bitmap -f qcow2 --add -g 64k --disable a.qcow2 second
+        io a.qcow2: write -P 2 30M 2M; write -P 3 1M 64k
+        io a.qcow2: discard 2M 5M
+    ",
+    );
+    let ours = pair.ours();
+    let bitmaps = || {
+        let said = Tool::Theirs.img(ours, "info --output=json a.qcow2").expect_success();
+        said.json()["format-specific"]["data"]["bitmaps"].clone()
+    };
+    let (disk, before, listed) = (content(ours, ""), len(ours), bitmaps());
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    compact(ours, "").expect_success();
+    assert!(len(ours) < before - (4 << 20), "{before} -> {}", len(ours));
+    must_be_clean(ours);
+    assert_eq!(bitmaps(), listed);
+    // QEMU reads all of their bits, and stores them anew.
+    Tool::Theirs.io(ours, "a.qcow2", &["write -P 4 50M 1M"]).expect_success();
+    assert_eq!(bitmaps(), listed);
+    must_be_clean(ours);
+    assert!(content(ours, "") != disk);
+}

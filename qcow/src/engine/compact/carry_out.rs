@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::copy::copy;
-use super::layout::{Kind, Layout, Metadata};
-use super::moves::{Move, Moves};
+use super::layout::{Layout, Metadata};
+use super::moves::{Move, Moves, Stage};
 use super::plan::Plan;
-use super::tables::{point_to_data, point_to_snapshot_l1, point_to_tables};
+use super::tables::{BITMAPS, SNAPSHOTS, point_to_data, point_to_listed, point_to_tables};
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
-use crate::engine::check::parts::{sync, write_header};
-use crate::error::Result;
+use crate::engine::check::parts::{sync, write, write_header};
+use crate::engine::load::read_header_cluster;
+use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::seeded_bugs::Bug;
 
@@ -21,13 +22,13 @@ impl<D: Disk> Layout<'_, D> {
         let places = self.blocks_of(plan.all().map(|run| (run.to, run.len)));
         // They get durable with the copies, before any pointer changes.
         self.write_blocks(&places).await?;
-        self.move_clusters(&plan.data, done).await?;
-        self.move_l2_tables(&plan.l2_tables, done).await?;
-        self.move_table(&plan.active_l1, |h| &mut h.l1_table_offset, done).await?;
-        self.move_snapshot_l1(&plan.snapshot_l1, done).await?;
-        self.move_table(&plan.snapshot_table, |h| &mut h.snapshots_offset, done).await?;
-        self.move_refcount_blocks(&plan.refcount_blocks, done).await?;
-        self.move_table(&plan.refcount_table, |h| &mut h.refcount_table_offset, done).await?;
+        for (stage, moves) in plan.stages() {
+            copy(&self.target, moves, stage == Stage::Data, done).await?;
+            if !Bug::MovedBeforeCopied.is_seeded() {
+                sync(&self.target).await?;
+            }
+            self.point_to_moved(stage, moves).await?;
+        }
         if !Bug::MovedFreedTooEarly.is_seeded() {
             sync(&self.target).await?;
         }
@@ -51,83 +52,96 @@ impl<D: Disk> Layout<'_, D> {
         sync(&self.target).await
     }
 
-    /// Copies `moves`, durably.
-    async fn copy(&self, moves: &Moves, done: &mut dyn FnMut(u64)) -> Result<()> {
-        copy(&self.target, moves, done).await?;
-        match Bug::MovedBeforeCopied.is_seeded() {
-            true => Ok(()),
-            false => sync(&self.target).await,
-        }
-    }
-
-    async fn move_clusters(&mut self, moves: &Moves, done: &mut dyn FnMut(u64)) -> Result<()> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        self.copy(moves, done).await?;
-        point_to_data(&self.target, &self.l2_tables(), moves).await?;
-        moves.iter().for_each(|run| self.move_data(run));
-        Ok(())
-    }
-
-    async fn move_l2_tables(&mut self, moves: &Moves, done: &mut dyn FnMut(u64)) -> Result<()> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        self.copy(moves, done).await?;
-        for range in self.l1_tables() {
-            point_to_tables(&self.target, range, moves).await?;
-        }
-        self.move_metadata(moves);
-        Ok(())
-    }
-
-    async fn move_snapshot_l1(&mut self, moves: &Moves, done: &mut dyn FnMut(u64)) -> Result<()> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        self.copy(moves, done).await?;
-        point_to_snapshot_l1(&self.target, self.snapshot_table_len, moves).await?;
-        self.move_metadata(moves);
-        Ok(())
-    }
-
-    /// Moves the table that `field` of the header names.
-    async fn move_table(
-        &mut self,
-        moves: &Moves,
-        field: fn(&mut Header) -> &mut HostOffset,
-        done: &mut dyn FnMut(u64),
-    ) -> Result<()> {
-        for run in moves.iter() {
-            self.copy(moves, done).await?;
-            self.move_metadata(moves);
-            *field(&mut self.target.header) = HostOffset::new(self.start_of(run.to));
-            write_header(&self.target, &self.target.header).await?;
-        }
-        Ok(())
-    }
-
-    async fn move_refcount_blocks(
-        &mut self,
-        moves: &Moves,
-        done: &mut dyn FnMut(u64),
-    ) -> Result<()> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        self.copy(moves, done).await?;
-        let mut indices = BTreeSet::new();
-        for run in moves.iter() {
-            for (from, to) in (run.from..run.from + run.len).zip(run.to..) {
-                let Kind::Metadata(Metadata::RefcountBlock(index)) = self.unit_at(from).kind else {
-                    unreachable!("only refcount blocks move as such")
-                };
-                self.blocks[index as usize] = Some(to);
-                indices.insert(index);
+    /// Lets whatever names what has moved name it in its new place.
+    async fn point_to_moved(&mut self, stage: Stage, moves: &Moves) -> Result<()> {
+        match stage {
+            Stage::Data => {
+                point_to_data(&self.target, &self.l2_tables(), moves).await?;
+                moves.iter().for_each(|run| self.move_data(run));
+                return Ok(());
+            }
+            Stage::L2Tables => {
+                self.point_tables(&[Metadata::ActiveL1, Metadata::SnapshotL1], "L1 table", moves)
+                    .await?;
+            }
+            Stage::BitmapData => {
+                self.point_tables(&[Metadata::BitmapTable], "bitmap table", moves).await?;
+            }
+            Stage::SnapshotL1 => self.point_snapshots(moves).await?,
+            Stage::BitmapTables => self.point_bitmaps(moves).await?,
+            Stage::RefcountBlocks => self.point_refcount_table(moves).await?,
+            Stage::BitmapDirectory => self.point_bitmaps_extension(moves).await?,
+            Stage::ActiveL1 => self.point_header(|h| &mut h.l1_table_offset, moves).await?,
+            Stage::SnapshotTable => self.point_header(|h| &mut h.snapshots_offset, moves).await?,
+            Stage::RefcountTable => {
+                self.point_header(|h| &mut h.refcount_table_offset, moves).await?;
             }
         }
         self.move_metadata(moves);
+        Ok(())
+    }
+
+    async fn point_tables(&self, of: &[Metadata], what: &str, moves: &Moves) -> Result<()> {
+        for range in self.bytes_of(of) {
+            point_to_tables(&self.target, range, what, moves).await?;
+        }
+        Ok(())
+    }
+
+    async fn point_snapshots(&self, moves: &Moves) -> Result<()> {
+        let count = self.target.header.snapshot_count;
+        for range in self.bytes_of(&[Metadata::SnapshotTable]) {
+            point_to_listed(&self.target, &SNAPSHOTS, range, count, moves).await?;
+        }
+        Ok(())
+    }
+
+    async fn point_bitmaps(&self, moves: &Moves) -> Result<()> {
+        let count = self.target.header.extensions.bitmaps.map_or(0, |bitmaps| bitmaps.count);
+        for range in self.bytes_of(&[Metadata::BitmapDirectory]) {
+            point_to_listed(&self.target, &BITMAPS, range, count, moves).await?;
+        }
+        Ok(())
+    }
+
+    async fn point_refcount_table(&mut self, moves: &Moves) -> Result<()> {
+        let mut indices = BTreeSet::new();
+        for (index, block) in (0..).zip(&mut self.blocks) {
+            if let Some(cluster) = block
+                && let Some(place) = moves.place_of(*cluster)
+            {
+                *cluster = place;
+                indices.insert(index);
+            }
+        }
         self.write_table_entries(&indices).await
+    }
+
+    async fn point_bitmaps_extension(&mut self, moves: &Moves) -> Result<()> {
+        let Some(mut bitmaps) = self.target.header.extensions.bitmaps else { return Ok(()) };
+        bitmaps.directory_offset = self.moved(bitmaps.directory_offset, moves);
+        let (cluster0, _) = read_header_cluster(self.target.disk).await?;
+        let Some((at, sector)) = Header::plan_bitmaps(&cluster0, &bitmaps)? else {
+            return Err(Error::corrupt("the header has lost its bitmaps extension"));
+        };
+        write(&self.target, at, &sector, "header").await?;
+        self.target.header.extensions.bitmaps = Some(bitmaps);
+        Ok(())
+    }
+
+    async fn point_header(
+        &mut self,
+        field: fn(&mut Header) -> &mut HostOffset,
+        moves: &Moves,
+    ) -> Result<()> {
+        let old = *field(&mut self.target.header);
+        *field(&mut self.target.header) = self.moved(old, moves);
+        write_header(&self.target, &self.target.header).await
+    }
+
+    /// Where what was at the start of a cluster is now.
+    fn moved(&self, at: HostOffset, moves: &Moves) -> HostOffset {
+        let place = moves.place_of(self.target.geometry.host_cluster(at).get());
+        place.map_or(at, |place| HostOffset::new(self.start_of(place)))
     }
 }

@@ -14,10 +14,12 @@ const COPIES_MAX: usize = 16;
 /// The least zeros that become a hole rather than a write, unless clusters are larger.
 const HOLE_BYTES_MIN: u64 = 64 << 10;
 
-/// Copies all of `moves`; tells `done` the bytes of each copy as it ends.
+/// Copies all of `moves`; tells `done` the bytes of each copy as it ends. What was written before the last sync has
+/// `settled`: there the host is believed where it tells of a hole.
 pub(super) async fn copy<D: Disk>(
     target: &Target<'_, D>,
     moves: &Moves,
+    settled: bool,
     done: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let step = target.geometry.clusters_for(COPY_BYTES);
@@ -32,12 +34,29 @@ pub(super) async fn copy<D: Disk>(
     let copies = pieces.map(|piece| {
         let done = &done;
         async move {
-            copy_piece(target, piece).await?;
+            match settled && is_hole(target, piece)? {
+                true => put_zeros(target, piece).await?,
+                false => copy_piece(target, piece).await?,
+            }
             done.borrow_mut()(target.geometry.bytes(piece.len));
             Ok(())
         }
     });
     try_join_all(COPIES_MAX, copies).await
+}
+
+fn is_hole<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<bool> {
+    let geometry = target.geometry;
+    let from = geometry.host_start(HostCluster::new(piece.from));
+    let extent = target.disk.extent_at(from);
+    let extent = extent.map_err(|e| Error::io(format!("find the data at {from}"), &e))?;
+    Ok(!extent.data && extent.len >= geometry.bytes(piece.len))
+}
+
+async fn put_zeros<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<()> {
+    let to = target.geometry.host_start(HostCluster::new(piece.to));
+    let len = target.geometry.bytes(piece.len);
+    put(target, to, &Payload::zeros(len), true).await
 }
 
 async fn copy_piece<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<()> {

@@ -8,8 +8,11 @@ use super::moves::{Move, Moves};
 use super::tables::visit_l2_tables;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
-use crate::engine::check::parts::{Claim, Counts, L2Format, LooseL2, Survey, Target, snapshot_l1};
+use crate::engine::check::parts::{
+    Claim, Counts, L2Format, LooseL2, Survey, Target, snapshot_l1, words,
+};
 use crate::error::{Error, Result};
+use crate::format::bitmap::{BitmapCluster, parse_directory, parse_table_entry};
 
 /// What a run of metadata is. Each has one pointer, but for L2 tables, which snapshots share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,9 @@ pub(super) enum Metadata {
     ActiveL1,
     SnapshotL1,
     SnapshotTable,
+    BitmapData,
+    BitmapTable,
+    BitmapDirectory,
     /// The one behind this entry of the refcount table.
     RefcountBlock(u64),
     RefcountTable,
@@ -41,7 +47,7 @@ pub(super) enum Kind {
     /// Data of the disk: one cluster, or several that compressed data ties together because it lies across their borders.
     Data,
     Metadata(Metadata),
-    /// The header, a bitmap, and whatever else is counted: it stays where it is.
+    /// The header, and whatever else is counted: it stays where it is.
     Fixed,
 }
 
@@ -53,8 +59,6 @@ pub(super) struct Layout<'d, D> {
     pub(super) counts: Counts,
     /// The places of refcount blocks, by table index.
     pub(super) blocks: Vec<Option<u64>>,
-    /// Bytes of the snapshot table.
-    pub(super) snapshot_table_len: u64,
     /// How many of the references are L2 entries.
     data: Counts,
     /// Whether compressed data ties a cluster to the next one.
@@ -78,7 +82,6 @@ impl<'d, D: Disk> Layout<'d, D> {
         let mut layout = Self {
             format,
             blocks,
-            snapshot_table_len: snapshots.table_len,
             data: Counts::new(clusters),
             ties: Bits::new(clusters),
             metadata: BTreeMap::new(),
@@ -89,12 +92,13 @@ impl<'d, D: Disk> Layout<'d, D> {
             let table = Metadata::L2Table { uses: uses.total };
             layout.add_metadata(at, geometry.cluster_size(), table);
         }
-        layout.add_header_tables();
+        layout.add_header_tables(snapshots.table_len);
         for snapshot in &snapshots.entries {
             let l1 = snapshot_l1(&layout.target, snapshot);
             let l1 = l1.map_err(|fault| Error::corrupt(fault.to_string()))?;
             layout.add_metadata(l1.start, l1.end - l1.start, Metadata::SnapshotL1);
         }
+        layout.add_bitmaps().await?;
         if !format.data_file {
             layout.add_data().await?;
         }
@@ -102,11 +106,11 @@ impl<'d, D: Disk> Layout<'d, D> {
         Ok(layout)
     }
 
-    fn add_header_tables(&mut self) {
+    fn add_header_tables(&mut self, snapshot_table_len: u64) {
         let header = &self.target.header;
         let geometry = self.target.geometry;
         let l1 = (header.l1_table_offset.get(), u64::from(header.l1_size) * 8);
-        let snapshots = (header.snapshots_offset.get(), self.snapshot_table_len);
+        let snapshots = (header.snapshots_offset.get(), snapshot_table_len);
         let refcounts = header.refcount_table_offset.get();
         let refcounts = (refcounts, geometry.bytes(header.refcount_table_clusters.into()));
         self.add_metadata(l1.0, l1.1, Metadata::ActiveL1);
@@ -125,6 +129,27 @@ impl<'d, D: Disk> Layout<'d, D> {
             let first = self.target.cluster_at(at);
             self.metadata.insert(first.get(), (len, what));
         }
+    }
+
+    async fn add_bitmaps(&mut self) -> Result<()> {
+        let Some(bitmaps) = self.target.header.extensions.bitmaps else { return Ok(()) };
+        let (at, len) = (bitmaps.directory_offset.get(), bitmaps.directory_size);
+        self.add_metadata(at, len, Metadata::BitmapDirectory);
+        let geometry = self.target.geometry;
+        let directory = self.target.read(at, len, "bitmap directory").await?;
+        for bitmap in parse_directory(&directory, bitmaps.count, geometry, u64::MAX)? {
+            let (at, len) = (bitmap.table_offset.get(), u64::from(bitmap.table_size) * 8);
+            self.add_metadata(at, len, Metadata::BitmapTable);
+            self.refuse_double_use(self.target.cluster_at(at).get(), len, 1)?;
+            let table = self.target.read(at, len, "bitmap table").await?;
+            for entry in words(&table) {
+                if let BitmapCluster::Data(cluster) = parse_table_entry(entry, geometry)? {
+                    let what = (geometry.cluster_size(), Metadata::BitmapData);
+                    self.metadata.insert(cluster.get(), what);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Walks all L2 tables for the clusters that they name.
@@ -147,24 +172,27 @@ impl<'d, D: Disk> Layout<'d, D> {
 
     /// Makes sure that each cluster is one thing: a move changes the pointers of one kind.
     fn refuse_double_uses(&self) -> Result<()> {
-        let is_sound = |cluster: u64, uses: u64| self.count(cluster) == uses;
         for (&first, &(len, what)) in &self.metadata {
             let uses = if let Metadata::L2Table { uses } = what { uses } else { 1 };
-            let mut clusters = first..first + self.target.geometry.clusters_for(len);
-            if let Some(cluster) = clusters.find(|&cluster| !is_sound(cluster, uses)) {
-                return Err(self.used_twice(cluster));
-            }
+            self.refuse_double_use(first, len, uses)?;
         }
+        let cluster_size = self.target.geometry.cluster_size();
         let mut data = self.data.used_in(0..self.data.len());
-        match data.find(|&cluster| !is_sound(cluster.get(), self.data.get(cluster))) {
-            Some(cluster) => Err(self.used_twice(cluster.get())),
-            None => Ok(()),
-        }
+        data.try_for_each(|cluster| {
+            self.refuse_double_use(cluster.get(), cluster_size, self.data.get(cluster))
+        })
     }
 
-    fn used_twice(&self, cluster: u64) -> Error {
-        let at = self.target.geometry.host_start(HostCluster::new(cluster));
-        Error::corrupt(format!("the cluster at {at} is two things at once"))
+    /// Makes sure that each of the clusters that `len` bytes from `first` on take is used so often.
+    fn refuse_double_use(&self, first: u64, len: u64, uses: u64) -> Result<()> {
+        let mut clusters = first..first + self.target.geometry.clusters_for(len);
+        match clusters.find(|&cluster| self.count(cluster) != uses) {
+            Some(cluster) => {
+                let at = self.target.geometry.host_start(HostCluster::new(cluster));
+                Err(Error::corrupt(format!("the cluster at {at} is two things at once")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// How often `cluster` is used.
@@ -182,10 +210,9 @@ impl<'d, D: Disk> Layout<'d, D> {
         self.metadata.iter().filter_map(uses_of).map(|(at, _)| at).collect()
     }
 
-    /// The bytes of the L1 tables, the active one and the snapshots'.
-    pub(super) fn l1_tables(&self) -> Vec<Range<u64>> {
-        let is_l1 = |what| matches!(what, Metadata::ActiveL1 | Metadata::SnapshotL1);
-        let tables = self.metadata.iter().filter(|&(_, &(_, what))| is_l1(what));
+    /// The bytes of all metadata of these kinds.
+    pub(super) fn bytes_of(&self, kinds: &[Metadata]) -> Vec<Range<u64>> {
+        let tables = self.metadata.iter().filter(|(_, (_, what))| kinds.contains(what));
         let start = |&first: &u64| self.start_of(first);
         tables.map(|(first, &(len, _))| start(first)..start(first) + len).collect()
     }

@@ -4,8 +4,8 @@
 //! An image that is compacted is not in use. A check's [survey](super::check) says who points where, so that counts are
 //! known and nothing has to be believed; the [`layout`] makes units of it, and the [`plan`] finds each a place. What moves:
 //! data; compressed data with all clusters that it ties together, because it lies across their borders; L2 tables, L1
-//! tables, the snapshot table, refcount blocks and the refcount table. What stays: the header, bitmaps, and whatever this
-//! engine does not know. An encrypted image is refused: how its data is encrypted depends on where it lies.
+//! tables, the snapshot table, bitmaps with their tables and directory, refcount blocks and the refcount table. What stays:
+//! the header, and whatever this engine does not know. An encrypted image is refused: how its data is encrypted depends on where it lies.
 //!
 //! Nothing needs a table that is switched to, because a pointer is eight bytes, which a sector holds whole, and both of its
 //! values are right while both copies are there. So the order is, for as many clusters at a time as memory allows:

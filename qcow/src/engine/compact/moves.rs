@@ -1,5 +1,20 @@
 //! Which clusters move, and where to.
 
+/// What moves, in the order in which it does: nothing after what points to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Data,
+    L2Tables,
+    ActiveL1,
+    SnapshotL1,
+    SnapshotTable,
+    BitmapData,
+    BitmapTables,
+    BitmapDirectory,
+    RefcountBlocks,
+    RefcountTable,
+}
+
 /// A run of clusters that moves as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Move {
@@ -11,15 +26,11 @@ pub(super) struct Move {
     pub(super) len: u64,
 }
 
-/// Moves of one kind, from different clusters to different clusters.
+/// Moves of one stage, from different clusters to different clusters.
 #[derive(Debug, Default)]
 pub(super) struct Moves(Vec<Move>);
 
 impl Moves {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn push(&mut self, new: Move) {
         match self.0.last_mut() {
             Some(last) if last.from + last.len == new.from && last.to + last.len == new.to => {

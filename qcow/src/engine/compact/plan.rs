@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::layout::{Kind, Layout, Metadata, Unit};
-use super::moves::{Move, Moves};
+use super::moves::{Move, Moves, Stage};
 use crate::addr::HostCluster;
 use crate::disk::Disk;
 
@@ -16,13 +16,7 @@ const CLUSTERS_MAX: u64 = 1 << 20;
 /// What is to move in one go.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    pub(super) data: Moves,
-    pub(super) l2_tables: Moves,
-    pub(super) active_l1: Moves,
-    pub(super) snapshot_l1: Moves,
-    pub(super) snapshot_table: Moves,
-    pub(super) refcount_blocks: Moves,
-    pub(super) refcount_table: Moves,
+    moves: BTreeMap<Stage, Moves>,
     /// Refcount blocks that are needed to count what is moved: table entries, and clusters for them.
     pub(super) new_blocks: Vec<(u64, u64)>,
 }
@@ -41,48 +35,35 @@ impl Plan {
         planner.place_runs();
         planner.place_singles();
         let mut plan = planner.plan;
-        plan.all_mut().into_iter().for_each(Moves::sort);
+        plan.moves.values_mut().for_each(Moves::sort);
         plan
     }
 
-    fn all_mut(&mut self) -> [&mut Moves; 7] {
-        [
-            &mut self.data,
-            &mut self.l2_tables,
-            &mut self.active_l1,
-            &mut self.snapshot_l1,
-            &mut self.snapshot_table,
-            &mut self.refcount_blocks,
-            &mut self.refcount_table,
-        ]
+    /// The moves of each stage in which something moves.
+    pub(super) fn stages(&self) -> impl Iterator<Item = (Stage, &Moves)> {
+        self.moves.iter().map(|(&stage, moves)| (stage, moves))
     }
 
     /// All moves, of whatever.
     pub(super) fn all(&self) -> impl Iterator<Item = Move> + '_ {
-        let all = [
-            &self.data,
-            &self.l2_tables,
-            &self.active_l1,
-            &self.snapshot_l1,
-            &self.snapshot_table,
-            &self.refcount_blocks,
-            &self.refcount_table,
-        ];
-        all.into_iter().flat_map(Moves::iter)
+        self.moves.values().flat_map(Moves::iter)
     }
 
     fn push(&mut self, kind: Kind, new: Move) {
-        let moves = match kind {
-            Kind::Data => &mut self.data,
-            Kind::Metadata(Metadata::L2Table { .. }) => &mut self.l2_tables,
-            Kind::Metadata(Metadata::ActiveL1) => &mut self.active_l1,
-            Kind::Metadata(Metadata::SnapshotL1) => &mut self.snapshot_l1,
-            Kind::Metadata(Metadata::SnapshotTable) => &mut self.snapshot_table,
-            Kind::Metadata(Metadata::RefcountBlock(_)) => &mut self.refcount_blocks,
-            Kind::Metadata(Metadata::RefcountTable) => &mut self.refcount_table,
+        let stage = match kind {
+            Kind::Data => Stage::Data,
+            Kind::Metadata(Metadata::L2Table { .. }) => Stage::L2Tables,
+            Kind::Metadata(Metadata::ActiveL1) => Stage::ActiveL1,
+            Kind::Metadata(Metadata::SnapshotL1) => Stage::SnapshotL1,
+            Kind::Metadata(Metadata::SnapshotTable) => Stage::SnapshotTable,
+            Kind::Metadata(Metadata::BitmapData) => Stage::BitmapData,
+            Kind::Metadata(Metadata::BitmapTable) => Stage::BitmapTables,
+            Kind::Metadata(Metadata::BitmapDirectory) => Stage::BitmapDirectory,
+            Kind::Metadata(Metadata::RefcountBlock(_)) => Stage::RefcountBlocks,
+            Kind::Metadata(Metadata::RefcountTable) => Stage::RefcountTable,
             Kind::Fixed => unreachable!("what is fixed stays"),
         };
-        moves.push(new);
+        self.moves.entry(stage).or_default().push(new);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reading tables of pointers one after the other, and writing back what changes in them.
 
+use std::ops::Range;
+
 use super::moves::Moves;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
@@ -9,10 +11,6 @@ use crate::engine::check::parts::{
 use crate::error::Result;
 use crate::format::entry::OFFSET_MASK;
 use crate::limits::SECTOR_BYTES;
-use std::ops::Range;
-
-/// Bytes of a snapshot table entry in front of its extra data.
-const SNAPSHOT_FIXED_BYTES: usize = 40;
 
 /// Shows the words of each L2 table to `visit`; `tables` are their clusters.
 pub(super) async fn visit_l2_tables<D: Disk>(
@@ -80,10 +78,12 @@ async fn change_l2_tables<D: Disk>(
     Ok(())
 }
 
-/// Lets an L1 table, which lies in `range`, name L2 tables where they have moved to.
+/// Lets a table of `what`, which lies in `range`, name clusters where they have moved to. The entries of all tables but L2
+/// tables hold offsets in the same bits.
 pub(super) async fn point_to_tables<D: Disk>(
     target: &Target<'_, D>,
     range: Range<u64>,
+    what: &str,
     moves: &Moves,
 ) -> Result<()> {
     let geometry = target.geometry;
@@ -99,36 +99,53 @@ pub(super) async fn point_to_tables<D: Disk>(
             }
         };
         let new: Vec<u64> = words(&old).map(moved).collect();
-        write_changes(target, piece.start, &old, &bytes_of(&new), "L1 table").await?;
+        write_changes(target, piece.start, &old, &bytes_of(&new), what).await?;
     }
     Ok(())
 }
 
-/// Lets the snapshot table of `len` bytes name L1 tables where they have moved to.
-pub(super) async fn point_to_snapshot_l1<D: Disk>(
+/// A list of entries that start with the place of a table and are of different lengths.
+pub(super) struct List {
+    what: &'static str,
+    /// Bytes that every entry has.
+    fixed_len: usize,
+    /// Where in them the lengths of the rest stand.
+    lens: &'static [Range<usize>],
+}
+
+/// The snapshot table: identifiers, names, extra data.
+pub(super) const SNAPSHOTS: List =
+    List { what: "snapshot table", fixed_len: 40, lens: &[12..14, 14..16, 36..40] };
+/// The bitmap directory: names, extra data.
+pub(super) const BITMAPS: List =
+    List { what: "bitmap directory", fixed_len: 24, lens: &[18..20, 20..24] };
+
+/// Lets the `count` entries of the list in `range` name tables where they have moved to.
+pub(super) async fn point_to_listed<D: Disk>(
     target: &Target<'_, D>,
-    len: u64,
+    list: &List,
+    range: Range<u64>,
+    count: u32,
     moves: &Moves,
 ) -> Result<()> {
-    let (header, geometry) = (&target.header, target.geometry);
-    let at = header.snapshots_offset.get();
-    let old = target.read(at, len, "snapshot table").await?;
+    let geometry = target.geometry;
+    let old = target.read(range.start, range.end - range.start, list.what).await?;
     let mut new = old.clone();
-    let mut entry = 0;
-    for _ in 0..header.snapshot_count {
-        let Some(fixed) = new.get_mut(entry..entry + SNAPSHOT_FIXED_BYTES) else { break };
-        let field = |at: usize, len: usize| {
-            fixed[at..at + len].iter().fold(0_u64, |value, &byte| value << 8 | u64::from(byte))
+    let mut at = 0;
+    for _ in 0..count {
+        let Some(entry) = new.get_mut(at..at + list.fixed_len) else { break };
+        let field = |bytes: Range<usize>| {
+            entry[bytes].iter().fold(0_u64, |value, &byte| value << 8 | u64::from(byte))
         };
-        let len = field(12, 2) + field(14, 2) + field(36, 4);
-        let l1 = geometry.host_cluster(HostOffset::new(field(0, 8)));
-        if let Some(place) = moves.place_of(l1.get()) {
+        let len: u64 = list.lens.iter().cloned().map(field).sum();
+        let table = geometry.host_cluster(HostOffset::new(field(0..8)));
+        if let Some(place) = moves.place_of(table.get()) {
             let place = geometry.host_start(HostCluster::new(place)).get();
-            fixed[..8].copy_from_slice(&place.to_be_bytes());
+            entry[..8].copy_from_slice(&place.to_be_bytes());
         }
-        entry = (entry + SNAPSHOT_FIXED_BYTES + len as usize).next_multiple_of(8);
+        at = (at + list.fixed_len + len as usize).next_multiple_of(8);
     }
-    write_changes(target, at, &old, &new, "snapshot table").await
+    write_changes(target, range.start, &old, &new, list.what).await
 }
 
 /// Writes what differs between `old`, which lies at `at`, and `new`, in whole sectors.
