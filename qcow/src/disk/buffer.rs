@@ -277,6 +277,18 @@ impl Buffer {
         unsafe { Payload::from_raw([(start, self.len)], owner) }
     }
 
+    /// Its bytes, for us alone. As long as a payload sees them too, these are a copy, which the payload does not see.
+    pub fn make_mut(&mut self) -> &mut [u8] {
+        if Arc::get_mut(&mut self.pages).is_none() {
+            *self = Self::from_bytes(&self.to_vec());
+        }
+        let pages = Arc::get_mut(&mut self.pages).expect("a buffer without payloads");
+        let start = pages.0.as_mut_ptr().cast::<u8>();
+        // SAFETY: needed to see pages as one slice. They are contiguous, hold at least `len` bytes, and are borrowed as
+        // long as the slice; nobody else has a pointer to them, as every payload would hold a reference to the pages.
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
+    }
+
     /// A copy of its bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         self.payload().to_vec()
@@ -303,6 +315,18 @@ mod tests {
         both.zero(2, 5);
         assert!(both.slice(2, 5).is_zero());
         assert_eq!(both.to_vec(), b"ab\0\0\0\0\0h");
+    }
+
+    #[test]
+    fn bytes_in_use_by_a_payload_are_not_changed_in_place() {
+        let mut buffer = Buffer::from_bytes(b"abcd");
+        let before = buffer.payload();
+        buffer.make_mut()[0] = b'X';
+        assert_eq!((before.to_vec(), buffer.to_vec()), (b"abcd".to_vec(), b"Xbcd".to_vec()));
+        let start = buffer.payload().segments()[0].start();
+        buffer.make_mut()[1] = b'Y';
+        assert_eq!(buffer.payload().segments()[0].start(), start, "alone, it is no copy");
+        assert_eq!(buffer.to_vec(), b"XYcd");
     }
 
     #[test]

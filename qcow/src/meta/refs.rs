@@ -8,6 +8,12 @@ use crate::error::Result;
 use crate::format::entry::RefcountTableEntry;
 use crate::seeded_bugs::Bug;
 
+/// log2 of the width of the counts of almost every image, in bits.
+pub const USUAL_ORDER: u32 = 4;
+
+/// Counts that are searched for a zero at once.
+const ZERO_STRIDE: usize = 256;
+
 /// The counts of all host clusters.
 #[derive(Debug)]
 pub struct Refcounts {
@@ -92,10 +98,8 @@ impl Refcounts {
         let order = self.geometry.refcount_order();
         let left = self.geometry.refcounts_per_slice() - index as u64;
         let Some(slice) = self.slices.get(key) else { return Err(Need::Refcounts(key)) };
-        let bytes = slice.bytes();
-        let used =
-            (0..left).take_while(|i| read_count(bytes, order, index + *i as usize) != 0).count();
-        Ok(used as u64)
+        let zero = first_zero(slice.bytes(), order, index);
+        Ok(zero.map_or(left, |at| (at - index) as u64))
     }
 
     /// The last cluster below `end`, of those that share a slice with the one before `end`, that is counted above zero;
@@ -236,6 +240,21 @@ pub fn read_count(bytes: &[u8], order: u32, index: usize) -> u64 {
     bytes[at..at + width].iter().fold(0, |count, &byte| count << 8 | u64::from(byte))
 }
 
+/// The place of the first count from `from` on in part of a block that is zero.
+pub fn first_zero(bytes: &[u8], order: u32, from: usize) -> Option<usize> {
+    if order == USUAL_ORDER {
+        // Many at a time, and only then one by one.
+        let counts = &bytes.as_chunks::<2>().0[from..];
+        let has_zero = |part: &[[u8; 2]]| part.iter().fold(false, |any, c| any | (*c == [0, 0]));
+        let (index, part) =
+            counts.chunks(ZERO_STRIDE).enumerate().find(|(_, part)| has_zero(part))?;
+        let place = part.iter().position(|count| *count == [0, 0])?;
+        return Some(from + index * ZERO_STRIDE + place);
+    }
+    let count = (bytes.len() * 8) >> order;
+    (from..count).find(|&at| read_count(bytes, order, at) == 0)
+}
+
 /// The bytes that set the count at `index` of a slice, and where they go.
 fn write_count(
     bytes: &[u8],
@@ -276,6 +295,21 @@ mod tests {
                     assert_eq!(read_count(&block, order, other), expected, "order {order}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_first_zero_is_found_at_any_width() {
+        for order in 0..=6 {
+            let count = (512 * 8) >> order;
+            let mut block = vec![0xff; 512];
+            assert_eq!(first_zero(&block, order, 0), None);
+            for place in [count - 1, count / 2, 0] {
+                set_count(&mut block, order, place, 0);
+                assert_eq!(first_zero(&block, order, 0), Some(place), "order {order}");
+            }
+            assert_eq!(first_zero(&block, order, 1), Some(count / 2), "order {order}");
+            assert_eq!(first_zero(&block, order, count / 2 + 1), Some(count - 1), "order {order}");
         }
     }
 

@@ -68,7 +68,6 @@ impl<D: Disk> Qcow2<D> {
         }
         let header = lock(&self.header).clone();
         let mut new = Header { size: change.size, ..header.clone() };
-        self.find_free().await?;
         let mut claims = Vec::new();
         if let Some(snapshots) = &change.snapshots {
             let table = encode_table(snapshots)?;
@@ -112,6 +111,7 @@ impl<D: Disk> Qcow2<D> {
             return Ok((HostOffset::new(0), None));
         }
         bytes.resize(self.geometry.bytes(clusters) as usize, 0);
+        self.find_free().await?;
         let claimed = self.claim_row(clusters).await?;
         if Bug::NoBarrierBeforeSnapshotSwitch.is_seeded() {
             self.come_to_rest().await?;

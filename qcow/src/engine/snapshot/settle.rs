@@ -17,8 +17,9 @@ use crate::limits::SETTLE_BYTES_MAX;
 use crate::meta::Run;
 use crate::meta::regions::Kind;
 use crate::meta::settle::blocks::Blocks;
+use crate::meta::settle::rows::Rows;
+use crate::meta::settle::set_flags;
 use crate::meta::settle::trees::Trees;
-use crate::meta::settle::{for_each_named, set_flags};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -45,6 +46,8 @@ pub(super) struct Settlement<'a, D: Disk> {
     /// L2 tables whose flags may have to change.
     unflagged: Vec<HostCluster>,
     tables: Batch,
+    /// What the tables of the batch name.
+    named: Rows,
     counts: Batch,
     /// Clusters that lose their last reference.
     freed: Vec<Run>,
@@ -87,6 +90,7 @@ impl<'a, D: Disk> Settlement<'a, D> {
             blocks: Blocks::new(image.geometry, table_len),
             loaded_bytes: 0,
             tables: Batch::new(cluster_size),
+            named: Rows::default(),
             counts: Batch::new(cluster_size),
             freed: Vec::new(),
         };
@@ -104,12 +108,11 @@ impl<'a, D: Disk> Settlement<'a, D> {
         let raised: Vec<(HostCluster, u64)> = self.trees.raised().collect();
         for part in raised.chunks(self.tables.count_max()) {
             self.read_tables(part.iter().map(|&(table, _)| table)).await?;
-            for (index, &(table, by)) in part.iter().enumerate() {
+            for (&(table, by), rows) in part.iter().zip(self.named.tables()) {
                 self.blocks.raise(table, 1, by)?;
-                let (bytes, blocks) = (self.tables.cluster(index), &mut self.blocks);
-                for_each_named(self.image.geometry, bytes, |first, count| {
-                    blocks.raise(first, count, by)
-                })?;
+                for &(first, count) in rows {
+                    self.blocks.raise(first, count, by)?;
+                }
             }
         }
         Ok(())
@@ -119,13 +122,12 @@ impl<'a, D: Disk> Settlement<'a, D> {
         let lowered: Vec<(HostCluster, u64)> = self.trees.lowered().collect();
         for part in lowered.chunks(self.tables.count_max()) {
             self.read_tables(part.iter().map(|&(table, _)| table)).await?;
-            for (index, &(table, by)) in part.iter().enumerate() {
-                let (bytes, blocks) = (self.tables.cluster(index), &mut self.blocks);
-                let freed = &mut self.freed;
-                for_each_named(self.image.geometry, bytes, |first, count| {
-                    blocks.lower(first, count, by, |cluster| note_freed(freed, cluster))
-                })?;
-                blocks.lower(table, 1, by, |cluster| note_freed(freed, cluster))?;
+            let mut freed = |cluster| note_freed(&mut self.freed, cluster);
+            for (&(table, by), rows) in part.iter().zip(self.named.tables()) {
+                for &(first, count) in rows {
+                    self.blocks.lower(first, count, by, &mut freed)?;
+                }
+                self.blocks.lower(table, 1, by, &mut freed)?;
             }
         }
         Ok(())
@@ -153,7 +155,7 @@ impl<'a, D: Disk> Settlement<'a, D> {
         Ok(())
     }
 
-    /// Reads tables into the batch, and the blocks that count them and what they name into memory.
+    /// Reads tables into the batch, finds what they name, and reads the blocks that count them and that into memory.
     async fn read_tables(
         &mut self,
         tables: impl Iterator<Item = HostCluster> + Clone,
@@ -172,12 +174,11 @@ impl<'a, D: Disk> Settlement<'a, D> {
                 }
             }
         };
+        self.named.clear();
         for (index, table) in tables.enumerate() {
             note(table, 1);
-            for_each_named(geometry, self.tables.cluster(index), |first, count| {
-                note(first, count);
-                Ok(())
-            })?;
+            let rows = self.named.add(geometry, self.tables.cluster(index))?;
+            rows.iter().for_each(|&(first, count)| note(first, count));
         }
         self.load_blocks(missing).await
     }
@@ -238,15 +239,20 @@ impl<'a, D: Disk> Settlement<'a, D> {
 
     async fn flag_tables(&mut self, tables: &[HostCluster]) -> Result<()> {
         for part in tables.chunks(self.tables.count_max()) {
-            match self.flags {
-                Flags::Clear => self.tables.read(self.image, part.iter().copied()).await?,
-                Flags::ByCount => self.read_tables(part.iter().copied()).await?,
+            let by_count = self.flags == Flags::ByCount;
+            let is_counted = |&table| !by_count || self.trees.changes(table);
+            if part.iter().all(is_counted) {
+                self.tables.read(self.image, part.iter().copied()).await?;
+            } else {
+                self.read_tables(part.iter().copied()).await?;
             }
             let mut changed = Vec::new();
             for (index, &table) in part.iter().enumerate() {
-                let by_count = self.flags == Flags::ByCount;
-                let is_single = |cluster| by_count && self.blocks.get(cluster) == 1;
-                if set_flags(self.image.geometry, self.tables.cluster_mut(index), is_single)? {
+                let fate = |first: HostCluster, count: ClusterCount| match self.flags {
+                    Flags::Clear => (count, false),
+                    Flags::ByCount => self.blocks.same_fate(first, count),
+                };
+                if set_flags(self.image.geometry, self.tables.cluster(index), fate)? {
                     check_table(self.image, table)?;
                     changed.push((index, table));
                 }
@@ -296,7 +302,7 @@ async fn write_blocks<D: Disk>(
             let Some(block) = meta.refs.block_at(*index as usize) else { continue };
             meta.check_writable()?;
             meta.regions.check_own(Kind::RefcountBlock, block, 1)?;
-            batch.cluster_mut(at).copy_from_slice(bytes);
+            batch.cluster(at).copy_from_slice(bytes);
             places.push((at, block));
         }
         batch.write(image, &places).await?;

@@ -2,10 +2,10 @@
 
 use crate::addr::{ClusterCount, Geometry, HostCluster};
 use crate::error::{Error, Result};
-use crate::meta::refs::{read_count, set_count};
+use crate::meta::refs::{USUAL_ORDER, read_count, set_count};
 
-/// log2 of the width of the counts of almost every image.
-const USUAL_ORDER: u32 = 4;
+/// Counts that are compared at once.
+const STRIDE: usize = 64;
 
 /// The blocks that a change touches, by their index in the refcount table.
 #[derive(Debug)]
@@ -52,21 +52,45 @@ impl Blocks {
         block.map_or(0, |block| read(&block.bytes, order, at))
     }
 
+    /// How many of the `count` clusters from `first` on, one at least, all count one, or all do not; and which. Their blocks
+    /// are in memory if there are any.
+    pub fn same_fate(&self, first: HostCluster, count: ClusterCount) -> (ClusterCount, bool) {
+        let single = self.get(first) == 1;
+        let at = self.geometry.index_in_refcount_block(first);
+        let here = count.min(self.geometry.refcounts_per_block() - at);
+        let index = self.geometry.refcount_block_index(first) as usize;
+        let usual = self.geometry.refcount_order() == USUAL_ORDER;
+        let Some(block) = self.blocks.get(index).and_then(Option::as_ref).filter(|_| usual) else {
+            let differs = |&i: &u64| (self.get(first.plus(i)) == 1) != single;
+            return ((1..here).find(differs).unwrap_or(here), single);
+        };
+        let counts = &block.bytes.as_chunks::<2>().0[at as usize..(at + here) as usize];
+        let differs = |count: &[u8; 2]| (*count == [0, 1]) != single;
+        // Without a way out halfway, many are looked at in one go.
+        let is_mixed = |part: &[[u8; 2]]| part.iter().fold(false, |any, c| any | differs(c));
+        let Some(stride) = counts.chunks(STRIDE).position(is_mixed) else { return (here, single) };
+        let start = stride * STRIDE;
+        let place = counts[start..].iter().position(differs);
+        (place.map_or(here, |place| (start + place) as u64), single)
+    }
+
     /// Raises the counts of `count` clusters from `first` on, which are referenced already.
     ///
     /// # Errors
     /// One counts zero (`Corrupt`), or the sum does not fit the image's counts (`Invalid`).
     pub fn raise(&mut self, first: HostCluster, count: ClusterCount, by: u64) -> Result<()> {
-        let max = self.geometry.refcount_max();
-        if self.raise_usual(first, count, by) {
-            return Ok(());
-        }
-        self.change(first, count, |cluster, count| {
-            let sum = count.checked_add(by).filter(|&sum| sum <= max);
-            sum.ok_or_else(|| {
-                let number = cluster.get();
-                let what = format!("the refcount of cluster {number} would exceed {max}");
-                Error::invalid(format!("{what}: the image needs wider refcounts"))
+        self.for_each_block(first, count, |blocks, first, count| {
+            if blocks.raise_usual(first, count, by) {
+                return Ok(());
+            }
+            let max = blocks.geometry.refcount_max();
+            blocks.change(first, count, |cluster, count| {
+                let sum = count.checked_add(by).filter(|&sum| sum <= max);
+                sum.ok_or_else(|| {
+                    let number = cluster.get();
+                    let what = format!("the refcount of cluster {number} would exceed {max}");
+                    Error::invalid(format!("{what}: the image needs wider refcounts"))
+                })
             })
         })
     }
@@ -92,11 +116,10 @@ impl Blocks {
         fit: impl Fn(u16) -> bool,
         change: impl Fn(u16) -> u16,
     ) -> bool {
-        let at = self.geometry.index_in_refcount_block(first);
-        let in_one = at + count <= self.geometry.refcounts_per_block();
-        if self.geometry.refcount_order() != USUAL_ORDER || !in_one {
+        if self.geometry.refcount_order() != USUAL_ORDER {
             return false;
         }
+        let at = self.geometry.index_in_refcount_block(first);
         let index = self.geometry.refcount_block_index(first) as usize;
         let Some(block) = self.blocks.get_mut(index).and_then(Option::as_mut) else { return false };
         let (counts, _) = block.bytes.as_chunks_mut::<2>();
@@ -124,22 +147,44 @@ impl Blocks {
         by: u64,
         mut freed: impl FnMut(HostCluster),
     ) -> Result<()> {
-        if self.lower_usual(first, count, by) {
-            return Ok(());
-        }
-        self.change(first, count, |cluster, count| {
-            let left = count.checked_sub(by).ok_or_else(|| {
-                let number = cluster.get();
-                let what = format!("cluster {number} has a refcount of {count} and loses {by}");
-                Error::corrupt(what)
-            })?;
-            if left == 0 {
-                freed(cluster);
+        self.for_each_block(first, count, |blocks, first, count| {
+            if blocks.lower_usual(first, count, by) {
+                return Ok(());
             }
-            Ok(left)
+            blocks.change(first, count, |cluster, count| {
+                let left = count.checked_sub(by).ok_or_else(|| {
+                    let number = cluster.get();
+                    let what = format!("cluster {number} has a refcount of {count} and loses {by}");
+                    Error::corrupt(what)
+                })?;
+                if left == 0 {
+                    freed(cluster);
+                }
+                Ok(left)
+            })
         })
     }
 
+    /// Divides a row where another block begins.
+    fn for_each_block(
+        &mut self,
+        first: HostCluster,
+        count: ClusterCount,
+        mut change: impl FnMut(&mut Self, HostCluster, ClusterCount) -> Result<()>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < count {
+            let first = first.plus(done);
+            let left =
+                self.geometry.refcounts_per_block() - self.geometry.index_in_refcount_block(first);
+            let here = left.min(count - done);
+            change(self, first, here)?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    /// Changes a row in one block.
     fn change(
         &mut self,
         first: HostCluster,
@@ -147,25 +192,19 @@ impl Blocks {
         mut change: impl FnMut(HostCluster, u64) -> Result<u64>,
     ) -> Result<()> {
         let order = self.geometry.refcount_order();
-        let mut done = 0;
-        while done < count {
-            let cluster = first.plus(done);
-            let index = self.geometry.refcount_block_index(cluster) as usize;
-            let at = self.geometry.index_in_refcount_block(cluster);
-            let here = (self.geometry.refcounts_per_block() - at).min(count - done);
-            let Some(block) = self.blocks.get_mut(index).and_then(Option::as_mut) else {
-                return Err(uncounted(cluster));
-            };
-            for (i, at) in (at as usize..(at + here) as usize).enumerate() {
-                let cluster = cluster.plus(i as u64);
-                match read(&block.bytes, order, at) {
-                    0 => return Err(uncounted(cluster)),
-                    count => write(&mut block.bytes, order, at, change(cluster, count)?),
-                }
+        let index = self.geometry.refcount_block_index(first) as usize;
+        let at = self.geometry.index_in_refcount_block(first) as usize;
+        let Some(block) = self.blocks.get_mut(index).and_then(Option::as_mut) else {
+            return Err(uncounted(first));
+        };
+        for (i, at) in (at..at + count as usize).enumerate() {
+            let cluster = first.plus(i as u64);
+            match read(&block.bytes, order, at) {
+                0 => return Err(uncounted(cluster)),
+                count => write(&mut block.bytes, order, at, change(cluster, count)?),
             }
-            block.changed = true;
-            done += here;
         }
+        block.changed = true;
         Ok(())
     }
 
@@ -252,6 +291,32 @@ mod tests {
             assert_eq!(blocks.changed().count(), 1);
             let raised: Vec<_> = blocks.raised().collect();
             assert_eq!(read_count(raised[0].1, order, 5), max, "order {order}");
+        }
+    }
+
+    #[test]
+    fn neighbours_of_one_fate_go_together() {
+        for order in 2..=6 {
+            let geometry = Geometry::new(12, order);
+            let mut bytes = vec![0; 4096];
+            for at in (10..300).filter(|at| *at != 200) {
+                set_count(&mut bytes, order, at, 1);
+            }
+            let mut blocks = Blocks::new(geometry, 2);
+            blocks.put(0, bytes);
+            for (first, count, expected) in [
+                (0, 50, (10, false)),
+                (10, 50, (50, true)),
+                (10, 500, (190, true)),
+                (200, 9, (1, false)),
+                (201, 999, (99, true)),
+                (300, 9, (9, false)),
+            ] {
+                assert_eq!(blocks.same_fate(cluster(first), count), expected, "order {order}");
+            }
+            let per_block = geometry.refcounts_per_block();
+            assert_eq!(blocks.same_fate(cluster(per_block - 3), 7), (3, false));
+            assert_eq!(blocks.same_fate(cluster(per_block + 3), 7), (7, false), "no block");
         }
     }
 

@@ -66,6 +66,11 @@ impl Trees {
         self.tables.iter().filter(|(_, table)| table.active).map(|(&cluster, _)| cluster)
     }
 
+    /// Whether the table in `cluster` gains or loses references.
+    pub fn changes(&self, cluster: HostCluster) -> bool {
+        self.tables.get(&cluster).is_some_and(|table| table.gain != 0)
+    }
+
     /// How many references the table in `cluster` loses.
     pub fn loss(&self, cluster: HostCluster) -> u64 {
         self.tables.get(&cluster).map_or(0, |table| table.gain.min(0).unsigned_abs())
