@@ -76,23 +76,31 @@ impl Counts {
         past(before.saturating_add(times)) - past(before)
     }
 
-    /// Counts each cluster of `clusters`, none of which lies behind the end of the file, once more; calls `passed` for
-    /// those that had reached `max` already.
+    /// Counts each cluster of `clusters`, none of which lies behind the end of the file, `times` more; tells `passed` how
+    /// many of them passed `max`, where any did.
     pub(in crate::engine) fn add_run(
         &self,
         clusters: Range<u64>,
+        times: u64,
         max: u64,
-        mut passed: impl FnMut(HostCluster),
+        mut passed: impl FnMut(HostCluster, u64),
     ) {
+        // Eight counts that are still zero are raised at once.
+        let eight = (times <= max && times < WIDE.into()).then(|| ONES * times);
+        let raise_eight = |at: u64| {
+            let is_word = at.is_multiple_of(LANES) && at + LANES <= clusters.end;
+            let raise = |eight| self.word(at).compare_exchange(0, eight, Relaxed, Relaxed);
+            is_word && eight.is_some_and(|eight| raise(eight).is_ok())
+        };
         let mut at = clusters.start;
         while at < clusters.end {
-            let is_word = at.is_multiple_of(LANES) && at + LANES <= clusters.end;
-            if is_word && self.word(at).compare_exchange(0, ONES, Relaxed, Relaxed).is_ok() {
+            if raise_eight(at) {
                 at += LANES;
                 continue;
             }
-            if self.add(HostCluster::new(at), 1, max) > 0 {
-                passed(HostCluster::new(at));
+            let excess = self.add(HostCluster::new(at), times, max);
+            if excess > 0 {
+                passed(HostCluster::new(at), excess);
             }
             at += 1;
         }
@@ -243,14 +251,20 @@ mod tests {
     fn a_run_counts_each_of_its_clusters() {
         let counts = Counts::new(100);
         let mut passed = Vec::new();
-        counts.add_run(3..30, 2, |cluster| passed.push(cluster.get()));
-        counts.add_run(8..17, 2, |cluster| passed.push(cluster.get()));
-        assert!(passed.is_empty());
-        counts.add_run(16..18, 2, |cluster| passed.push(cluster.get()));
-        assert_eq!(passed, [16]);
+        let mut note = |cluster: HostCluster, excess| passed.push((cluster.get(), excess));
+        counts.add_run(3..30, 1, 2, &mut note);
+        counts.add_run(8..17, 1, 2, &mut note);
+        counts.add_run(16..18, 1, 2, &mut note);
+        counts.add_run(40..48, 2, 2, &mut note);
+        counts.add_run(48..56, 3, 2, &mut note);
+        assert_eq!(passed[0], (16, 1));
+        assert_eq!(passed[1..], (48..56).map(|at| (at, 1)).collect::<Vec<_>>());
         let of = |at| counts.get(HostCluster::new(at));
         assert_eq!([of(2), of(3), of(8), of(16), of(17), of(18), of(30)], [0, 1, 2, 3, 2, 1, 0]);
         assert_eq!(counts.eight(16), 0x0101_0101_0101_0203);
+        assert_eq!((counts.eight(40), counts.eight(48)), (2 * ONES, 3 * ONES));
+        counts.add_run(64..72, 300, u64::MAX, |_, _| ());
+        assert_eq!((of(64), of(71), of(72)), (300, 300, 0));
     }
 
     #[test]
@@ -287,7 +301,7 @@ mod tests {
         let counts = Counts::new(64);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..200).for_each(|_| counts.add_run(0..64, 900, |_| ())));
+                scope.spawn(|| (0..200).for_each(|_| counts.add_run(0..64, 1, 900, |_, _| ())));
             }
         });
         for cluster in 0..64 {

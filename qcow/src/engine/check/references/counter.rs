@@ -64,12 +64,12 @@ impl<'c> Counter<'c> {
         }
     }
 
-    /// Counts each of `clusters` once; they lie in the file.
-    pub(in super::super) fn count_run(&mut self, clusters: Range<u64>) {
+    /// Counts each of `clusters`, which lie in the file, `times`.
+    pub(in super::super) fn count_run(&mut self, clusters: Range<u64>, times: u64) {
         let (geometry, found) = (self.geometry, &mut self.found);
-        self.counts.add_run(clusters, geometry.refcount_max(), |cluster| {
+        self.counts.add_run(clusters, times, geometry.refcount_max(), |cluster, excess| {
             let offset = geometry.host_start(cluster).get();
-            found.push((Finding::Fault(Fault::CountOverflow { offset }), 1));
+            found.push((Finding::Fault(Fault::CountOverflow { offset }), excess));
         });
     }
 

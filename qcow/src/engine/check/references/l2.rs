@@ -78,8 +78,7 @@ impl Scan<'_, '_> {
             && offset != 0
             && geometry.is_cluster_aligned(offset)
             && !self.rules.format.extended
-            && !self.rules.format.data_file
-            && self.uses.total == 1;
+            && !self.rules.format.data_file;
         if !is_plain {
             return 0;
         }
@@ -102,7 +101,7 @@ impl Scan<'_, '_> {
         if !self.layout.flags_in_doubt {
             self.layout.flags_in_doubt = !self.stored.are_single(&clusters, is_copied(first));
         }
-        self.counter.count_run(clusters);
+        self.counter.count_run(clusters, self.uses.total);
     }
 
     fn take(&mut self, entry: LooseL2, index: u64) {
