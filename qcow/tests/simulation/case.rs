@@ -77,6 +77,8 @@ pub struct Shape {
     /// log2 of the refcount width.
     pub refcount_order: u32,
     pub version3: bool,
+    /// With extended L2 entries: mapped by the subcluster.
+    pub extended: bool,
     pub start: Start,
 }
 
@@ -135,12 +137,17 @@ impl Shape {
         matches!(self.start, Start::External(_) | Start::RawExternal(_))
     }
 
+    /// Sectors of the smallest piece that is mapped on its own.
+    fn mapped_sectors(&self) -> u64 {
+        if self.extended { self.cluster_sectors() / 32 } else { self.cluster_sectors() }
+    }
+
     /// The sectors that a discard of this range may change, on a disk of `size` sectors.
-    pub fn whole_clusters(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
-        let cluster = self.cluster_sectors();
-        let first = at.next_multiple_of(cluster);
+    pub fn discarded(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
+        let piece = self.mapped_sectors();
+        let first = at.next_multiple_of(piece);
         let end = at + count;
-        let end = if end == size { end } else { end / cluster * cluster };
+        let end = if end == size { end } else { end / piece * piece };
         first..end.max(first)
     }
 
@@ -155,9 +162,15 @@ impl Shape {
         !self.version3 && self.start == Start::Snapshot
     }
 
-    /// Version 2 knows one refcount width only and no external data, and narrow counts cannot count a snapshot.
+    /// Version 2 knows one refcount width only, no external data and no extended entries, and narrow counts cannot count a
+    /// snapshot. Clusters of 16 KiB are the smallest ones with subclusters, of a sector each; images with an external data
+    /// file and extended entries are not written to.
     fn sound(mut self) -> Self {
-        self.version3 |= self.is_external();
+        self.extended &= !self.is_external();
+        if self.extended {
+            self.cluster_bits = self.cluster_bits % 2 + 14;
+        }
+        self.version3 |= self.is_external() || self.extended;
         if !self.version3 {
             self.refcount_order = 4;
         }
@@ -261,8 +274,9 @@ fn any_case(
     sizes: BoxedStrategy<u64>,
     count: std::ops::Range<usize>,
 ) -> impl Strategy<Value = Case> {
-    let shape = shape.prop_map(|(size, cluster_bits, refcount_order, version3, start)| {
-        Shape { size, cluster_bits, refcount_order, version3, start }.sound()
+    let shape = (shape, prop::bool::weighted(0.2)).prop_map(|(shape, extended)| {
+        let (size, cluster_bits, refcount_order, version3, start) = shape;
+        Shape { size, cluster_bits, refcount_order, version3, extended, start }.sound()
     });
     let ops = prop::collection::vec(any_op(lengths, sizes), count);
     (any::<u32>(), shape, depth, cache, ops).prop_map(|(seed, shape, depth, cache, ops)| Case {
@@ -388,11 +402,15 @@ impl FromStr for Start {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape { size, cluster_bits, refcount_order, version3, start } = self.shape;
+        let Shape { size, cluster_bits, refcount_order, version3, extended, start } = self.shape;
         let version = if version3 { 3 } else { 2 };
+        let entries = if extended { " entries=extended" } else { "" };
         let Self { seed, depth, cache, .. } = self;
         write!(f, "seed={seed} start={start} size={size} cluster={cluster_bits} ")?;
-        write!(f, "refcount={refcount_order} version={version} depth={depth} cache={cache}")?;
+        write!(
+            f,
+            "refcount={refcount_order} version={version}{entries} depth={depth} cache={cache}"
+        )?;
         self.ops.iter().try_for_each(|op| write!(f, " {op}"))
     }
 }
@@ -420,6 +438,7 @@ impl FromStr for Case {
                 "cluster" => case.shape.cluster_bits = number(value)? as u32,
                 "refcount" => case.shape.refcount_order = number(value)? as u32,
                 "version" => case.shape.version3 = value == "3",
+                "entries" => case.shape.extended = value == "extended",
                 "depth" => case.depth = number(value)? as usize,
                 "cache" => case.cache = number(value)?,
                 _ => return Err(format!("a case has no '{name}'")),
@@ -432,7 +451,14 @@ impl FromStr for Case {
 impl Case {
     /// A small case without requests.
     pub fn plain(start: Start) -> Self {
-        let shape = Shape { size: 16, cluster_bits: 10, refcount_order: 4, version3: true, start };
+        let shape = Shape {
+            size: 16,
+            cluster_bits: 10,
+            refcount_order: 4,
+            version3: true,
+            extended: false,
+            start,
+        };
         Self { seed: 1, shape, depth: 1, cache: 1 << 20, ops: Vec::new() }
     }
 }
@@ -443,8 +469,8 @@ fn number(text: &str) -> Result<u64, String> {
 
 #[test]
 fn a_case_is_written_and_read_back() {
-    let text = "seed=9 start=backing:5 size=33 cluster=9 refcount=1 version=3 depth=4 cache=0 \
-                w1+2 z0+4 u4+4 d8+8 c0+2 r0+16 flush s40 reopen kill recover";
+    let text = "seed=9 start=backing:5 size=33 cluster=14 refcount=1 version=3 entries=extended \
+                depth=4 cache=0 w1+2 z0+4 u4+4 d8+8 c0+2 r0+16 flush s40 reopen kill recover";
     let case: Case = text.parse().expect("a case");
     assert_eq!(case.to_string(), text);
     assert_eq!(case.ops.len(), 11);

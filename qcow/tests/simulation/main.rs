@@ -6,12 +6,12 @@
 //!   used and closed; QEMU looks at a sample ([`qemu`]).
 //! * [`sequences`]: every sequence of two requests, with power cuts at every event.
 //! * [`faults`]: a fault at every operation of a case.
-//! * [`snapshots`]: internal snapshots come, go and become the disk, with power cuts at every event.
-//!
+//! * [`snapshots`]: internal snapshots come, go and become the disk, with power cuts at every event;
+//!   [`snapshot_faults`]: with a fault at every operation.
 //! * `bugs` (with the feature `seeded-bugs`): bugs that engines have really had, each to be found by one of the above.
 //!
 //! Every case is a line of text that says all. What fails is made small, and the command that repeats it is printed.
-//! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them, `SIMULATION_PART=20` one in 20.
+//! `SIMULATION_SEED` chooses other cases, `SOAK_FACTOR` more of them, `SIMULATION_SHARE=20` one in 20.
 
 #[cfg(feature = "seeded-bugs")]
 mod bugs;
@@ -29,5 +29,6 @@ mod regressions;
 mod schedules;
 mod sequences;
 mod shrink;
+mod snapshot_faults;
 mod snapshots;
 mod start;

@@ -30,6 +30,8 @@ const CASES_SOAK: u64 = 20_000;
 /// Cases that a seeded bug may take to be found.
 #[cfg(feature = "seeded-bugs")]
 const BUG_CASES: u64 = 400;
+/// Most requests of a case.
+const STEPS_MAX: u64 = 10;
 /// States of a moment that are looked at, at most.
 const STATES: u64 = 6;
 /// One event in so many is looked at again while a state is being used.
@@ -41,13 +43,13 @@ const SNAPSHOTS_MAX: usize = 2;
 
 /// All that an image holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Content {
+pub struct Content {
     disk: Vec<u64>,
     snapshots: Vec<Vec<u64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub enum Step {
     Write { at: u64, count: u64 },
     Discard { at: u64, count: u64 },
     Resize(u64),
@@ -58,7 +60,7 @@ enum Step {
 
 /// The request under way, and what the image holds before and after it.
 #[derive(Clone, Debug)]
-struct Moment {
+pub struct Moment {
     step: Option<Step>,
     before: Content,
     after: Content,
@@ -111,8 +113,10 @@ fn shape_of(random: &mut Random) -> Shape {
     };
     let version3 = random.below(3) > 0;
     let refcount_order = if version3 { pick(random, &[4, 3, 2, 6]) as u32 } else { 4 };
-    let cluster_bits = pick(random, &[9, 9, 10, 12]) as u32;
-    Shape { size: pick(random, &[16, 57]), cluster_bits, refcount_order, version3, start }
+    let extended = version3 && random.below(5) == 0;
+    let cluster_bits = if extended { 14 } else { pick(random, &[9, 9, 10, 12]) as u32 };
+    let size = pick(random, &[16, 57]);
+    Shape { size, cluster_bits, refcount_order, version3, extended, start }
 }
 
 fn step_of(random: &mut Random, shape: &Shape, now: &Content) -> Step {
@@ -138,7 +142,7 @@ fn after(step: Step, shape: &Shape, now: &Content, stamp: u64) -> Content {
             (at..at + count).for_each(|s| next.disk[s as usize] = stamp | s);
         }
         Step::Discard { at, count } => {
-            let sectors = shape.whole_clusters(at, count, now.disk.len() as u64);
+            let sectors = shape.discarded(at, count, now.disk.len() as u64);
             let bare = shape.backing().is_some() && !shape.version3;
             for sector in sectors.filter(|_| !bare) {
                 next.disk[sector as usize] = 0;
@@ -193,51 +197,94 @@ async fn content_of(gate: &SimGate) -> Content {
     Content { disk, snapshots }
 }
 
-/// Runs the case of `seed`; how many states were looked at.
-fn run(seed: u64, qemu: bool) -> u64 {
-    let mut random = Random::new(seed ^ 0x5a9);
-    let shape = shape_of(&mut random);
-    let world = World::new(seed);
-    let gate = files(&shape).put_into(&world);
-    let written: Vec<u64> = (0..shape.size).map(|sector| initial(&shape, sector)).collect();
-    let snapshots = if shape.start == Start::Snapshot { vec![written.clone()] } else { Vec::new() };
-    let moment = RefCell::new(Moment::at_rest(Content { disk: written, snapshots }));
-    let looker =
-        Looker { shape, qemu, states: Cell::new(0), random: RefCell::new(Random::new(seed)) };
-    let steps = async {
-        let mut image = open(&gate, 1 << 20).await.expect("open");
-        for number in 1..=4 + random.below(4) {
-            let now = moment.borrow().before.clone();
-            let (step, stamp) = (step_of(&mut random, &shape, &now), number << 32);
-            *moment.borrow_mut() =
-                Moment { step: Some(step), after: after(step, &shape, &now, stamp), before: now };
-            let mut after = moment.borrow().after.clone();
-            match carry_out(&image, step, stamp).await {
-                Ok(()) => {}
-                // Compressed clusters share a cluster of the file, and narrow counts cannot count them all.
-                Err(e) if e.kind() == ErrorKind::Invalid && shape.refcount_order < 4 => {
-                    after = moment.borrow().before.clone();
-                }
-                Err(e) => panic!("{step:?}: {e}"),
-            }
-            after.disk = read(&image, 0, image.virtual_size() / SECTOR).await.expect("read");
-            moment.borrow().check(&after);
-            *moment.borrow_mut() = Moment::at_rest(after);
+/// The case of a seed: an image, and what is done to it.
+pub struct Scene {
+    seed: u64,
+    shape: Shape,
+    pub world: World,
+    pub gate: SimGate,
+    pub moment: RefCell<Moment>,
+}
+
+impl Scene {
+    pub fn new(seed: u64) -> Self {
+        let shape = shape_of(&mut Random::new(seed ^ 0x5a9));
+        let world = World::new(seed);
+        let gate = files(&shape).put_into(&world);
+        let disk: Vec<u64> = (0..shape.size).map(|sector| initial(&shape, sector)).collect();
+        let snapshots =
+            if shape.start == Start::Snapshot { vec![disk.clone()] } else { Vec::new() };
+        let moment = RefCell::new(Moment::at_rest(Content { disk, snapshots }));
+        Self { seed, shape, world, gate, moment }
+    }
+
+    /// Does up to `count_max` things to the image, one after the other, and closes it.
+    ///
+    /// # Errors
+    /// The first one that the image tells of.
+    pub async fn play(&self, count_max: u64) -> qcow::Result<()> {
+        let mut random = Random::new(self.seed ^ 0x57e9);
+        let mut image = open(&self.gate, 1 << 20).await?;
+        for number in 1..=1 + random.below(count_max) {
+            self.do_one(&image, &mut random, number << 32).await?;
             if random.below(4) == 0 {
-                image.close().await.expect("close");
-                image = open(&gate, 1 << 20).await.expect("open");
+                image.close().await?;
+                image = open(&self.gate, 1 << 20).await?;
             }
         }
-        image.close().await.expect("close");
-    };
-    world.run(steps, || looker.cut(&gate, &moment.borrow(), true)).expect("nothing hangs");
-    let found = world.block_on(content_of(&gate));
-    moment.borrow().check(&found);
-    expect_clean(&world, &gate);
+        image.close().await
+    }
+
+    async fn do_one(
+        &self,
+        image: &Image<SimDisk>,
+        random: &mut Random,
+        stamp: u64,
+    ) -> qcow::Result<()> {
+        let now = self.moment.borrow().before.clone();
+        let step = step_of(random, &self.shape, &now);
+        *self.moment.borrow_mut() =
+            Moment { step: Some(step), after: after(step, &self.shape, &now, stamp), before: now };
+        let mut after = self.moment.borrow().after.clone();
+        match carry_out(image, step, stamp).await {
+            Ok(()) => {}
+            // Compressed clusters share a cluster of the file, and narrow counts cannot count them all.
+            Err(e) if e.kind() == ErrorKind::Invalid && self.shape.refcount_order < 4 => {
+                after = self.moment.borrow().before.clone();
+            }
+            Err(e) => return Err(e.context(format!("{step:?}"))),
+        }
+        after.disk = read(image, 0, image.virtual_size() / SECTOR).await?;
+        self.moment.borrow().check(&after);
+        *self.moment.borrow_mut() = Moment::at_rest(after);
+        Ok(())
+    }
+
+    pub fn looker(&self, qemu: bool) -> Looker {
+        let random = RefCell::new(Random::new(self.seed));
+        Looker { shape: self.shape, qemu, states: Cell::new(0), random }
+    }
+
+    /// Panics unless the image, which was closed, is clean and holds what it is to hold.
+    pub fn expect_closed(&self) {
+        let found = self.world.block_on(content_of(&self.gate));
+        self.moment.borrow().check(&found);
+        expect_clean(&self.world, &self.gate);
+    }
+}
+
+/// Runs the case of `seed` with power cuts at every event; how many states were looked at.
+fn run(seed: u64, qemu: bool) -> u64 {
+    let scene = Scene::new(seed);
+    let looker = scene.looker(qemu);
+    let observe = || looker.cut(&scene.gate, &scene.moment.borrow(), true);
+    let played = scene.world.run(scene.play(STEPS_MAX), observe);
+    played.expect("nothing hangs").unwrap_or_else(|e| panic!("{e}"));
+    scene.expect_closed();
     looker.states.get()
 }
 
-struct Looker {
+pub struct Looker {
     shape: Shape,
     qemu: bool,
     states: Cell<u64>,
@@ -246,7 +293,7 @@ struct Looker {
 
 impl Looker {
     /// Looks at what a power cut at this moment may leave.
-    fn cut(&self, gate: &SimGate, moment: &Moment, first: bool) {
+    pub fn cut(&self, gate: &SimGate, moment: &Moment, first: bool) {
         let cut = Cut::now(gate);
         let wanted = if first { STATES } else { 1 };
         for index in 0..cut.count().min(wanted) {
@@ -258,7 +305,8 @@ impl Looker {
         }
     }
 
-    fn examine(&self, files: &Files, moment: &Moment, first: bool) {
+    /// Looks at an image that was left like that: it is opened, repaired and closed, and keeps what it holds.
+    pub fn examine(&self, files: &Files, moment: &Moment, first: bool) {
         self.states.set(self.states.get() + 1);
         let world = World::new(self.states.get());
         let gate = files.clone().put_into(&world);

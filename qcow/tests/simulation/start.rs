@@ -115,6 +115,7 @@ pub fn options(shape: &Shape) -> CreateOptions {
         version: if shape.version3 { Version::V3 } else { Version::V2 },
         cluster_bits: shape.cluster_bits,
         refcount_order: shape.refcount_order,
+        extended_l2: shape.extended,
         backing: shape.backing().map(|_| ("backing".into(), Some("raw".into()))),
         data_file: shape.is_external().then(|| DataFileOptions {
             name: "data".into(),
@@ -130,9 +131,10 @@ fn by_qemu(shape: &Shape) -> Content {
     std::fs::write(&raw, bytes(shape, shape.size)).expect("write");
     let compat = if shape.version3 { "1.1" } else { "0.10" };
     let options = format!(
-        "cluster_size={},refcount_bits={},compat={compat}",
+        "cluster_size={},refcount_bits={},compat={compat},extended_l2={}",
         1 << shape.cluster_bits,
-        1 << shape.refcount_order
+        1 << shape.refcount_order,
+        if shape.extended { "on" } else { "off" }
     );
     let compress: &[&str] = if shape.start == Start::Compressed { &["-c"] } else { &[] };
     qemu_img(
