@@ -92,6 +92,10 @@ pub enum Bug {
     ReusedTakenForFresh,
     /// A cluster is mapped before its data has been written.
     LinkedBeforeWritten,
+    /// Where a part of a cluster is filled, others that were filled meanwhile are forgotten.
+    SubclustersForgotten,
+    /// A cluster of which a part is filled counts as filled as a whole.
+    SubclustersTakenForFilled,
     /// A discard lets the backing file show through (qcow2-rs).
     DiscardShowsBacking,
     /// Zeroing where nothing is mapped lets the backing file show through (Cloud Hypervisor 8245).

@@ -8,7 +8,7 @@ use super::{Asked, Meta};
 use crate::addr::{Geometry, GuestCluster, GuestOffset, HostCluster, HostOffset, L1Index};
 use crate::error::Result;
 use crate::format::entry::{Mapping, Owned};
-use crate::format::subcluster::Subcluster;
+use crate::format::subcluster::{Subcluster, Subclusters};
 use crate::seeded_bugs::Bug;
 
 /// The next step of a write.
@@ -430,7 +430,7 @@ impl Meta {
                 Mapping::Compressed(_) => Mapping::Data(place),
                 old => {
                     let filled = held.part(geometry, i, filled);
-                    Mapping::of_subclusters(Some(place), old.subclusters().with_allocated(filled))
+                    Mapping::of_subclusters(Some(place), with_filled(old.subclusters(), filled))
                 }
             };
             self.relink(geometry, held.slot(i), new, false);
@@ -564,6 +564,17 @@ pub(super) fn left_in_slice(geometry: Geometry, slot: Slot) -> u64 {
 /// The part of `span` up to the end of `limit`, in which it starts.
 fn part_of(span: Span, limit: Span) -> Span {
     span.truncated(limit.end().distance_from(span.first))
+}
+
+/// What the subclusters of a cluster are once those in `filled` are filled.
+fn with_filled(before: Subclusters, filled: Range<u32>) -> Subclusters {
+    if Bug::SubclustersTakenForFilled.is_seeded() {
+        return Subclusters::ALLOCATED;
+    }
+    if Bug::SubclustersForgotten.is_seeded() {
+        return Subclusters::UNALLOCATED.with_allocated(filled);
+    }
+    before.with_allocated(filled)
 }
 
 fn cluster_of(mapping: Mapping) -> Option<HostCluster> {

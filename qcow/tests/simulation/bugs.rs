@@ -79,6 +79,8 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::CopyOnWriteForgets, Schedules),
     (Bug::ReusedTakenForFresh, Schedules),
     (Bug::LinkedBeforeWritten, PowerCuts),
+    (Bug::SubclustersForgotten, Schedules),
+    (Bug::SubclustersTakenForFilled, Schedules),
     (Bug::DiscardShowsBacking, Schedules),
     (Bug::ZeroingShowsBacking, Schedules),
     (Bug::ShortBackingRead, Schedules),
