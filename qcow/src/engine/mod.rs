@@ -1,4 +1,4 @@
-//! The verbs: open, create, read, write (compressed, too), zero, discard, flush, map, resize, check, close.
+//! The verbs: open, create, read, write (compressed, too), zero, discard, flush, map, resize, check, compact, close.
 //!
 //! An [`Image`] is a chain of [`layer::Layer`]s over [`Disk`]s. Requests are straight-line `async` code; what they know
 //! about tables they ask of [`crate::meta`], which never waits, and what is missing there they load. Any number of

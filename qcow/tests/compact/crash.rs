@@ -1,7 +1,10 @@
 //! The power is cut at every event of a compaction: every layer shows what it showed, nothing is corrupt, and once the image
 //! has been opened and closed nothing is leaked.
 
+use std::path::Path;
+
 use qcow::disk::sim::{Content, Random, World};
+use qcow::engine::check::{Repair, check};
 
 use crate::images::Made;
 use crate::layers::{Layers, look, open_to_write, write_all};
@@ -23,6 +26,15 @@ fn a_cut_leaves_the_same_layers() {
     assert!(states > 40 * IMAGES);
 }
 
+#[test]
+fn a_cut_leaves_the_same_layers_where_the_mark_is_new() {
+    let (mut states, images) = (0, IMAGES / 3);
+    each_seed(images, "a_cut_leaves_the_same_layers_where_the_mark_is_new", |seed| {
+        states += cut_off(&Made::small(seed).without_mark(), seed);
+    });
+    assert!(states > 40 * images);
+}
+
 /// Cuts the compaction off at every event; how many states were looked at.
 fn cut_off(made: &Made, seed: u64) -> u64 {
     println!("{made:?}");
@@ -37,7 +49,7 @@ fn cut_off(made: &Made, seed: u64) -> u64 {
             states += 1;
         }
     };
-    let done = world.run(compact_image(&disk), &mut look).unwrap();
+    let done = world.run(compact_image(&disk, seed), &mut look).unwrap();
     done.unwrap();
     look();
     states
@@ -50,6 +62,10 @@ fn must_be_whole(content: Content, made: &Made, written: bool) {
         let summary = look(&disk).await;
         assert_eq!((summary.corruptions, summary.check_errors), (0, 0), "{summary:?}");
         assert!(Layers::read(&disk).await == made.layers, "a layer has changed");
+        // Where there is no room for a mark, and before it is there, nothing tells of leaks.
+        if !made.is_marked {
+            check(&disk, Path::new("image"), Repair::Leaks, &mut |_| ()).await.unwrap();
+        }
         let image = open_to_write(&disk).await.unwrap();
         image.recover_leaks(&false.into()).await.unwrap();
         image.close().await.unwrap();

@@ -34,7 +34,7 @@ fn is_refused(made: &Made, seed: u64) -> bool {
     let disk = world.add_content(Content::from_bytes(&bytes));
     world.block_on(async {
         let before = Layers::try_read(&disk).await.ok();
-        match compact_image(&disk).await {
+        match compact_image(&disk, seed).await {
             Ok(_) => {
                 assert!(Layers::try_read(&disk).await.ok() == before, "a layer has changed");
                 assert!(look(&disk).await.is_clean());

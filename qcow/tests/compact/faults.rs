@@ -34,7 +34,7 @@ fn befall(made: &Made, seed: u64, operation: u64, fault: Fault) -> Option<bool> 
     let world = World::new(seed);
     let disk = world.add_content(made.content.clone());
     world.inject(operation, fault);
-    let compacted = world.block_on(compact_image(&disk));
+    let compacted = world.block_on(compact_image(&disk, seed));
     if world.operations() <= operation {
         return None;
     }
@@ -47,7 +47,7 @@ fn befall(made: &Made, seed: u64, operation: u64, fault: Fault) -> Option<bool> 
         let summary = look(&disk).await;
         assert_eq!((summary.corruptions, summary.check_errors), (0, 0), "{summary:?}");
         assert!(Layers::read(&disk).await == made.layers, "operation {operation}, {fault:?}");
-        compact_image(&disk).await.unwrap();
+        compact_image(&disk, seed).await.unwrap();
         assert!(Layers::read(&disk).await == made.layers, "operation {operation}, {fault:?}");
         assert!(look(&disk).await.is_clean());
     });

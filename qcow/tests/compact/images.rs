@@ -9,6 +9,7 @@ use qcow::disk::sim::{Content, Random, SimDisk, World};
 use qcow::engine::{CreateOptions, Image, SnapshotChoice, create};
 use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
+use qcow::format::mark::MARK_TYPE;
 
 use crate::layers::{Layers, open_to_write};
 
@@ -19,6 +20,8 @@ pub struct Made {
     pub geometry: Geometry,
     /// Whether it may have units of several clusters.
     pub has_runs: bool,
+    /// Whether it has the close mark from the start.
+    pub is_marked: bool,
     recipe: Recipe,
 }
 
@@ -74,6 +77,18 @@ impl Made {
         Self::of_size(seed, 24, 16)
     }
 
+    /// The image as a program leaves it that does not know the close mark, which is an extension like any other to it.
+    pub fn without_mark(mut self) -> Self {
+        let mut bytes = self.content.to_vec();
+        let cluster0 = self.geometry.cluster_size() as usize;
+        let is_mark = |at: &usize| bytes[*at..*at + 4] == MARK_TYPE.to_be_bytes();
+        let at = (0..cluster0 - 4).step_by(8).find(is_mark).unwrap();
+        bytes[at + 3] = 0xff;
+        self.content = Content::from_bytes(&bytes);
+        self.is_marked = false;
+        self
+    }
+
     fn of_size(seed: u64, clusters_max: u64, length_max: u64) -> Self {
         let mut random = Random::new(seed);
         let recipe = Recipe::random(&mut random, clusters_max, length_max);
@@ -88,7 +103,7 @@ impl Made {
         let geometry = Geometry::new(options.cluster_bits, options.refcount_order)
             .with_extended_l2(options.extended_l2);
         let has_runs = recipe.packs;
-        Self { content: disk.content(), layers, geometry, has_runs, recipe }
+        Self { content: disk.content(), layers, geometry, has_runs, is_marked: true, recipe }
     }
 }
 

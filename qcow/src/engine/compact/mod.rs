@@ -45,6 +45,9 @@ use super::check::parts::{StoredCounts, set_clean, sync};
 use layout::Layout;
 use plan::Plan;
 
+/// Clusters that move in one go. Each go costs a walk of all tables, and its moves memory.
+const CLUSTERS_MAX: u64 = 1 << 20;
+
 /// What a compaction has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compaction {
@@ -96,19 +99,35 @@ pub async fn compact<D: Disk>(
     path: &Path,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Compaction> {
-    compact_unnamed(crew, disk, path, progress).await.map_err(|e| e.in_file(path))
+    compact_in_goes(crew, disk, path, CLUSTERS_MAX, progress).await
+}
+
+/// As [`compact`], with at most `clusters_max` clusters moving in one go. What moves as a whole and is larger stays.
+///
+/// # Errors
+/// As [`compact`].
+pub async fn compact_in_goes<D: Disk>(
+    crew: Crew,
+    disk: &D,
+    path: &Path,
+    clusters_max: u64,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Compaction> {
+    let compacted = compact_unnamed(crew, disk, path, clusters_max, progress).await;
+    compacted.map_err(|e| e.in_file(path))
 }
 
 async fn compact_unnamed<D: Disk>(
     crew: Crew,
     disk: &D,
     path: &Path,
+    clusters_max: u64,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Compaction> {
     let before = FileSize::of(disk)?;
     let survey = prepare::survey(crew, disk, path).await?;
     let layout = Layout::of(survey).await?;
-    let mut run = Run { layout, announced: false, clusters_moved: 0, progress };
+    let mut run = Run { layout, clusters_max, announced: false, clusters_moved: 0, progress };
     let compacted = run.run().await;
     if let Err(error) = compacted {
         if run.announced {
@@ -123,6 +142,8 @@ async fn compact_unnamed<D: Disk>(
 
 struct Run<'r, 'd, D> {
     layout: Layout<'d, D>,
+    /// Clusters that may move in one go.
+    clusters_max: u64,
     /// Whether the header says that the image is being changed.
     announced: bool,
     clusters_moved: u64,
@@ -157,7 +178,7 @@ impl<D: Disk> Run<'_, '_, D> {
 
     /// Moves as many clusters as go at a time; whether there were any.
     async fn move_some(&mut self, total: u64) -> Result<bool> {
-        let plan = Plan::make(&mut self.layout);
+        let plan = Plan::make(&mut self.layout, self.clusters_max);
         let clusters: u64 = plan.all().map(|run| run.len).sum();
         if clusters == 0 {
             return Ok(false);

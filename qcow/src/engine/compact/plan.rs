@@ -10,9 +10,6 @@ use super::moves::{Move, Moves, Stage};
 use crate::addr::HostCluster;
 use crate::disk::Disk;
 
-/// Most clusters that move in one go. Each go costs a walk of all tables, and its moves memory.
-const CLUSTERS_MAX: u64 = 1 << 20;
-
 /// What is to move in one go.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -22,13 +19,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans the next moves, and counts them in `layout` as if the clusters were in use at both places.
-    pub(super) fn make<D: Disk>(layout: &mut Layout<'_, D>) -> Self {
+    /// Plans the next moves, of at most `clusters_max` clusters, and counts them in `layout` as if the clusters were in use at both places.
+    pub(super) fn make<D: Disk>(layout: &mut Layout<'_, D>, clusters_max: u64) -> Self {
         let mut planner = Planner {
             used: layout.counts.used_in(0..layout.counts.len()).count() as u64,
             layout,
             plan: Self::default(),
-            left: CLUSTERS_MAX,
+            left: clusters_max,
             moved: HashSet::new(),
             searched: BTreeMap::new(),
         };
