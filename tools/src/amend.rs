@@ -1,6 +1,7 @@
 //! `qcow amend`: what of an image's options can be changed after it was made.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use qcow::disk::uring::block_on;
@@ -75,7 +76,11 @@ pub fn run(args: &Args) -> Outcome {
     }
     let help = keyval::asks_for_help(&args.options);
     if help && let Some(format) = args.image.format() {
-        return tell_options(image::parse_new_format(format)?);
+        return match image::parse_new_format(format) {
+            Ok(format) => tell_options(format),
+            Err(_) if image::is_known_driver(format) => Err(not_amendable(format)),
+            Err(unknown) => Err(unknown),
+        };
     }
     let [path] = args.files.as_slice() else {
         return Err(Failure::new("Expecting one image file name"));
@@ -109,7 +114,7 @@ fn tell_options(format: Format) -> Outcome {
     Ok(())
 }
 
-fn not_amendable(format: Format) -> Failure {
+fn not_amendable(format: impl Display) -> Failure {
     Failure::new(format!("Format driver '{format}' does not support option amendment"))
 }
 

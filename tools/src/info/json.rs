@@ -7,7 +7,7 @@ use qcow::format::snapshot::SnapshotEntry;
 use serde_json::{Map, Value, json};
 
 use super::describe::Description;
-use super::human::{encryption_name, flag_names};
+use super::human::{encryption_name, flag_names, until_nul};
 
 /// All of it.
 pub fn to_json(image: &Description) -> Value {
@@ -69,8 +69,8 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
 /// An internal snapshot, with the keys that `info` uses.
 pub fn snapshot(entry: &SnapshotEntry) -> Value {
     let mut object = object(json!({
-        "id": entry.id.to_string_lossy(),
-        "name": entry.name.to_string_lossy(),
+        "id": until_nul(&entry.id),
+        "name": until_nul(&entry.name),
         "vm-state-size": entry.vm_state_size,
         "date-sec": entry.date_seconds,
         "date-nsec": entry.date_nanoseconds,

@@ -1,6 +1,6 @@
 //! `info`, for people and as JSON.
 
-use crate::tool::{Pair, damage};
+use crate::tool::{Pair, Tool, damage};
 
 const SETUP: &str = "
     img create -q -f qcow2 a.qcow2 10M
@@ -88,5 +88,22 @@ fn the_dirty_and_corrupt_bits_are_told() {
         damage(&pair, "a.qcow2", 79, &[bits]);
         pair.same_img("info a.qcow2");
         pair.same_json("info --output=json a.qcow2");
+    }
+}
+
+#[test]
+fn names_of_snapshots_end_at_a_zero_byte() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 a.qcow2 1M
+         img snapshot -c abcdef a.qcow2",
+    );
+    let path = pair.ours().join("a.qcow2");
+    let mut bytes = std::fs::read(&path).expect("an image");
+    let at = bytes.windows(6).position(|bytes| bytes == b"abcdef").expect("the name");
+    bytes[at + 3] = 0;
+    std::fs::write(&path, bytes).expect("write");
+    for line in ["info a.qcow2", "info --output=json a.qcow2", "snapshot -l a.qcow2"] {
+        let [ours, theirs] = [Tool::Ours, Tool::Theirs].map(|tool| tool.img(pair.ours(), line));
+        assert_eq!(ours, theirs, "{line}");
     }
 }
