@@ -74,6 +74,8 @@ pub struct Opening<'a> {
     pub discard: Discard,
     /// The internal snapshot to show instead of the disk as it is now; for reading only.
     pub snapshot: Option<&'a SnapshotChoice>,
+    /// With the VM state behind the snapshot's disk.
+    pub vm_state: bool,
 }
 
 impl Default for Opening<'_> {
@@ -88,6 +90,7 @@ impl Default for Opening<'_> {
             backing: true,
             discard: Discard::Unmap,
             snapshot: None,
+            vm_state: false,
         }
     }
 }
@@ -141,6 +144,7 @@ impl Opening<'_> {
             discard: opening.discard,
             detect_zeroes: source.common.detect_zeroes.unwrap_or(DetectZeroes::Off),
             snapshot: self.snapshot.cloned(),
+            vm_state: self.vm_state,
             data_file: source.data_file.clone(),
             flushes: opening.cache.flushes,
             adds_mark: program::adds_marks(),

@@ -102,6 +102,7 @@ impl Map<'_> {
                 data: false,
                 compressed: false,
                 offset: None,
+                stored_at: None,
             };
             output::write(format_args!("{}", json_object(self.start, &nothing)));
         }
@@ -142,7 +143,7 @@ impl Map<'_> {
 }
 
 fn json_object(at: u64, extent: &MapExtent) -> String {
-    let MapExtent { len, depth, present, zero, data, compressed, offset } = extent;
+    let MapExtent { len, depth, present, zero, data, compressed, offset, .. } = extent;
     let offset = offset.map(|offset| format!(", \"offset\": {offset}")).unwrap_or_default();
     format!(
         "{{ \"start\": {at}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \

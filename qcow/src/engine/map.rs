@@ -24,6 +24,9 @@ pub struct MapExtent {
     pub compressed: bool,
     /// Where the bytes are in that image's file, if they are there as they are.
     pub offset: Option<u64>,
+    /// Where the bytes are in that image's file, compressed or not. What lies at the same place of two states of one disk,
+    /// and there at the same offset of the disk, is the same.
+    pub stored_at: Option<u64>,
 }
 
 impl MapExtent {
@@ -51,21 +54,26 @@ impl<D: Disk> Image<D> {
             data: false,
             compressed: false,
             offset: None,
+            stored_at: None,
         };
         Ok(match source.content {
             Content::Nothing => MapExtent { present: false, zero: true, ..extent },
             Content::Zeros { host } => {
                 MapExtent { zero: true, offset: host.map(HostOffset::get), ..extent }
             }
-            Content::Compressed { .. } => MapExtent { data: true, compressed: true, ..extent },
+            Content::Compressed { extent: packed, .. } => {
+                let stored_at = Some(packed.offset.get());
+                MapExtent { data: true, compressed: true, stored_at, ..extent }
+            }
             Content::Bytes(host) => {
                 let offset = Some(host.get());
+                let extent = MapExtent { offset, stored_at: offset, ..extent };
                 match &self.layers_from(source.depth)[0] {
-                    Layer::Qcow2(_) => MapExtent { data: true, offset, ..extent },
+                    Layer::Qcow2(_) => MapExtent { data: true, ..extent },
                     Layer::Raw(raw) => {
                         let file = raw.extent_at(at)?;
                         let len = extent.len.min(file.len.max(1));
-                        MapExtent { len, data: file.data, zero: !file.data, offset, ..extent }
+                        MapExtent { len, data: file.data, zero: !file.data, ..extent }
                     }
                 }
             }

@@ -195,7 +195,7 @@ async fn open_qcow2<G: Gate>(
     let file_len = disk.len().map_err(|e| Error::io("find the length", &e))?;
     let snapshots = read_snapshots(&disk, &header, file_len).await?;
     let disk_then = match snapshot {
-        Some(choice) => DiskThen::of(choice, &snapshots.0, geometry, file_len)?,
+        Some(choice) => DiskThen::of(choice, options.vm_state, &snapshots.0, geometry, file_len)?,
         None => DiskThen::now(&header),
     };
     let l1 = disk_then.read_l1(&disk, geometry).await?;

@@ -93,6 +93,9 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// Show the disk as it was at this internal snapshot of the top image, with the size it had then. For reading only.
     pub snapshot: Option<SnapshotChoice>,
+    /// With a snapshot: the disk goes on up to the end of the VM state that was saved with it, which lies from
+    /// [`Image::vm_state_start`](super::Image::vm_state_start) on.
+    pub vm_state: bool,
     /// The external data file of the top image, in place of the one that the image names.
     pub data_file: Option<PathBuf>,
     /// Whether flushes reach the disk. Without, a power cut loses everything (`cache=unsafe`).
@@ -112,6 +115,7 @@ impl Default for OpenOptions {
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,
             snapshot: None,
+            vm_state: false,
             data_file: None,
             flushes: true,
             adds_mark: true,

@@ -88,6 +88,9 @@ pub struct Args {
     /// With --bitmaps, leave broken ones out
     #[arg(long)]
     skip_broken_bitmaps: bool,
+    /// Copy the internal snapshots of the source, too: from qcow2 to a new qcow2 image
+    #[arg(long)]
+    snapshots: bool,
     /// Read the sources even while other programs write them
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -159,6 +162,8 @@ pub(super) struct Job {
     pub(super) progress: bool,
     pub(super) verify: bool,
     pub(super) checksum: bool,
+    /// Take the source's internal snapshots along.
+    pub(super) snapshots: bool,
     pub(super) bitmaps: Bitmaps,
     /// How the target's clusters are compressed, if they are.
     pub(super) compression: Option<Compression>,
@@ -222,6 +227,7 @@ impl Args {
             progress: self.progress && !self.quiet,
             verify: self.verify,
             checksum: self.checksum,
+            snapshots: self.snapshots,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
                 (false, _) => Bitmaps::Leave,
                 (true, false) => Bitmaps::All,

@@ -62,15 +62,16 @@ struct Turns {
 }
 
 impl<'a> Copy<'a> {
-    /// A conversion that has not begun.
+    /// A conversion that has not begun; of a target that shows the source as it was `before`, only the changes since.
     pub fn new(
         job: &'a Job,
         sources: &'a Sources,
         target: &'a HostImage,
         rules: Rules,
         how: How<'a>,
+        before: Option<&'a HostImage>,
     ) -> Self {
-        let cursor = RefCell::new(Cursor::new(sources, target, rules));
+        let cursor = RefCell::new(Cursor::new(sources, target, rules, before));
         let (taking, turns) = (Exclusive::default(), Turns::default());
         Self { job, sources, target, rules, how, cursor, taking, turns }
     }

@@ -8,6 +8,7 @@ mod bitmaps;
 mod checksum;
 mod compress;
 mod copy;
+mod history;
 mod offload;
 mod plan;
 mod salvage;
@@ -23,6 +24,7 @@ use qcow::disk::uring::block_on;
 use self::args::Job;
 use self::compress::Compress;
 use self::copy::{Copy, How};
+use self::history::History;
 use self::offload::Offload;
 use self::plan::{Cursor, Rules, ZeroRule};
 use self::sources::Sources;
@@ -41,14 +43,15 @@ pub fn run(args: &Args) -> Outcome {
     let new = job.create.then(|| NewTarget::plan(&job, sources.total)).transpose()?;
     target::check(&job, new.as_ref())?;
     bitmaps::check(&job, &sources)?;
+    let history = History::read(&job, &sources)?;
     match &new {
-        Some(new) => new.make(&job, || fill(&job, &sources, Some(new))),
-        None => fill(&job, &sources, None),
+        Some(new) => new.make(&job, || fill(&job, &sources, &history, Some(new))),
+        None => fill(&job, &sources, &history, None),
     }
 }
 
 /// Copies all of the sources into the target, and closes it.
-fn fill(job: &Job, sources: &Sources, new: Option<&NewTarget>) -> Outcome {
+fn fill(job: &Job, sources: &Sources, history: &History, new: Option<&NewTarget>) -> Outcome {
     let (target, cache) = target::open(job, new)?;
     bitmaps::check_target(job, &target)?;
     let compress = job.compression.map(|how| Compress::new(how, &target)).transpose()?;
@@ -56,19 +59,31 @@ fn fill(job: &Job, sources: &Sources, new: Option<&NewTarget>) -> Outcome {
         return Err(Failure::new("output file is smaller than input file"));
     }
     let rules = rules(job, &target, new);
-    let work = match job.progress {
-        true => block_on(Cursor::new(sources, &target, rules).work())?,
-        false => 0,
+    let rules_after = |before: Option<&HostImage>| match before {
+        Some(_) => Rules { zeros: ZeroRule::Changed, ..rules },
+        None => rules,
     };
+    let mut work = 0;
+    if job.progress {
+        history.for_each_state(job, sources, |state| {
+            let before = state.shown();
+            let cursor = Cursor::new(state.then, &target, rules_after(before), before);
+            work += block_on(cursor.work())?;
+            Ok(())
+        })?;
+    }
     let mut progress = Progress::new(job.progress, work);
-    let modes = [job.source_cache.mode, cache.mode];
-    let how = How {
-        writethrough: cache.writethrough,
-        rate: job.rate.map(|rate| RefCell::new(Rate::new(rate))),
-        compress,
-        offload: job.offload.then(|| Offload::new(sources, &target, modes)).flatten(),
-    };
-    let copied = block_on(Copy::new(job, sources, &target, rules, how).run(&mut progress))
+    let copied = history
+        .live_through(job, sources, &target, |sources, before| {
+            let how = How {
+                writethrough: cache.writethrough,
+                rate: job.rate.map(|rate| RefCell::new(Rate::new(rate))),
+                compress,
+                offload: Offload::wanted(job, sources, &target, cache),
+            };
+            let copy = Copy::new(job, sources, &target, rules_after(before), how, before);
+            block_on(copy.run(&mut progress))
+        })
         .and_then(|()| bitmaps::copy(job, sources, &target));
     // Closed after a failure, too: what was copied until then stays readable where the target is kept.
     let closed = block_on(target.close())

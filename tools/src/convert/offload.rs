@@ -8,7 +8,9 @@ use nix::fcntl::copy_file_range;
 use qcow::disk::uring::CacheMode;
 use qcow::engine::Format;
 
+use super::args::Job;
 use super::sources::Sources;
+use crate::cache::Cache;
 use crate::image::HostImage;
 
 /// Raw files that the host copies between, as long as it does.
@@ -20,10 +22,16 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// `None` where the host cannot: all of the images have to be plain raw files.
-    pub fn new(sources: &Sources, target: &HostImage, modes: [CacheMode; 2]) -> Option<Self> {
+    /// `None` where `job` does not ask for it, and where the host cannot: all of the images have to be plain raw files.
+    pub fn wanted(
+        job: &Job,
+        sources: &Sources,
+        target: &HostImage,
+        target_cache: Cache,
+    ) -> Option<Self> {
         // What goes past the page cache must not go through it, too.
-        if modes.contains(&CacheMode::Direct) {
+        let modes = [job.source_cache.mode, target_cache.mode];
+        if !job.offload || modes.contains(&CacheMode::Direct) {
             return None;
         }
         let images = sources.list.iter().map(|source| &source.image);

@@ -3,6 +3,8 @@
 //! A [`Cursor`] walks over the sources' maps, one behind the other. What needs nothing is passed over, however large; the
 //! rest comes in parts that one worker reads and writes in one go.
 
+use qcow::engine::MapExtent;
+
 use super::reading;
 use super::salvage::Salvage;
 use super::sources::{Source, Sources};
@@ -24,6 +26,8 @@ pub enum ZeroRule {
     /// The target is made for a backing image: zeros of the source's own are zeroed, or stored where that is wanted, and what
     /// it inherits is left alone.
     Overlay,
+    /// The target shows an earlier state of the source: only what has changed since is written.
+    Changed,
 }
 
 /// How the target is written.
@@ -93,6 +97,8 @@ pub struct Cursor<'a> {
     sources: &'a Sources,
     target: &'a HostImage,
     rules: Rules,
+    /// The state of the source that the target shows so far.
+    before: Option<&'a HostImage>,
     /// The next byte of the target.
     at: u64,
     /// Number of the source that it comes from.
@@ -101,8 +107,13 @@ pub struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte of the first source.
-    pub fn new(sources: &'a Sources, target: &'a HostImage, rules: Rules) -> Self {
-        Self { sources, target, rules, at: 0, source: 0 }
+    pub fn new(
+        sources: &'a Sources,
+        target: &'a HostImage,
+        rules: Rules,
+        before: Option<&'a HostImage>,
+    ) -> Self {
+        Self { sources, target, rules, before, at: 0, source: 0 }
     }
 
     /// Bytes of work from here to the end.
@@ -122,7 +133,9 @@ impl<'a> Cursor<'a> {
                 (Content::Inherited, _) | (Content::Zeros, ZeroRule::Skip) if whole > 0 => {
                     self.at += whole;
                 }
-                (Content::Zeros, ZeroRule::Write | ZeroRule::Overlay) if whole > 0 => {
+                (Content::Zeros, ZeroRule::Write | ZeroRule::Overlay | ZeroRule::Changed)
+                    if whole > 0 =>
+                {
                     let at = self.at;
                     self.at += whole;
                     return Ok(Some(Part::Zero { at, len: whole }));
@@ -202,10 +215,32 @@ impl<'a> Cursor<'a> {
                     _ => (covering, extent.len.min(left)),
                 })
             }
-            _ if extent.zero => Ok((Content::Zeros, extent.len)),
-            _ => Ok((Content::Data, extent.len)),
+            ZeroRule::Changed => self.change(at, &extent).await,
+            _ => Ok((own_content(&extent), extent.len)),
         }
     }
+
+    /// What `extent`, which lies at byte `at`, means for a target that shows the earlier state.
+    async fn change(&self, at: u64, extent: &MapExtent) -> Outcome<(Content, u64)> {
+        // The target has been cut to the length that both states have, and is zeros behind.
+        let reach = self.before.map_or(0, |before| before.virtual_size().saturating_sub(at));
+        let Some(before) = self.before.filter(|_| reach > 0) else {
+            let same = if extent.zero { Content::Inherited } else { Content::Data };
+            return Ok((same, extent.len));
+        };
+        let then = before.map(at, extent.len.min(reach)).await.map_err(|e| reading(at, &e))?;
+        let place = |extent: &MapExtent| (extent.depth, extent.stored_at);
+        let is_same = match extent.zero {
+            true => then.zero,
+            false => !then.zero && extent.stored_at.is_some() && place(&then) == place(extent),
+        };
+        let content = if is_same { Content::Inherited } else { own_content(extent) };
+        Ok((content, then.len))
+    }
+}
+
+fn own_content(extent: &MapExtent) -> Content {
+    if extent.zero { Content::Zeros } else { Content::Data }
 }
 
 /// The same pieces, where what is inherited fills whole clusters of the target, and is data otherwise.

@@ -1,7 +1,5 @@
 //! The images that are copied, one behind the other.
 
-use std::path::Path;
-
 use qcow::engine::SnapshotChoice;
 
 use super::args::Job;
@@ -29,26 +27,22 @@ pub struct Sources {
 impl Sources {
     /// Opens them.
     pub fn open(job: &Job) -> Outcome<Self> {
-        let open = |name: &Path, snapshot: Option<&SnapshotChoice>| {
-            let opening = Opening {
-                format: job.source_format.as_deref(),
-                image_opts: job.source_image_opts,
-                cache: job.source_cache,
-                shared: job.force_share,
-                snapshot,
-                ..Opening::default()
-            };
-            opening.open(name)
-        };
-        let images = job.sources.iter().map(|name| open(name, None));
+        let images = job.sources.iter().map(|name| opening(job).open(name));
         let mut images = images.collect::<Outcome<Vec<_>>>()?;
         if let (Some(snapshot), Some(first)) = (&job.snapshot, job.sources.first()) {
             if images.len() > 1 && matches!(snapshot, SnapshotChoice::IdOrName(_)) {
                 return Err(Failure::new("No support for concatenating multiple snapshot"));
             }
-            images[0] = open(first, Some(snapshot))?;
+            images[0] = Opening { snapshot: Some(snapshot), ..opening(job) }.open(first)?;
         }
         Self::in_a_row(images)
+    }
+
+    /// Opens the only source as it was at `snapshot`.
+    pub fn at(job: &Job, snapshot: &SnapshotChoice) -> Outcome<Self> {
+        let opening = Opening { snapshot: Some(snapshot), ..opening(job) };
+        let images = job.sources.iter().map(|name| opening.open(name));
+        Self::in_a_row(images.collect::<Outcome<_>>()?)
     }
 
     fn in_a_row(images: Vec<HostImage>) -> Outcome<Self> {
@@ -60,5 +54,16 @@ impl Sources {
             sources.list.push(Source { image, start });
         }
         Ok(sources)
+    }
+}
+
+/// How sources are opened.
+pub fn opening(job: &Job) -> Opening<'_> {
+    Opening {
+        format: job.source_format.as_deref(),
+        image_opts: job.source_image_opts,
+        cache: job.source_cache,
+        shared: job.force_share,
+        ..Opening::default()
     }
 }

@@ -10,6 +10,7 @@ mod compact;
 mod compare;
 mod compress;
 mod convert;
+mod convert_snapshots;
 mod convert_usage;
 mod create;
 mod data_file;

@@ -9,6 +9,7 @@ use super::settle::Flags;
 use crate::disk::Disk;
 use crate::engine::Image;
 use crate::error::{Error, Result};
+use crate::format::header::Header;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::SNAPSHOT_COUNT_MAX;
 use crate::meta::settle::trees::{Trees, without_flags};
@@ -27,6 +28,38 @@ impl<D: Disk> Image<D> {
     /// snapshots as it can have (`Limit`); the image's refcounts are too narrow, or the name is too long (`Invalid`); or
     /// the host failed.
     pub async fn create_snapshot(&self, name: &OsStr, date: Duration) -> Result<SnapshotEntry> {
+        self.keep_disk(|snapshots, header| SnapshotEntry {
+            l1_table_offset: header.l1_table_offset,
+            l1_size: 0,
+            id: next_id(snapshots),
+            name: name.to_owned(),
+            date_seconds: u32::try_from(date.as_secs()).unwrap_or(u32::MAX),
+            date_nanoseconds: date.subsec_nanos(),
+            vm_clock_nanoseconds: 0,
+            vm_state_size: 0,
+            disk_size: header.virtual_size(),
+            // What qemu-img says of a disk that no machine was running on.
+            icount: Some(0),
+            unknown_extra: Vec::new(),
+        })
+        .await
+    }
+
+    /// As [`Self::create_snapshot`], with all that `model`, a snapshot of another image, says of itself: its id and dates, how
+    /// long the disk was, and how long the VM state that has been written behind it
+    /// ([`Self::vm_state_start`]).
+    ///
+    /// # Errors
+    /// As [`Self::create_snapshot`].
+    pub async fn create_snapshot_like(&self, model: &SnapshotEntry) -> Result<SnapshotEntry> {
+        self.keep_disk(|_, _| model.clone()).await
+    }
+
+    /// Keeps the disk as the snapshot that `entry` makes up, but for where its L1 table is.
+    async fn keep_disk(
+        &self,
+        entry: impl FnOnce(&[SnapshotEntry], &Header) -> SnapshotEntry,
+    ) -> Result<SnapshotEntry> {
         let qcow2 = self.snapshot_target()?;
         let _resizing = self.inner.resizing.acquire().await;
         let mut snapshots = qcow2.read_snapshots().await?;
@@ -42,16 +75,7 @@ impl<D: Disk> Image<D> {
         let entry = SnapshotEntry {
             l1_table_offset: header.l1_table_offset,
             l1_size: l1.len() as u32,
-            id: next_id(&snapshots),
-            name: name.to_owned(),
-            date_seconds: u32::try_from(date.as_secs()).unwrap_or(u32::MAX),
-            date_nanoseconds: date.subsec_nanos(),
-            vm_clock_nanoseconds: 0,
-            vm_state_size: 0,
-            disk_size: header.virtual_size(),
-            // What qemu-img says of a disk that no machine was running on.
-            icount: Some(0),
-            unknown_extra: Vec::new(),
+            ..entry(&snapshots, &header)
         };
         snapshots.push(entry.clone());
         let mut trees = Trees::default();

@@ -46,6 +46,15 @@ impl<D: Disk> Image<D> {
         }
     }
 
+    /// The byte behind a disk of `disk_size` bytes of this image where the VM state of its snapshots starts; a raw image has
+    /// none.
+    pub fn vm_state_start(&self, disk_size: u64) -> Option<u64> {
+        match self.top() {
+            Layer::Qcow2(qcow2) => Some(view::vm_state_start(qcow2.geometry, disk_size)),
+            Layer::Raw(_) => None,
+        }
+    }
+
     /// The image, if its snapshots may be changed.
     fn snapshot_target(&self) -> Result<&Qcow2<D>> {
         self.check_change(0, 0)?;

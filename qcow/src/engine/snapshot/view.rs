@@ -21,6 +21,12 @@ pub(in crate::engine) struct DiskThen {
     pub virtual_size: u64,
 }
 
+/// Byte behind a disk of `disk_size` bytes where the VM state of its snapshots starts: what the next L1 entry covers.
+pub(in crate::engine) fn vm_state_start(geometry: Geometry, disk_size: u64) -> u64 {
+    let covered = geometry.bytes(geometry.l2_entries());
+    geometry.l1_entries_for(disk_size).saturating_mul(covered)
+}
+
 impl DiskThen {
     /// The state that the header names.
     pub fn now(header: &Header) -> Self {
@@ -31,22 +37,24 @@ impl DiskThen {
         }
     }
 
-    /// The state at the snapshot that `choice` means.
+    /// The state at the snapshot that `choice` means, with the VM state behind the disk if that is wanted.
     ///
     /// # Errors
     /// There is none, or what it says of its disk cannot be. Messages begin with [`NOT_LOADED`].
     pub fn of(
         choice: &SnapshotChoice,
+        vm_state: bool,
         snapshots: &[SnapshotEntry],
         geometry: Geometry,
         file_len: u64,
     ) -> Result<Self> {
-        let found = Self::find(choice, snapshots, geometry, file_len);
+        let found = Self::find(choice, vm_state, snapshots, geometry, file_len);
         found.map_err(|e| e.context(NOT_LOADED))
     }
 
     fn find(
         choice: &SnapshotChoice,
+        vm_state: bool,
         snapshots: &[SnapshotEntry],
         geometry: Geometry,
         file_len: u64,
@@ -55,7 +63,12 @@ impl DiskThen {
         let snapshot =
             found.ok_or_else(|| Error::new(ErrorKind::NotFound, "Can't find snapshot"))?;
         snapshot.check_l1(geometry, file_len)?;
-        let virtual_size = sector_floor(snapshot.disk_size);
+        let virtual_size = match vm_state {
+            false => sector_floor(snapshot.disk_size),
+            true => {
+                vm_state_start(geometry, snapshot.disk_size).saturating_add(snapshot.vm_state_size)
+            }
+        };
         if geometry.l1_entries_for(virtual_size) > L1_BYTES_MAX / 8 {
             let name = snapshot.name.display();
             let what = format!("snapshot '{name}': its disk of {virtual_size} bytes is too large");
