@@ -255,13 +255,6 @@ fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
             format!("{count} snapshots in image with data file; cannot be opened read/write");
         return Err(Error::corrupt(what));
     }
-    if writable
-        && header.has_external_data()
-        && header.incompatible.contains(Incompatible::EXTENDED_L2)
-    {
-        let what = "writing to images with extended L2 entries and an external data file is not supported yet";
-        return Err(Error::unsupported(what));
-    }
     if writable && header.incompatible.contains(Incompatible::CORRUPT) {
         return Err(Error::corrupt("Image is corrupt; cannot be opened read/write"));
     }

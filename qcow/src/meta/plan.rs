@@ -118,6 +118,14 @@ impl Meta {
             Ok(mapping) => mapping,
             Err(e) => return Ok(Err(e)),
         };
+        let (touched, writable) = match first {
+            Mapping::Divided(divided) if self.changes_apart(first) => {
+                let index = geometry.subcluster_index(touched.first);
+                let alike = u64::from(divided.subclusters().count_alike(index));
+                (touched.truncated(alike), writable.truncated(alike))
+            }
+            _ => (touched, writable),
+        };
         let run = Held { first: cluster, count: 1, slot, reserved: None, span: writable };
         let target = match self.target(cluster, first, run.part(geometry, 0, writable)) {
             Ok(target) => target,
@@ -144,6 +152,13 @@ impl Meta {
         }
     }
 
+    /// Whether the subclusters of a cluster that is mapped to `mapping` are written one kind at a time: in a raw data file,
+    /// what is not data yet is zeroed first, beside data that stays.
+    fn changes_apart(&self, mapping: Mapping) -> bool {
+        let is_raw = self.map.data_place() == DataPlace::RawExternal;
+        is_raw && matches!(mapping, Mapping::Divided(_))
+    }
+
     /// As many clusters as continue the first one of `run`, whose target is `first`, and what of them is free; both
     /// together need what the first one needs.
     fn count_in_place(&mut self, geometry: Geometry, run: Held, first: Target) -> Asked<Held> {
@@ -151,6 +166,9 @@ impl Meta {
         let mut count = 1;
         while count < count_max {
             let Ok(mapping) = self.map.mapping(run.slot(count))? else { break };
+            if self.changes_apart(mapping) {
+                break;
+            }
             let part = run.part(geometry, count, run.span);
             let Ok(target) = self.target(run.first.plus(count), mapping, part) else { break };
             if !target.continues(first, count) {

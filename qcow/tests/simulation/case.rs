@@ -137,17 +137,12 @@ impl Shape {
         matches!(self.start, Start::External(_) | Start::RawExternal(_))
     }
 
-    /// Sectors of the smallest piece that is mapped on its own.
-    fn mapped_sectors(&self) -> u64 {
-        if self.extended { self.cluster_sectors() / 32 } else { self.cluster_sectors() }
-    }
-
     /// The sectors that a discard of this range may change, on a disk of `size` sectors.
-    pub fn discarded(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
-        let piece = self.mapped_sectors();
-        let first = at.next_multiple_of(piece);
+    pub fn whole_clusters(&self, at: u64, count: u64, size: u64) -> std::ops::Range<u64> {
+        let cluster = self.cluster_sectors();
+        let first = at.next_multiple_of(cluster);
         let end = at + count;
-        let end = if end == size { end } else { end / piece * piece };
+        let end = if end == size { end } else { end / cluster * cluster };
         first..end.max(first)
     }
 
@@ -163,10 +158,8 @@ impl Shape {
     }
 
     /// Version 2 knows one refcount width only, no external data and no extended entries, and narrow counts cannot count a
-    /// snapshot. Clusters of 16 KiB are the smallest ones with subclusters, of a sector each; images with an external data
-    /// file and extended entries are not written to.
+    /// snapshot. Clusters of 16 KiB are the smallest ones with subclusters, of a sector each.
     fn sound(mut self) -> Self {
-        self.extended &= !self.is_external();
         if self.extended {
             self.cluster_bits = self.cluster_bits % 2 + 14;
         }

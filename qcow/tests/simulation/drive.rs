@@ -268,7 +268,8 @@ impl<'c> Drive<'c> {
                 self.history.borrow_mut().end_write(&write, zeroed.is_ok());
             }
             Op::Discard { at, count } => {
-                let sectors = self.case.shape.discarded(at, count, image.virtual_size() / SECTOR);
+                let sectors =
+                    self.case.shape.whole_clusters(at, count, image.virtual_size() / SECTOR);
                 let write = self.history.borrow_mut().begin_discard(sectors);
                 let discarded = image.discard(at * SECTOR, count * SECTOR).await;
                 let discarded = self.allow(discarded, "discard");

@@ -142,7 +142,7 @@ fn after(step: Step, shape: &Shape, now: &Content, stamp: u64) -> Content {
             (at..at + count).for_each(|s| next.disk[s as usize] = stamp | s);
         }
         Step::Discard { at, count } => {
-            let sectors = shape.discarded(at, count, now.disk.len() as u64);
+            let sectors = shape.whole_clusters(at, count, now.disk.len() as u64);
             let bare = shape.backing().is_some() && !shape.version3;
             for sector in sectors.filter(|_| !bare) {
                 next.disk[sector as usize] = 0;
