@@ -22,7 +22,7 @@ pub struct MapExtent {
     pub data: bool,
     /// Whether those bytes are compressed.
     pub compressed: bool,
-    /// Where the bytes are in that image's file, if they are there as they are.
+    /// Where the bytes are in that image's file, if they are there as they are; or where they have their place.
     pub offset: Option<u64>,
     /// Where the bytes are in that image's file, compressed or not. What lies at the same place of two states of one disk,
     /// and there at the same offset of the disk, is the same.
@@ -57,7 +57,10 @@ impl<D: Disk> Image<D> {
             stored_at: None,
         };
         Ok(match source.content {
-            Content::Nothing => MapExtent { present: false, zero: true, ..extent },
+            Content::Nothing { host } => {
+                let offset = host.map(HostOffset::get);
+                MapExtent { present: false, zero: true, offset, ..extent }
+            }
             Content::Zeros { host } => {
                 MapExtent { zero: true, offset: host.map(HostOffset::get), ..extent }
             }

@@ -37,8 +37,8 @@ pub(super) struct Source {
 /// What a stretch of the virtual disk is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// No image has anything here: zeros.
-    Nothing,
+    /// No image has anything here: zeros. Where the last one that was asked has a place all the same, with nothing there.
+    Nothing { host: Option<HostOffset> },
     /// Zeros that an image says are there, and where it keeps space for them.
     Zeros { host: Option<HostOffset> },
     /// Bytes of the image's file.
@@ -48,8 +48,10 @@ pub(super) enum Content {
 }
 
 impl Content {
+    const NOTHING: Self = Self::Nothing { host: None };
+
     pub fn reads_as_zeros(self) -> bool {
-        matches!(self, Self::Nothing | Self::Zeros { .. })
+        matches!(self, Self::Nothing { .. } | Self::Zeros { .. })
     }
 }
 
@@ -83,7 +85,8 @@ impl<D: Disk> Image<D> {
             let whole = source.len == into.len();
             let part = if whole { into.clone() } else { into.slice(done, source.len) };
             done += source.len;
-            if source.content == Content::Nothing && Bug::ShortBackingRead.is_seeded() {
+            let is_nothing = matches!(source.content, Content::Nothing { .. });
+            if is_nothing && Bug::ShortBackingRead.is_seeded() {
                 continue;
             }
             if source.content.reads_as_zeros() {
@@ -120,7 +123,7 @@ impl<D: Disk> Image<D> {
     /// that far. The caller is inside the drain of each image.
     pub(super) async fn resolve(&self, depth: usize, at: u64, len: u64) -> Result<Source> {
         if len == 0 {
-            return Ok(Source { depth, content: Content::Nothing, len });
+            return Ok(Source { depth, content: Content::NOTHING, len });
         }
         let (mut depth, mut len) = (depth, len);
         loop {
@@ -131,19 +134,18 @@ impl<D: Disk> Image<D> {
                 let Some(left) = layer.virtual_size().checked_sub(at).filter(|&left| left > 0)
                 else {
                     // A short image in the middle of a chain ends what lies below it, too: the one above it has the zeros.
-                    return Ok(Source { depth: depth - 1, content: Content::Nothing, len });
+                    return Ok(Source { depth: depth - 1, content: Content::NOTHING, len });
                 };
                 len = len.min(left);
             }
             let (content, reach) = match layer {
-                Layer::Raw(_) => (Some(Content::Bytes(HostOffset::new(at))), len),
+                Layer::Raw(_) => (Content::Bytes(HostOffset::new(at)), len),
                 Layer::Qcow2(qcow2) => qcow2.resolve(at, len).await?,
             };
             len = reach;
             match content {
-                Some(content) => return Ok(Source { depth, content, len }),
-                None if last => return Ok(Source { depth, content: Content::Nothing, len }),
-                None => depth += 1,
+                Content::Nothing { .. } if !last => depth += 1,
+                content => return Ok(Source { depth, content, len }),
             }
         }
     }
@@ -162,7 +164,7 @@ impl<D: Disk> Image<D> {
 }
 
 impl<D: Disk> Qcow2<D> {
-    async fn resolve(&self, at: u64, len: u64) -> Result<(Option<Content>, u64)> {
+    async fn resolve(&self, at: u64, len: u64) -> Result<(Content, u64)> {
         let at = GuestOffset::new(at);
         self.ask(|meta| {
             let (extent, len) = match meta.map.resolve(at, len)? {
@@ -173,13 +175,13 @@ impl<D: Disk> Qcow2<D> {
                 return Ok(Err(e));
             }
             let content = match extent {
-                Extent::Unallocated => None,
-                Extent::Zero { host } => Some(Content::Zeros { host }),
+                Extent::Unallocated { host } => Content::Nothing { host },
+                Extent::Zero { host } => Content::Zeros { host },
                 Extent::Data(host) => match meta.check_data(self.geometry, host, len) {
-                    Ok(()) => Some(Content::Bytes(host)),
+                    Ok(()) => Content::Bytes(host),
                     Err(e) => return Ok(Err(e)),
                 },
-                Extent::Compressed { extent, skip } => Some(Content::Compressed { extent, skip }),
+                Extent::Compressed { extent, skip } => Content::Compressed { extent, skip },
             };
             Ok(Ok((content, len)))
         })

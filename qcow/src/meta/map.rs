@@ -18,7 +18,10 @@ use crate::seeded_bugs::Bug;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// This image has nothing here: the backing file shows through.
-    Unallocated,
+    Unallocated {
+        /// First byte of the place that it has all the same, in a cluster of which other parts are there.
+        host: Option<HostOffset>,
+    },
     /// Zeros; `host` is where space is kept for them, if any is.
     Zero {
         /// First byte of the reserved space.
@@ -119,7 +122,8 @@ impl Map {
         let inside = self.geometry.in_guest_cluster(at);
         let slot = match self.place(cluster) {
             Ok(Place::NoTable) => {
-                return Ok(Ok((Extent::Unallocated, len.min(self.to_table_end(at)))));
+                let nothing = Extent::Unallocated { host: None };
+                return Ok(Ok((nothing, len.min(self.to_table_end(at)))));
             }
             Ok(Place::SharedTable(slot) | Place::OwnTable(slot)) => slot,
             Err(e) => return Ok(Err(e)),
@@ -199,7 +203,7 @@ impl Map {
     fn extent(&self, mapping: Mapping, inside: u64) -> Extent {
         let host = |o: Owned| self.geometry.host_start(o.cluster).plus(inside);
         match mapping {
-            Mapping::Unallocated => Extent::Unallocated,
+            Mapping::Unallocated => Extent::Unallocated { host: None },
             Mapping::Zero { preallocated } => Extent::Zero { host: preallocated.map(host) },
             Mapping::Data(owned) => Extent::Data(host(owned)),
             Mapping::Compressed(extent) => Extent::Compressed { extent, skip: inside },
@@ -208,7 +212,7 @@ impl Map {
                 match (divided.subclusters().get(index), divided.host().map(host)) {
                     (Subcluster::Allocated, Some(host)) => Extent::Data(host),
                     (Subcluster::Zero, host) => Extent::Zero { host },
-                    _ => Extent::Unallocated,
+                    (_, host) => Extent::Unallocated { host },
                 }
             }
         }

@@ -10,6 +10,9 @@ const SETUP: &str = "
     img create -q -f qcow2 base.qcow2 1M
     io base.qcow2: write -P 9 0 1M
     img create -q -f qcow2 -o data_file=top.data -b base.qcow2 -F qcow2 top.qcow2
+    img create -q -f qcow2 -o data_file=part.data,extended_l2=on part.qcow2 1000k
+    img create -q -f qcow2 -o data_file=rawpart.data,data_file_raw=on,extended_l2=on rawpart.qcow2 1000k
+    img create -q -f qcow2 -o data_file=over.data,extended_l2=on -b base.qcow2 -F qcow2 over.qcow2
 ";
 
 #[test]
@@ -79,7 +82,9 @@ fn everything_is_told_alike_and_a_missing_data_file_is_named() {
         "map",
         "alloc 0 1000k",
     ];
-    for name in ["a.qcow2", "raw.qcow2", "top.qcow2"] {
+    let names = ["a", "raw", "top", "part", "rawpart", "over"];
+    for name in names.map(|name| format!("{name}.qcow2")) {
+        let name = name.as_str();
         pair.same_io(name, &commands);
         pair.same_img(&format!("map {name}"));
         pair.same_json(&format!("map --output=json {name}"));
@@ -120,7 +125,7 @@ fn a_data_file_may_be_neither_an_image_of_the_chain_nor_something_else_than_a_fi
 }
 
 /// Scripts for each change.
-const SCRIPTS: u64 = 12;
+const SCRIPTS: u64 = 20;
 
 #[test]
 fn scripts_leave_the_same_disks_and_raw_data_files_equal_them() {
@@ -133,7 +138,8 @@ fn scripts_leave_the_same_disks_and_raw_data_files_equal_them() {
         );
         let mut random = Random(seed);
         let raw = random.below(2) == 0;
-        let cluster = ["512", "4k", "64k"][random.below(3) as usize];
+        let clusters = ["512", "4k", "64k", "16k,extended_l2=on", "64k,extended_l2=on"];
+        let cluster = clusters[random.below(clusters.len() as u64) as usize];
         let size = (1 + random.below(600)) * 512;
         let count = 1 + random.below(25);
         let commands: Vec<Command> = (0..count).map(|_| any_command(&mut random)).collect();
