@@ -251,7 +251,7 @@ impl Amendment<'_> {
         for snapshot in snapshots {
             let choice = SnapshotChoice::IdAndName(snapshot.id.clone(), snapshot.name.clone());
             let image = Opening { snapshot: Some(&choice), ..reading }.open(self.path)?;
-            if has_any(&image, |extent| extent.present && extent.zero)? {
+            if has_any(&image, |extent| extent.present && extent.zero && !extent.data)? {
                 let what =
                     "cannot expand the zero clusters of internal snapshots yet: delete them first";
                 return Err(Failure::new(what));

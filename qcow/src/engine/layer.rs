@@ -1,8 +1,8 @@
 //! One image of a chain: its file, its metadata, and the loading of what metadata is missing.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
@@ -74,6 +74,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub marked: AtomicBool,
     /// Whether the file says all that it must say while the disk is being changed, of bitmaps too.
     pub prepared: AtomicBool,
+    /// Whether the image looks laid out in advance, once that has been asked.
+    pub laid_out: OnceLock<bool>,
     /// Persistent bitmaps, of a writable image.
     pub bitmaps: Bitmaps,
     /// Whether it was opened as a crash had left it and its leaks have not been given back since.

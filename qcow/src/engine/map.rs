@@ -18,7 +18,7 @@ pub struct MapExtent {
     pub present: bool,
     /// Whether it reads as zeros, as far as mappings and holes tell.
     pub zero: bool,
-    /// Whether bytes are stored for it.
+    /// Whether there is a place for its bytes.
     pub data: bool,
     /// Whether those bytes are compressed.
     pub compressed: bool,
@@ -39,7 +39,7 @@ impl MapExtent {
 
 impl<D: Disk> Image<D> {
     /// What the disk holds from `at` on, for at most `len` bytes. May block for a moment where the chain ends in a raw
-    /// file: for tools.
+    /// file, or where data may be a hole of the file: for tools.
     ///
     /// # Errors
     /// The range does not lie inside the disk, or a table is damaged or cannot be read.
@@ -72,7 +72,10 @@ impl<D: Disk> Image<D> {
                 let offset = Some(host.get());
                 let extent = MapExtent { offset, stored_at: offset, ..extent };
                 match &self.layers_from(source.depth)[0] {
-                    Layer::Qcow2(_) => MapExtent { data: true, ..extent },
+                    Layer::Qcow2(qcow2) => {
+                        let stored = qcow2.stored_extent(host, extent.len).await?;
+                        MapExtent { len: stored.len, data: true, zero: !stored.data, ..extent }
+                    }
                     Layer::Raw(raw) => {
                         let file = raw.extent_at(at)?;
                         let len = extent.len.min(file.len.max(1));

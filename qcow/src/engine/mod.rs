@@ -27,6 +27,7 @@ mod drop_tables;
 mod flush;
 mod grow;
 mod header;
+mod holes;
 pub mod info;
 mod layer;
 mod layout;

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bitmap::{Bitmaps, read_bitmaps};
 use super::data_file::{DataFile, chosen};
@@ -234,6 +233,7 @@ async fn open_qcow2<G: Gate>(
         header: Mutex::new(header),
         marked: AtomicBool::new(false),
         prepared: AtomicBool::new(false),
+        laid_out: OnceLock::new(),
         bitmaps,
         may_leak: AtomicBool::new(may_leak),
         flush_lost: AtomicBool::new(false),

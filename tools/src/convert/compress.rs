@@ -76,6 +76,8 @@ pub fn check(format: Format, values: &OptionValues) -> Outcome {
         "encryption"
     } else if values.text("preallocation").is_some_and(|mode| mode != "off") {
         "preallocation"
+    } else if values.text("data_file").is_some_and(|name| !name.is_empty()) {
+        "an external data file"
     } else {
         return Ok(());
     };

@@ -209,6 +209,17 @@ impl UringDisk {
         }
     }
 
+    /// Makes a range read as zeros and keep its space, without writing; an error where this file cannot.
+    async fn zero_range(&self, at: HostOffset, len: u64) -> io::Result<()> {
+        match self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len).await {
+            // As tmpfs: a hole, and then space for it, come to the same.
+            Err(e) if is_unsupported(&e) && self.punch_hole(at, len).await? => {
+                self.allocate(at, len).await
+            }
+            other => other,
+        }
+    }
+
     async fn write_zeroes_by_hand(&self, at: HostOffset, len: u64) -> io::Result<()> {
         let mut done = 0;
         while done < len {
@@ -254,7 +265,7 @@ impl Disk for UringDisk {
                 }
                 None => None,
             };
-            self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len).await
+            self.zero_range(at, len).await
         };
         match zeroed {
             Err(e) if is_unsupported(&e) => self.write_zeroes_by_hand(at, len).await,
