@@ -50,3 +50,17 @@ fn preallocated_clusters_are_data() {
     assert_eq!(map[0]["data"], true, "{map}");
     assert_eq!(map[0]["length"], 1 << 20, "{map}");
 }
+
+#[test]
+fn holes_inside_of_preallocated_clusters_read_as_zeros() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 -o preallocation=metadata flat.qcow2 4M
+         io flat.qcow2: write -P 7 300k 4k; write -P 8 2M 256k",
+    );
+    pair.same_json("map --output=json flat.qcow2");
+    pair.same_img("map flat.qcow2");
+    pair.same_img("measure -O qcow2 flat.qcow2");
+    pair.same_img("convert -O qcow2 flat.qcow2 out.qcow2");
+    pair.same_json("map --output=json out.qcow2");
+    pair.same_img("compare flat.qcow2 out.qcow2");
+}
