@@ -113,7 +113,7 @@ fn shape_of(random: &mut Random) -> Shape {
     };
     let version3 = random.below(3) > 0;
     let refcount_order = if version3 { pick(random, &[4, 3, 2, 6]) as u32 } else { 4 };
-    let extended = version3 && random.below(5) == 0;
+    let extended = version3 && random.below(12) == 0;
     let cluster_bits = if extended { 14 } else { pick(random, &[9, 9, 10, 12]) as u32 };
     let size = pick(random, &[16, 57]);
     Shape { size, cluster_bits, refcount_order, version3, extended, start }
