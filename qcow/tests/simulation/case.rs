@@ -257,7 +257,7 @@ pub fn small_case() -> impl Strategy<Value = Case> {
     // With small clusters an L2 table maps 64 sectors.
     let sizes = prop_oneof![1u64..=40, 41u64..=150].boxed();
     // Clusters with subclusters are large: one such state costs as much as thirty others.
-    any_case(shape, 0.02, 1..=6, cache, (1u64..=9).boxed(), sizes, 1..14)
+    any_case(shape, 0.01, 1..=6, cache, (1u64..=9).boxed(), sizes, 1..14)
 }
 
 /// Cases on images of these shapes, of which the part `extended` has extended L2 entries.

@@ -16,7 +16,7 @@ use crate::recover::{Found, expect_clean, recover};
 use crate::start::Files;
 
 /// States that are looked at for each change, and in a long run; besides those of `sequences`.
-const STATES: u64 = 1_500_000;
+const STATES: u64 = 1_200_000;
 const STATES_SOAK: u64 = 200_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 12;

@@ -25,7 +25,7 @@ use crate::hunt::{message_of, wanted};
 use crate::start::{Files, files, initial, sectors};
 
 /// Cases for each change, and in a long run.
-const CASES: u64 = 200;
+const CASES: u64 = 80;
 const CASES_SOAK: u64 = 20_000;
 /// Cases that a seeded bug may take to be found.
 #[cfg(feature = "seeded-bugs")]
