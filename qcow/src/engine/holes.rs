@@ -17,7 +17,8 @@ impl<D: Disk> Qcow2<D> {
     /// # Errors
     /// The host failed.
     pub(super) async fn stored_extent(&self, at: HostOffset, len: u64) -> Result<FileExtent> {
-        if !self.looks_laid_out().await {
+        // Counts tell of the image's own file alone.
+        if self.data.is_some() || !self.looks_laid_out().await {
             return Ok(FileExtent { len, data: true });
         }
         let failed = |e: std::io::Error| {
