@@ -212,6 +212,40 @@ fn what_was_cut_off_does_not_come_back() {
 }
 
 #[test]
+fn a_cut_cluster_of_the_backing_file_is_not_copied() {
+    let place = Place::new();
+    let over = ["-b", "base.raw", "-F", "raw"];
+    for options in ["cluster_size=64k", "extended_l2=on,cluster_size=64k"] {
+        for grow in [resize as Resize, qemu_resize] {
+            let base = place.raw("base.raw", 300 * KIB);
+            let path = place.make("image", options, &over, 300 * KIB);
+            resize(&path, 101 * KIB);
+            std::fs::write(&base, vec![0xcc; 300 << 10]).expect("write");
+            let mut expected = vec![0xcc; 101 << 10];
+            expect(&path, &expected, "shrunk");
+            grow(&path, 300 * KIB);
+            expected.resize(300 << 10, 0);
+            expect(&path, &expected, "grown again");
+        }
+    }
+}
+
+#[test]
+fn what_a_growth_adds_hides_what_is_written_below_later() {
+    let place = Place::new();
+    let base = place.file("base.raw");
+    for options in ["cluster_size=64k", "extended_l2=on,cluster_size=64k"] {
+        let path = place.make("image", options, &["-b", "base.raw", "-F", "raw", "-u"], 101 * KIB);
+        std::fs::write(&base, vec![0; 300 << 10]).expect("write");
+        resize(&path, 350 * KIB + 512);
+        std::fs::write(&base, vec![0xcc; 400 << 10]).expect("write");
+        let bytes = read(&path);
+        assert!(bytes[101 << 10..].iter().all(|&byte| byte == 0), "{options}");
+        expect(&path, &bytes, options);
+    }
+}
+
+#[test]
 fn version_2_hides_a_longer_backing_file_too() {
     // Which QEMU refuses: "Failed to zero out new clusters".
     let place = Place::new();

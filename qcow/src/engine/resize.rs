@@ -3,11 +3,11 @@
 //!
 //! ```text
 //! grow      a longer L1 table            written beside the old one, durable, then named by the header
-//!           zeros behind the old end     where tables or a backing file had something there, and what is
+//!           zeros behind the old end     where tables had something there or a backing file reaches, and what is
 //!                                        to be laid out in advance; durable
 //!           the size in the header       durable
 //!           a longer data file           where there is an external one; durable
-//! shrink    clusters behind the new end  unlinked, and the rest of the last one zeroed; durable
+//! shrink    clusters behind the new end  unlinked, and what the image has in the rest of the last one zeroed; durable
 //!           a shorter data file          where there is an external one; durable
 //!           the size in the header       durable
 //!           the unlinked clusters        become free, and so do the tables that cover nothing any more
@@ -172,53 +172,63 @@ impl<D: Disk> Image<D> {
             let end = geometry.clusters_for(new);
             return qcow2.guarded(qcow2.map_in_place(first, end - first.get())).await;
         }
-        let cut = self.zero_rest_of_cluster(qcow2, old, qcow2.end_of_zeros(new)).await?;
-        // What the old tables do not reach and no backing file has is nowhere.
-        let reached = geometry.bytes(entries * geometry.l2_entries());
         let backing = self.layers_from(1).first().map_or(0, Layer::virtual_size);
-        self.zero_what_shows(qcow2, cut, new.min(reached.max(backing)), u64::MAX).await
+        let end_of_cluster =
+            |at: u64| at.next_multiple_of(geometry.cluster_size()).min(qcow2.end_of_zeros(new));
+        if backing > old && qcow2.can_map_zeros() {
+            return self.hide_backing(qcow2, old, end_of_cluster(new)).await;
+        }
+        // What the old tables do not reach and no backing file has is nowhere.
+        let reached = geometry.bytes(entries * geometry.l2_entries()).max(backing);
+        let end = end_of_cluster(new.min(reached));
+        self.zero_what_shows(qcow2, old, end, self.layer_count()).await
     }
 
-    /// Unlinks the clusters from `new` to `old`, and makes what is left of the cluster that `new` cuts read as zeros: a
-    /// disk that grows again, here or elsewhere, shows it.
+    /// Makes the image itself say that zeros are from `old`, the end of the disk, to `end`, whatever a backing file has there:
+    /// as QEMU does, also where it has nothing now.
+    async fn hide_backing(&self, qcow2: &Qcow2<D>, old: u64, end: u64) -> Result<()> {
+        if Bug::GrowthShowsBacking.is_seeded() {
+            return Ok(());
+        }
+        let mapped = old.next_multiple_of(qcow2.geometry.subcluster_size()).min(end);
+        if mapped > old {
+            self.write_clusters(qcow2, old, &Payload::zeros(mapped - old)).await?;
+        }
+        self.zero_range(qcow2, mapped, end - mapped, true, Otherwise::Write).await
+    }
+
+    /// Unlinks the clusters from `new` to `old`, and makes what the image itself has in the rest of the cluster that `new`
+    /// cuts read as zeros: a disk that grows again, here or elsewhere, shows it. What a backing file has there is left to
+    /// that growth, which hides it.
     async fn make_ready_to_shrink(&self, qcow2: &Qcow2<D>, old: u64, new: u64) -> Result<()> {
-        let cut = self.zero_rest_of_cluster(qcow2, new, qcow2.end_of_zeros(old)).await?;
+        let cut = new.next_multiple_of(qcow2.geometry.cluster_size());
+        self.zero_what_shows(qcow2, new, cut.min(qcow2.end_of_zeros(old)), 1).await?;
         let first = qcow2.geometry.guest_cluster(GuestOffset::new(cut));
         let count = qcow2.geometry.clusters_for(old.saturating_sub(cut));
         let behind = Span::of_clusters(qcow2.geometry, first, count);
         self.change_span(qcow2, behind, Change::Unlink).await
     }
 
-    /// Makes everything from `end` to the end of its cluster read as zeros, as far as `limit`; where the cluster ends.
-    async fn zero_rest_of_cluster(&self, qcow2: &Qcow2<D>, end: u64, limit: u64) -> Result<u64> {
-        let cut = end.next_multiple_of(qcow2.geometry.cluster_size());
-        self.zero_what_shows(qcow2, end, cut.min(limit), limit).await?;
-        Ok(cut)
-    }
-
-    /// Makes everything from `start` to `end`, where a cluster or the disk ends, read as zeros where it does not; what
-    /// follows in the clusters that it touches lies behind the end of the disk, and goes with it up to `limit`.
+    /// Makes what the first `layers` of the chain have from `start` to `end`, where a cluster or the data file ends, read as
+    /// zeros.
     async fn zero_what_shows(
         &self,
         qcow2: &Qcow2<D>,
         start: u64,
         end: u64,
-        limit: u64,
+        layers: usize,
     ) -> Result<()> {
-        let cluster = qcow2.geometry.cluster_size();
         let mut at = start;
         while at < end {
             let source = {
                 let _inside = self.enter();
                 self.resolve(0, at, end - at).await?
             };
-            let mut next = at + source.len;
-            if !source.content.reads_as_zeros() && !Bug::GrowthShowsBacking.is_seeded() {
-                let first = (at / cluster * cluster).max(start);
-                next = next.next_multiple_of(cluster).min(limit);
-                self.zero_range(qcow2, first, next - first, true, Otherwise::Write).await?;
+            let shows = source.depth < layers && !source.content.reads_as_zeros();
+            if shows && !Bug::GrowthShowsBacking.is_seeded() {
+                self.zero_range(qcow2, at, source.len, true, Otherwise::Write).await?;
             }
-            at = next;
+            at += source.len;
         }
         Ok(())
     }
