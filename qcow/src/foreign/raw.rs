@@ -12,6 +12,9 @@ use crate::sync::lock;
 /// Zeros that one write carries.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
 
+/// Direct I/O is done in blocks of so many bytes at most.
+const BLOCK_LEN_MAX: u64 = 64 << 10;
+
 /// What a file that grows has in its new part; all of it reads as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewPart {
@@ -29,6 +32,8 @@ pub struct Raw<D: Disk> {
     disk: D,
     path: PathBuf,
     size: AtomicU64,
+    /// The most bytes that the file is to have: the size, but while it grows.
+    len_max: AtomicU64,
     flushes: bool,
     failure: Mutex<Option<Error>>,
 }
@@ -39,8 +44,9 @@ impl<D: Disk> Raw<D> {
         let len = disk.len().map_err(|e| Error::io("find the length", &e).in_file(path))?;
         let size =
             sector_ceil(len).ok_or_else(|| Error::limit("the file is too long").in_file(path))?;
-        let size = AtomicU64::new(size);
-        Ok(Self { disk, path: path.to_owned(), size, flushes, failure: Mutex::new(None) })
+        let (size, len_max) = (AtomicU64::new(size), AtomicU64::new(size));
+        let (path, failure) = (path.to_owned(), Mutex::new(None));
+        Ok(Self { disk, path, size, len_max, flushes, failure })
     }
 
     /// The file's name.
@@ -62,6 +68,7 @@ impl<D: Disk> Raw<D> {
     pub async fn resize(&self, len: u64, new: NewPart) -> Result<()> {
         let size = sector_ceil(len).ok_or_else(|| Error::limit("the file would be too long"))?;
         let old = self.disk.len().map_err(|e| self.failed("find the length", 0, &e))?;
+        self.len_max.fetch_max(size, Ordering::AcqRel);
         if let Err(e) = self.set_len(old, len, new).await {
             if len > old && self.disk.set_len(old).await.is_err() {
                 tracing::warn!("{}: the file stays longer than it was", self.path.display());
@@ -70,6 +77,7 @@ impl<D: Disk> Raw<D> {
         }
         self.flush().await?;
         self.size.store(size, Ordering::Release);
+        self.len_max.store(size, Ordering::Release);
         Ok(())
     }
 
@@ -105,7 +113,25 @@ impl<D: Disk> Raw<D> {
     /// Writes at `at`.
     pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
         let written = self.disk.write(HostOffset::new(at), from).await;
+        self.cut_off_rest(at + from.len()).await?;
         written.map_err(|e| self.failed("write", at, &e))
+    }
+
+    /// Cuts off what a change that ended at `end` has put behind the end of the disk: direct I/O writes whole blocks.
+    async fn cut_off_rest(&self, end: u64) -> Result<()> {
+        let len_max = self.len_max.load(Ordering::Acquire);
+        let end_of_block = end.next_multiple_of(BLOCK_LEN_MAX);
+        if end_of_block <= len_max {
+            return Ok(());
+        }
+        let cut = async {
+            // A file that is longer than that has become so in another way.
+            match (len_max + 1..=end_of_block).contains(&self.disk.len()?) {
+                true => self.disk.set_len(len_max).await,
+                false => Ok(()),
+            }
+        };
+        cut.await.map_err(|e| self.failed("cut off what lies behind", len_max, &e))
     }
 
     /// Makes a range read as zeros; with `unmap` its space is given back where the host can.
@@ -114,6 +140,7 @@ impl<D: Disk> Raw<D> {
             return Ok(());
         }
         let zeroed = self.disk.write_zeroes(HostOffset::new(at), len).await;
+        self.cut_off_rest(at + len).await?;
         zeroed.map_err(|e| self.failed("write zeroes", at, &e))
     }
 
