@@ -133,14 +133,15 @@ struct Copy<'a> {
 impl Copy<'_> {
     async fn run(&self, mut progress: Progress, mut rate: Option<Rate>) -> Outcome {
         let size = self.chain.virtual_size();
-        if self.base.virtual_size() < size {
+        let reach = self.base.virtual_size();
+        if reach < size {
             let how = Resize { shrink: false, preallocation: qcow::engine::Preallocation::Off };
             self.base.resize_as(size, &how).await.map_err(told)?;
         }
         let buffer = Buffer::zeroed(CHUNK_LEN as usize).payload();
         let mut at = 0;
         while at < size {
-            let (done, written) = self.copy_some(at, size - at, &buffer).await?;
+            let (done, written) = self.copy_some(at, size - at, reach, &buffer).await?;
             if let Some(rate) = &mut rate {
                 rate.wait_for(written);
             }
@@ -150,14 +151,24 @@ impl Copy<'_> {
         self.base.flush().await.map_err(told)
     }
 
-    /// Copies a first part of `len` bytes at `at`: how long it is, and how many bytes of it were written.
-    async fn copy_some(&self, at: u64, len: u64, buffer: &Payload) -> Outcome<(u64, u64)> {
+    /// Copies a first part of `len` bytes at `at`: how long it is, and how many bytes of it were written. The base reached up
+    /// to `reach`, and reads as zeros behind.
+    async fn copy_some(
+        &self,
+        at: u64,
+        len: u64,
+        reach: u64,
+        buffer: &Payload,
+    ) -> Outcome<(u64, u64)> {
         let extent = self.chain.map(at, len).await.map_err(told)?;
         if extent.depth >= self.depth {
             return Ok((extent.len, 0));
         }
+        if !extent.present && at >= reach {
+            return Ok((extent.len, 0));
+        }
         if !extent.present {
-            return Ok((self.hide(at, extent.len).await?, 0));
+            return Ok((self.hide(at, extent.len.min(reach - at)).await?, 0));
         }
         if extent.zero {
             self.base.write_zeroes(at, extent.len, true).await.map_err(told)?;

@@ -20,6 +20,7 @@ mod close;
 pub mod compact;
 mod compress;
 mod condemn;
+mod copy_up;
 pub mod create;
 mod data_file;
 mod dirty;

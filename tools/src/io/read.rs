@@ -16,9 +16,6 @@ use super::transfer::{
 use crate::image::HostImage;
 use crate::output::say;
 
-/// Bytes that are copied at a time.
-const COPY_LEN: u64 = 1 << 20;
-
 /// `read`
 pub fn read(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let arguments = command.arguments(words, "abCl:pP:qrs:v")?;
@@ -87,7 +84,7 @@ impl Transfer for Read {
         let buffer = Buffer::zeroed(len as usize).payload();
         let started = Instant::now();
         if self.copy && image.is_writable() {
-            copy_up(&image, self.range).await.map_err(|e| failed(name, &e))?;
+            image.copy_up(at, len).await.map_err(|e| failed(name, &e))?;
         }
         for (offset, piece) in pieces(&buffer) {
             image.read(at + offset, &piece).await.map_err(|e| failed(name, &e))?;
@@ -102,26 +99,6 @@ impl Transfer for Read {
         report::transfer("read", at, len, started, self.style);
         verified
     }
-}
-
-/// Writes the clusters, or subclusters, that `range` touches to the top image, where it does not have them itself.
-async fn copy_up(image: &HostImage, range: Range) -> qcow::Result<()> {
-    let unit = image.subcluster_size().unwrap_or(1);
-    let mut at = range.at / unit * unit;
-    let end = (range.at + range.len).next_multiple_of(unit).min(image.virtual_size());
-    while at < end {
-        let extent = image.map(at, (end - at).min(COPY_LEN)).await?;
-        if extent.depth > 0 || !extent.present {
-            let buffer = Buffer::zeroed(extent.len as usize).payload();
-            image.read(at, &buffer).await?;
-            match pattern::is_filled(&buffer, 0, extent.len, 0) {
-                true => image.write_zeroes(at, extent.len, false).await?,
-                false => image.write(at, &buffer).await?,
-            }
-        }
-        at += extent.len;
-    }
-    Ok(())
 }
 
 impl Verify {

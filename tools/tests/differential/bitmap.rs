@@ -201,6 +201,22 @@ fn bitmaps_follow_a_resize_alike() {
 }
 
 #[test]
+fn what_changes_no_disk_is_not_recorded() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 base 129k
+         io base: write -P 1 0 129k
+         img create -q -f qcow2 -b base -F qcow2 x 1M
+         img bitmap --add base below
+         img bitmap --add x above",
+    );
+    // Copied to the top by reading, and a base that grows.
+    pair.same_io("-C -f qcow2 x", &["read -P 1 64k 1k", "read -P 0 512k 1k"]);
+    same_bits(&pair, "x", "above", "1M", "64k");
+    same(&pair, "commit -f qcow2 x");
+    same_bits(&pair, "base", "below", "1M", "64k");
+}
+
+#[test]
 fn bitmaps_are_converted_alike() {
     let pair = Pair::prepared(
         "img create -q -f qcow2 base 10M
