@@ -2,6 +2,7 @@
 //! one after the other, or in any order where that is allowed.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 
 use qcow::disk::{Buffer, Payload};
 use qcow::exec::{join_all, try_join_all};
@@ -158,7 +159,8 @@ impl<'a> Copy<'a> {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
             if !is_inherited(first) {
                 let len = last.at + last.len - first.at;
-                self.write_range(first.at, &buffer.slice(first.at - at, len)).await?;
+                let zeros = self.known_zeros(run);
+                self.write_range(first.at, &buffer.slice(first.at - at, len), &zeros).await?;
             }
         }
         Ok(())
@@ -187,20 +189,43 @@ impl<'a> Copy<'a> {
         self.flush_if_writethrough().await
     }
 
-    /// Writes `data` at `at`, told apart into data and zeros.
-    async fn write_range(&self, at: u64, data: &Payload) -> Outcome {
+    /// The stretches of the target that are zeros without a look at the bytes, as far as they are whole units of it; none
+    /// where zeros are not told from data.
+    fn known_zeros(&self, pieces: &[Piece]) -> Vec<Range<u64>> {
+        if !self.rules.finds_zeros {
+            return Vec::new();
+        }
+        let unit = self.rules.unit;
+        let runs = pieces.chunk_by(|one, next| one.content == next.content);
+        let zeros = runs.filter_map(|run| {
+            let (first, last) = (run.first()?, run.last()?);
+            let (start, end) = (first.at.next_multiple_of(unit), last.at + last.len);
+            let end = if end == self.sources.total { end } else { end / unit * unit };
+            (first.content == Content::Zeros && start < end).then_some(start..end)
+        });
+        zeros.collect()
+    }
+
+    /// Writes `data` at `at`, told apart into data and zeros, some of which are known.
+    async fn write_range(&self, at: u64, data: &Payload, zeros: &[Range<u64>]) -> Outcome {
         // Compressed clusters are stored in the order of the disk, and a write that is flushed at once comes alone.
         let alone = self.how.compress.is_some() || self.how.writethrough;
         let limit = if alone { 1 } else { IN_FLIGHT_MAX };
-        let writes = self.runs(at, data).into_iter().map(|run| self.write_run(at, data, run));
+        let writes =
+            self.runs(at, data, zeros).into_iter().map(|run| self.write_run(at, data, run));
         try_join_all(limit, writes).await
     }
 
     /// The stretches of `data`, which goes to `at`, that are all data or all zeros; without zeros that need nothing.
-    fn runs(&self, at: u64, data: &Payload) -> Vec<Run> {
+    fn runs(&self, at: u64, data: &Payload, zeros: &[Range<u64>]) -> Vec<Run> {
         let (mut runs, mut start) = (Vec::new(), 0);
         while start < data.len() {
-            let (zero, end) = self.run_at(at, start, data);
+            let known = zeros.iter().find(|zeros| at + start < zeros.end);
+            let (zero, end) = match known {
+                Some(known) if known.start <= at + start => (true, known.end - at),
+                Some(known) => self.run_at(at, start, &data.slice(0, known.start - at)),
+                None => self.run_at(at, start, data),
+            };
             if !zero || self.rules.zeros != ZeroRule::Skip {
                 runs.push(Run { zero, start, end });
             }

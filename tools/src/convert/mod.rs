@@ -20,6 +20,7 @@ pub use args::Args;
 use std::cell::RefCell;
 
 use qcow::disk::uring::block_on;
+use qcow::limits::SECTOR_BYTES;
 
 use self::args::Job;
 use self::compress::Compress;
@@ -103,13 +104,14 @@ fn fill(job: &Job, sources: &Sources, history: &History, new: Option<&NewTarget>
 
 /// How the target is written.
 fn rules(job: &Job, target: &HostImage, new: Option<&NewTarget>) -> Rules {
-    // A cluster that holds any data is stored whole: writing it in one piece saves filling up its rest.
-    let cluster = target.cluster_size().unwrap_or(512);
-    let whole_clusters = job.compression.is_some().then_some(cluster);
-    let block_len = job.granularity.max(cluster).next_multiple_of(cluster);
+    // What the target can only have whole is stored whole: writing it in one piece saves filling up its rest.
+    let whole_clusters = target.cluster_size().filter(|_| job.compression.is_some());
+    let unit = whole_clusters.or(target.subcluster_size()).unwrap_or(SECTOR_BYTES);
+    let block_len = job.granularity.max(unit).next_multiple_of(unit);
     Rules {
         zeros: zero_rule(job, target, new),
         finds_zeros: job.granularity > 0,
+        unit,
         block_len: whole_clusters.unwrap_or(block_len),
         whole_clusters,
         salvage: job.salvage,

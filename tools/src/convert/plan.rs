@@ -37,7 +37,9 @@ pub struct Rules {
     pub zeros: ZeroRule,
     /// Whether zeros are told from data at all.
     pub finds_zeros: bool,
-    /// Parts begin and end at multiples of this, in bytes, wherever they can; zeros are told from data in such blocks.
+    /// What the target has as a whole or not at all, in bytes: parts begin and end at multiples of this wherever they can.
+    pub unit: u64,
+    /// Zeros among data are looked for in blocks of so many bytes.
     pub block_len: u64,
     /// Only whole clusters of so many bytes can be written.
     pub whole_clusters: Option<u64>,
@@ -128,7 +130,7 @@ impl<'a> Cursor<'a> {
     /// The next thing to do; `None` at the end.
     pub async fn next(&mut self) -> Outcome<Option<Part>> {
         while let Some(piece) = self.piece_at(self.at, self.sources.total - self.at).await? {
-            let whole = self.whole_blocks(piece.len);
+            let whole = self.whole_units(piece.len);
             match (piece.content, self.rules.zeros) {
                 (Content::Inherited, _) | (Content::Zeros, ZeroRule::Skip) if whole > 0 => {
                     self.at += whole;
@@ -162,12 +164,13 @@ impl<'a> Cursor<'a> {
         Ok(Part::Copy { at, pieces })
     }
 
-    /// How many of `len` bytes from here on fill whole blocks of the target, or reach its end.
-    fn whole_blocks(&self, len: u64) -> u64 {
+    /// How many of `len` bytes from here on fill whole units of the target, or reach its end where that may be.
+    fn whole_units(&self, len: u64) -> u64 {
         let end = self.at + len;
-        match end == self.sources.total {
-            true => len,
-            false => (end - end % self.rules.block_len).saturating_sub(self.at),
+        match self.rules.whole_clusters {
+            // As QEMU: a compressed cluster that the disk's end cuts off is no whole one.
+            None if end == self.sources.total => len,
+            _ => (end - end % self.rules.unit).saturating_sub(self.at),
         }
     }
 
@@ -250,11 +253,12 @@ fn inherited_whole(pieces: &[Piece], cluster: u64) -> Vec<Piece> {
         .filter(|piece| piece.content != Content::Inherited)
         .flat_map(|piece| piece.at / cluster..(piece.at + piece.len).div_ceil(cluster))
         .collect();
+    let all = pieces.last().map_or(0, |piece| piece.at + piece.len) / cluster;
     let mut whole = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (mut at, end) = (piece.at, piece.at + piece.len);
         while at < end && piece.content == Content::Inherited {
-            let kept = own.binary_search(&(at / cluster)).is_err();
+            let kept = at / cluster < all && own.binary_search(&(at / cluster)).is_err();
             let len = (at / cluster * cluster + cluster).min(end) - at;
             let content = if kept { Content::Inherited } else { Content::Data };
             whole.push(Piece { at, len, content, ..*piece });
@@ -279,6 +283,8 @@ mod tests {
             piece(3000, 500, Content::Zeros),
             piece(3500, 9000, Content::Inherited),
             piece(12_500, 3884, Content::Data),
+            // Cut off by the disk's end.
+            piece(16_384, 100, Content::Inherited),
         ];
         let whole = inherited_whole(&pieces, 4096);
         let told: Vec<_> = whole.iter().map(|piece| (piece.at, piece.len, piece.content)).collect();
@@ -290,6 +296,7 @@ mod tests {
             (8192, 4096, Content::Inherited),
             (12_288, 212, Content::Data),
             (12_500, 3884, Content::Data),
+            (16_384, 100, Content::Data),
         ];
         assert_eq!(told, expected);
     }

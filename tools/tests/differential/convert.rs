@@ -58,6 +58,30 @@ fn zeros_are_left_out_unless_asked_for() {
 }
 
 #[test]
+fn both_take_the_same_clusters() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 a 900k
+         io a: write -P 1 64k 192k
+         img create -q -f qcow2 -b a -F qcow2 b 700k
+         io b: write -P 2 512k 64k",
+    );
+    for options in [
+        "-S 1M -O qcow2 a",
+        "-S 1M -O qcow2 -o cluster_size=4k a",
+        "-S 1M -O qcow2 -o extended_l2=on a",
+        "-O qcow2 -o extended_l2=on a",
+        "-O qcow2 -B a -F qcow2 b",
+        // The cluster that the end of the disk cuts off is copied.
+        "-c -O qcow2 -B a -F qcow2 b",
+        "-c --salvage -O qcow2 -B a -F qcow2 b",
+    ] {
+        pair.same_img(&format!("convert {options} out"));
+        pair.same_io("-f qcow2 out", &["map"]);
+        pair.same_clean_image("out");
+    }
+}
+
+#[test]
 fn several_sources_follow_each_other() {
     let pair = Pair::prepared(SETUP);
     put(&pair, "odd.raw", &[9; 1000]);
