@@ -10,6 +10,7 @@ use qcow::engine::info::ImageInfo;
 use qcow::engine::{Format, MapExtent, Preallocation, Resize, SnapshotChoice};
 use qcow::format::feature::{Compatible, Incompatible};
 use qcow::format::header::{Header, Version};
+use qcow::limits::SECTOR_BYTES;
 
 use crate::arguments::ImageArgs;
 use crate::cache::Cache;
@@ -228,6 +229,9 @@ impl Amendment<'_> {
         }
         match self.values.number("size").filter(|&size| size > 0) {
             None => Ok(()),
+            Some(size) if !size.is_multiple_of(SECTOR_BYTES) => {
+                Err(Failure::new("The new size must be a multiple of 512"))
+            }
             Some(size) => self.change(|image| {
                 let how = Resize { shrink: true, preallocation: Preallocation::Off };
                 block_on(async {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, ThreadsArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{self, Failure, Outcome};
-use crate::image::Opening;
+use crate::image::{self, Opening};
 use crate::output::{self, say};
 
 const COMMAND: &str = "check";
@@ -63,9 +63,13 @@ pub fn run(args: &Args) -> Outcome<u8> {
         shared: args.force_share,
         ..args.image.opening()
     };
-    let other_format =
-        || Failure::new("This image format does not support checks").with_code(NOT_SUPPORTED);
-    let disk = opening.open_qcow2_file(path)?.ok_or_else(other_format)?;
+    let Some(disk) = opening.open_qcow2_file(path)? else {
+        if opening.writable && opening.source(path).is_ok_and(|source| source.format.is_none()) {
+            image::warn_of_guess(path);
+        }
+        let what = "This image format does not support checks";
+        return Err(Failure::new(what).with_code(NOT_SUPPORTED));
+    };
     let checker = Checker { disk: &disk, path, crew: args.threads.crew() };
     let report = checker.check_and_repair(repair, args.quiet, output)?;
     if !args.quiet {

@@ -190,9 +190,6 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
     }
     let data_file = values.text("data_file");
     let raw = values.is_on("data_file_raw");
-    if raw && data_file.is_none() {
-        return Err(Failure::new("data-file-raw requires data-file"));
-    }
     let options = CreateOptions {
         size,
         version,
@@ -206,6 +203,10 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         data_file: data_file.map(|name| DataFileOptions { name: OsString::from(name), raw }),
         marked: program::adds_marks(),
     };
+    if raw && options.data_file.is_none() {
+        options.check_tables().map_err(|e| told(Format::Qcow2, &e))?;
+        return Err(Failure::new("data-file-raw requires data-file"));
+    }
     Ok(options)
 }
 

@@ -65,7 +65,7 @@ pub fn mark_decrease(arguments: &[OsString]) -> Vec<OsString> {
         if bytes == b"--" {
             break;
         }
-        if files > 0 && looks_negative {
+        if files == 1 && looks_negative {
             let mut option = OsString::from(format!("--{DECREASE}="));
             option.push(&*argument);
             *argument = option;

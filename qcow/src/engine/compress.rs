@@ -183,7 +183,8 @@ impl<D: Disk> Image<D> {
             return Err(qcow2.named(Error::unsupported(what)));
         }
         let aligned = |at| qcow2.geometry.is_cluster_aligned(at);
-        if !aligned(at) || !aligned(len) && at + len != self.virtual_size() {
+        let whole = aligned(at) && (aligned(len) || at + len == self.virtual_size());
+        if len > 0 && !whole {
             let what =
                 format!("a compressed write of {len} bytes at {at:#x} is not whole clusters");
             return Err(qcow2.named(Error::invalid(what)));

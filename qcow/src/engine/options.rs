@@ -208,6 +208,15 @@ impl CreateOptions {
 
     /// Fails where the options contradict each other or the format.
     pub(super) fn check(&self) -> Result<()> {
+        self.check_tables()?;
+        self.check_features()
+    }
+
+    /// Fails where what is said of clusters, entries and counts contradicts itself or the format.
+    ///
+    /// # Errors
+    /// What is wrong, in QEMU's words and order.
+    pub fn check_tables(&self) -> Result<()> {
         if self.extended_l2 && self.version < Version::V3 {
             return Err(Error::invalid(
                 "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
@@ -230,6 +239,11 @@ impl CreateOptions {
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on",
             ));
         }
+        if self.version == Version::V2 && self.lazy_refcounts {
+            return Err(Error::invalid(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
         if self.refcount_order > limits::REFCOUNT_ORDER_MAX {
             return Err(Error::invalid(
                 "Refcount width must be a power of two and may not exceed 64 bits",
@@ -240,6 +254,10 @@ impl CreateOptions {
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
             ));
         }
+        Ok(())
+    }
+
+    fn check_features(&self) -> Result<()> {
         if self.data_is_raw() && self.backing.is_some() {
             return Err(Error::invalid(
                 "Backing file and data-file-raw cannot be used at the same time",
@@ -251,11 +269,6 @@ impl CreateOptions {
         if self.data_file.is_some() {
             return Err(Error::invalid(
                 "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
-            ));
-        }
-        if self.lazy_refcounts {
-            return Err(Error::invalid(
-                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
             ));
         }
         if self.compression != CompressionType::Deflate {

@@ -78,6 +78,9 @@ impl<D: Disk> Image<D> {
         unmap: bool,
         otherwise: Otherwise,
     ) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         if !qcow2.can_map_zeros() {
             otherwise.check()?;
             return self.write_zero_bytes(qcow2, at, len).await;
@@ -122,8 +125,8 @@ impl<D: Disk> Image<D> {
             let part = (len - done).min(end - at);
             // Past the end of the disk there is nothing to keep.
             let disk_end = end.min(self.virtual_size()).max(at + part);
-            let zeros_around = self.reads_as_zeros(start, at).await?
-                && self.reads_as_zeros(at + part, disk_end).await?;
+            let zeros_around = self.reads_as_zeros(start, at, otherwise).await?
+                && self.reads_as_zeros(at + part, disk_end, otherwise).await?;
             if !zeros_around || !self.zero_unless_data(qcow2, subcluster).await? {
                 otherwise.check()?;
                 self.write_zero_bytes(qcow2, at, part).await?;
@@ -133,16 +136,26 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    /// Whether the bytes in `start..end` read as zeros, as far as mappings tell.
-    async fn reads_as_zeros(&self, start: u64, end: u64) -> Result<bool> {
+    /// Whether the bytes in `start..end` read as zeros, as far as mappings tell; where all depends on it, also as far as the
+    /// host's holes do, as QEMU looks for them, too.
+    async fn reads_as_zeros(&self, start: u64, end: u64, otherwise: Otherwise) -> Result<bool> {
         let _inside = self.enter();
         let mut at = start;
         while at < end {
-            let source = self.resolve(0, at, end - at).await?;
-            if !source.content.reads_as_zeros() {
+            let (zeros, len) = match otherwise {
+                Otherwise::Write => {
+                    let source = self.resolve(0, at, end - at).await?;
+                    (source.content.reads_as_zeros(), source.len)
+                }
+                Otherwise::Fail => {
+                    let extent = self.map(at, end - at).await?;
+                    (extent.zero, extent.len)
+                }
+            };
+            if !zeros {
                 return Ok(false);
             }
-            at += source.len;
+            at += len;
         }
         Ok(true)
     }

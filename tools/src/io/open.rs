@@ -8,7 +8,7 @@ use qcow::engine::{CreateOptions, Discard, Format};
 
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
-use crate::image::{self, HostImage, Opening};
+use crate::image::{HostImage, Opening};
 use crate::new_image::NewImage;
 use crate::partial::PartialFile;
 use crate::source::{self, Options, Source};
@@ -90,9 +90,6 @@ pub fn open(args: &OpenArgs) -> Result<OpenImage, String> {
         return Err("Can't use copy-on-read on read-only device".to_owned());
     }
     let guessed_raw = source.format.is_none() && image.format() == Format::Raw;
-    if guessed_raw && !args.read_only {
-        image::warn_of_guess(source.path());
-    }
     if args.snapshot {
         return open_on_top(args, &source, &image);
     }

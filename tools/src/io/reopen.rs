@@ -13,6 +13,9 @@ const CACHE_OPTIONS: [&str; 2] = ["cache.direct", "cache.no-flush"];
 /// The size of all caches, and those of each.
 const CACHE_SIZES: [&str; 3] = ["cache-size", "l2-cache-size", "refcount-cache-size"];
 
+/// What QEMU calls an image that nobody has named; it counts them.
+const NODE: &str = "#block000";
+
 /// `reopen`
 pub fn reopen(session: &mut Session, command: &Command, words: &[&str]) -> Done {
     let open = session.current().ok_or(Failed)?;
@@ -87,6 +90,9 @@ fn first_fixed(open: &OpenImage, options: &Options) -> Option<&'static str> {
 
 /// Finds out what can be found out without closing the image.
 fn check(open: &OpenImage, args: &OpenArgs) -> Result<(), String> {
+    if args.copy_on_read && args.read_only && !open.args.read_only {
+        return Err(format!("Can't set node '{NODE}' to r/o with copy-on-read enabled"));
+    }
     let source = source::with_options(args.name.as_deref(), args.options.clone())?;
     match source.path() == open.source.path() {
         true => Ok(()),

@@ -8,6 +8,7 @@ use qcow::disk::uring::block_on;
 
 use super::open::{self, OpenArgs, OpenImage};
 use crate::failure::{Failure, Outcome};
+use crate::image;
 
 /// What follows a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,9 @@ impl Session {
             let device = args.name.as_ref().map(|name| format!(" device {}", name.display()));
             Failure::new(format!("can't open{}: {reason}", device.unwrap_or_default()))
         })?;
+        if opened.guessed_raw && !args.read_only {
+            image::warn_of_guess(opened.source.path());
+        }
         self.current = Some(opened);
         Ok(())
     }

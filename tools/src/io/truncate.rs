@@ -23,7 +23,7 @@ pub fn truncate(session: &mut Session, command: &Command, words: &[&str]) -> Don
         return Err(told("The new size must be a multiple of 512"));
     }
     let resized = session.wait(image.resize_as(size, &Resize { shrink: true, preallocation }));
-    resized.map(|()| Flow::Continue).map_err(|e| told(&e.to_string()))
+    resized.map(|()| Flow::Continue).map_err(|e| told(e.message()))
 }
 
 fn told(message: &str) -> Failed {

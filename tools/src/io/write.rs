@@ -182,6 +182,10 @@ impl Write {
         if self.compressed && image.format() == Format::Raw {
             return Err(told(Error::unsupported("raw images have no compressed clusters")));
         }
+        if self.compressed && bytes.is_empty() {
+            // There is nothing to write, but it may be the wrong place.
+            return image.write_compressed(self.range.at, bytes).await.map_err(told);
+        }
         for (offset, piece) in pieces(bytes) {
             let at = self.range.at + offset;
             let written = match self.compressed {

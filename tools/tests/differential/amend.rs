@@ -66,6 +66,7 @@ const LINES: &[&str] = &[
     "amend -o refcount_bits=1 old.qcow2",
     "amend -o compat=v3,size=6M a.qcow2",
     "amend -o size=3M a.qcow2",
+    "amend -o size=3000000 a.qcow2",
     "amend -p -o lazy_refcounts=off a.qcow2",
     "amend -o compat=v2,lazy_refcounts=off,refcount_bits=16 old.qcow2",
 ];

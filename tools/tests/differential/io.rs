@@ -11,6 +11,11 @@ const SETUP: &str = "
     img create -q -f raw a.raw 1M
     img create -q -f qcow2 packed.qcow2 1000k
     img create -q -f qcow2 -b a.qcow2 -F qcow2 top.qcow2
+    img create -q -f qcow2 -o compat=0.10 -b a.qcow2 -F qcow2 old.qcow2
+    img snapshot -c one old.qcow2
+    img create -q -f qcow2 -o data_file=data data.qcow2 1M
+    img create -q -f qcow2 -o preallocation=metadata laid.qcow2 1M
+    img create -q -f qcow2 -b laid.qcow2 -F qcow2 above.qcow2
 ";
 
 /// Runs of commands on one image.
@@ -184,6 +189,12 @@ const RUNS: &[(&str, &[&str])] = &[
     ("packed.qcow2", &["truncate -m nope 2M", "truncate -x 1", "truncate -m off 1M", "length"]),
     ("-f raw a.raw", &["truncate 2M", "length", "truncate 1M", "length"]),
     ("-r a.raw", &["truncate 2M"]),
+    ("-f qcow2 old.qcow2", &["truncate 2M", "write -zun 0 0", "write -zn 0 512"]),
+    ("-f qcow2 data.qcow2", &["write -c 0 0", "write -c 512 0", "write -c 0 64k"]),
+    ("packed.qcow2", &["write -c 512 0"]),
+    ("-f qcow2 above.qcow2", &["write -zn 1k 512", "write -P 1 64k 512", "write -zn 65k 512"]),
+    ("-s a.raw", &["length"]),
+    ("a.raw", &["reopen -c none", "reopen -r", "reopen -w"]),
     ("missing", &["length"]),
     ("-f foo a.qcow2", &["length"]),
     ("-f qcow2 a.raw", &["length"]),

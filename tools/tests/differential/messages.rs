@@ -44,6 +44,11 @@ const LINES: &str = "
     create -f qcow2 -o refcount_bits=1,compat=0.10 x.qcow2 1M
     create -f qcow2 -o compat=0.11 x.qcow2 1M
     create -f qcow2 -o compat=0.10,lazy_refcounts=on x.qcow2 1M
+    create -f qcow2 -o compat=0.10,lazy_refcounts=on,refcount_bits=8 x.qcow2 1M
+    create -f qcow2 -o compat=0.10,lazy_refcounts=on,data_file_raw=on x.qcow2 1M
+    create -f qcow2 -o compat=0.10,refcount_bits=8,data_file_raw=on x.qcow2 1M
+    create -f qcow2 -o compat=0.10,data_file_raw=on,compression_type=zstd x.qcow2 1M
+    create -f qcow2 -o compat=0.10,data_file=y,lazy_refcounts=on x.qcow2 1M
     create -f qcow2 -o compat=0.10,compression_type=zstd x.qcow2 1M
     create -f qcow2 -o compression_type=lz4 x.qcow2 1M
     create -f qcow2 -o preallocation=foo x.qcow2 1M
@@ -70,6 +75,8 @@ const LINES: &str = "
     check missing
     check a.raw
     check -f qcow2 a.raw
+    check -r leaks a.raw
+    check -r all -f raw a.raw
     check -r foo a.qcow2
     check -r all -U a.qcow2
     check -T foo a.qcow2

@@ -151,6 +151,7 @@ fn wrong_ways_are_refused_in_the_same_words() {
         "resize x +-5",
         "resize x -xx --shrink",
         "resize x -5 -7",
+        "resize 0x x -512k",
         "resize -512k x --shrink",
         "resize x --5",
         "resize x 100E",

@@ -105,6 +105,7 @@ impl<D: Disk> Image<D> {
     ) -> Result<()> {
         self.check_change(0, 0)?;
         let Layer::Qcow2(qcow2) = self.top() else {
+            granularity.map(granularity_bits).transpose()?;
             return Err(Error::unsupported(
                 "Can't store persistent bitmaps: Operation not supported",
             ));
@@ -302,11 +303,7 @@ impl<D: Disk> Qcow2<D> {
         if name.is_empty() {
             return Err(Error::invalid("Bitmap name cannot be empty"));
         }
-        let bits = granularity.checked_ilog2().and_then(|bits| u8::try_from(bits).ok());
-        let valid = bits.filter(|bits| BITMAP_GRANULARITY_BITS.contains(bits));
-        let Some(granularity_bits) = valid.filter(|_| granularity.is_power_of_two()) else {
-            return Err(Error::invalid("Granularity must be power of 2 and at least 512"));
-        };
+        let granularity_bits = granularity_bits(granularity)?;
         if self.bitmaps.find(name).is_some() {
             return Err(Error::invalid(format!("Bitmap already exists: {}", name.display())));
         }
@@ -377,6 +374,15 @@ impl Bitmap {
             ))),
         }
     }
+}
+
+/// log2 of a granularity in bytes.
+fn granularity_bits(granularity: u64) -> Result<u8> {
+    let bits = granularity.checked_ilog2().and_then(|bits| u8::try_from(bits).ok());
+    let valid = bits.filter(|bits| BITMAP_GRANULARITY_BITS.contains(bits));
+    valid
+        .filter(|_| granularity.is_power_of_two())
+        .ok_or_else(|| Error::invalid("Granularity must be power of 2 and at least 512"))
 }
 
 fn not_found(name: &OsStr) -> Error {
