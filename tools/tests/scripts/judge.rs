@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::behind::Watch;
 use crate::contents;
 use crate::differences;
 use crate::normal::{normal, of_same_files};
@@ -34,8 +35,9 @@ enum Next {
 /// Plays `script` in fresh directories.
 pub fn play(script: &[Step]) -> Verdict {
     let twins = Twins::new();
+    let mut watch = Watch::default();
     for (index, step) in script.iter().enumerate() {
-        match take(&twins, step, index % 2 == 0) {
+        match take(&twins, &mut watch, step, index % 2 == 0) {
             Ok(Next::Go) => {}
             Ok(Next::CutShort(reason)) => return Verdict::CutShort(reason),
             Err(what) => return Verdict::Failed(Failure { step: Some(index), what }),
@@ -48,7 +50,8 @@ pub fn play(script: &[Step]) -> Verdict {
 }
 
 /// Runs `step` on both sides. Their images are checked, too, if `both` says so: that every other time is enough.
-fn take(twins: &Twins, step: &Step, both: bool) -> Result<Next, String> {
+fn take(twins: &Twins, watch: &mut Watch, step: &Step, both: bool) -> Result<Next, String> {
+    watch.before(twins, step);
     let [ours, theirs] = [Tool::Ours, Tool::Theirs].map(|tool| tool.run(&twins.of(tool), step));
     if normal(step, &ours) != normal(step, &theirs) {
         let Some(difference) = differences::find(step, &ours, &theirs) else {
@@ -58,13 +61,14 @@ fn take(twins: &Twins, step: &Step, both: bool) -> Result<Next, String> {
             return end(twins, step, difference.reason);
         }
     }
-    if let Some(difference) = differences::find_behind(step, &ours) {
+    if let Some(difference) = watch.after(twins, step, &ours) {
         return end(twins, step, difference.reason);
     }
     if step.changes.is_empty() {
         let swapped = Tool::Ours.run(&twins.of(Tool::Theirs), step);
         let [swapped, theirs] = [&swapped, &theirs].map(|said| of_same_files(step, said));
-        return match swapped == theirs || differences::find(step, &swapped, &theirs).is_some() {
+        let is_allowed = differences::find_of_same_files(step, &swapped, &theirs).is_some();
+        return match swapped == theirs || is_allowed {
             true => Ok(Next::Go),
             false => Err(format!("of their files:\n{}", contrast(&swapped, &theirs))),
         };

@@ -3,12 +3,13 @@
 //! A script is made from a seed: an image with any creation options, then commands of every kind. After each command
 //! both sides must have said the same and ended alike; an image that was changed must be clean for both checkers on both
 //! sides; in the end both sides hold the same disks, snapshots and bitmaps. What may differ, and why, stands in
-//! `differences.rs`.
+//! `differences.rs` and `behind.rs`.
 //!
 //! `SCRIPTS_FIRST` and `SCRIPTS_COUNT` choose the seeds, `SOAK_FACTOR` multiplies their number. A script that fails is
 //! cut down to the commands that it takes.
 
 mod amending;
+mod behind;
 mod bitmaps;
 mod contents;
 mod creation;

@@ -61,7 +61,9 @@ pub fn convert(random: &mut Random, world: &mut World) -> Vec<Step> {
     }
     step.add(&[&source.name]);
     let second = world.any(random);
-    let is_alone = known.backing.is_some() || step.has("-l");
+    // A format that is named is that of both.
+    let other_format = step.has("-f") && second.format != source.format;
+    let is_alone = known.backing.is_some() || step.has("-l") || other_format;
     if !is_alone && random.chance(8) && !world.reaches(&second.name, &target) {
         step.add(&[&second.name]);
         known.size += second.size;
