@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use qcow::disk::uring::block_on;
 use qcow::disk::{Buffer, Payload};
 use qcow::engine::Format;
+use qcow::limits::SECTOR_BYTES;
 use qcow::{Error, ErrorKind};
 
 use crate::arguments::{ImageArgs, one_file};
@@ -164,7 +165,7 @@ impl Difference<'_> {
     /// Writes it to the image.
     async fn write_all(&self, progress: &mut Progress) -> Outcome {
         let size = self.image.virtual_size();
-        let chunk = CHUNK_LEN.max(self.align);
+        let chunk = CHUNK_LEN.max(self.unit());
         let buffers = [(); 2].map(|()| Buffer::zeroed(chunk as usize).payload());
         let mut at = 0;
         while at < size {
@@ -178,27 +179,29 @@ impl Difference<'_> {
     /// Writes the difference in a first part of `len` bytes at `at`, the start of a unit; how long that part is.
     async fn write_some(&self, at: u64, len: u64, buffers: &[Payload; 2]) -> Outcome<u64> {
         let extent = self.image.map(at, len).await;
-        let extent = extent.map_err(|e| {
-            Failure::new(format!("error while reading image metadata: {}", e.message()))
-        })?;
+        let extent = extent.map_err(|e| unmapped(&e))?;
         if extent.present && extent.depth == 0 {
             return Ok(extent.len);
         }
         // Lower images may have smaller clusters.
         let len = extent.len.next_multiple_of(self.align).min(self.image.virtual_size() - at);
         let is_zero = extent.zero && len == extent.len;
-        let past_end = is_zero && !extent.present && extent.depth == 0;
+        let past_end =
+            is_zero && !extent.present && extent.depth == 0 && self.whole_units(at, len) == len;
         if is_zero && self.new_is_zero(at, len).await? {
-            return Ok(len);
+            let skipped = self.whole_units(at, len);
+            if skipped > 0 {
+                return Ok(skipped);
+            }
         }
-        let len = len.min(buffers[0].len());
+        let len = self.fill_unit(at, len).await?.min(buffers[0].len());
         let [old, new] = buffers.each_ref().map(|buffer| buffer.slice(0, len));
         let read = self.image.read(at, &old).await;
         read.map_err(|_| Failure::new("error while reading from old backing file"))?;
         self.read_new(at, &new).await?;
         let mut done = 0;
         while done < len {
-            let (run, differs) = self.run(&old, &new, done);
+            let (run, differs) = self.run(at, &old, &new, done);
             if differs {
                 self.write(at + done, &old.slice(done, run), past_end).await?;
             }
@@ -207,9 +210,37 @@ impl Difference<'_> {
         Ok(len)
     }
 
-    /// How many bytes from `from` on are in units that all differ, or are all equal.
-    fn run(&self, old: &Payload, new: &Payload, from: u64) -> (u64, bool) {
-        let unit = |at: u64| self.align.max(512).min(old.len() - at);
+    /// What is written as a whole, in bytes.
+    fn unit(&self) -> u64 {
+        self.compressed.unwrap_or(self.align).max(SECTOR_BYTES)
+    }
+
+    /// How many of `len` bytes at `at` are whole units, of which the end of the disk may cut the last one off.
+    fn whole_units(&self, at: u64, len: u64) -> u64 {
+        let end = at + len;
+        match end == self.image.virtual_size() {
+            true => len,
+            false => (end - end % self.unit()).saturating_sub(at),
+        }
+    }
+
+    /// How long a part of `len` bytes at `at` is with what the image has nothing of, either, in the rest of its last unit.
+    async fn fill_unit(&self, at: u64, len: u64) -> Outcome<u64> {
+        let mut end = at + len;
+        let whole = end.next_multiple_of(self.unit()).min(self.image.virtual_size());
+        while end < whole {
+            let extent = self.image.map(end, whole - end).await.map_err(|e| unmapped(&e))?;
+            if extent.present && extent.depth == 0 {
+                break;
+            }
+            end = (end + extent.len).next_multiple_of(self.align).min(whole);
+        }
+        Ok(end - at)
+    }
+
+    /// How many bytes of the part at `at` from `from` on are in units that all differ, or are all equal.
+    fn run(&self, at: u64, old: &Payload, new: &Payload, from: u64) -> (u64, bool) {
+        let unit = |from: u64| (self.unit() - (at + from) % self.unit()).min(old.len() - from);
         let differs = |at: u64| {
             let (one, other) = (old.slice(at, unit(at)), new.slice(at, unit(at)));
             one.first_difference(&other).is_some()
@@ -279,6 +310,10 @@ impl Difference<'_> {
             _ => Ok(()),
         }
     }
+}
+
+fn unmapped(error: &Error) -> Failure {
+    Failure::new(format!("error while reading image metadata: {}", error.message()))
 }
 
 fn unreadable(_: Error) -> Failure {

@@ -151,6 +151,23 @@ fn what_is_merged_is_compressed_where_asked_for() {
     assert!(compressed > 1000, "{compressed} compressed clusters");
 }
 
+/// Also where the old backing file has them in part only.
+#[test]
+fn clusters_are_compressed_whole() {
+    let pair = Pair::prepared(
+        "img create -q -f qcow2 -o extended_l2=on old 3M
+         io old: write -P 1 110k 10k; write -P 1 1M 60k; write -P 1 3000k 1k
+         img create -q -f qcow2 -o extended_l2=on -b old -F qcow2 x",
+    );
+    for (tool, directory) in [(Tool::Ours, pair.ours()), (Tool::Theirs, pair.theirs())] {
+        tool.run("qemu-img", directory, ["rebase", "-c", "-b", "", "x"]).expect_success();
+    }
+    pair.same_io("x", &["map", "read -P 1 110k 10k", "read -P 0 120k 10k"]);
+    pair.same_clean_image("x");
+    let check = Tool::Theirs.img(pair.ours(), "check --output=json x").json();
+    assert_eq!(check["compressed-clusters"].as_u64(), Some(3), "{check}");
+}
+
 /// QEMU's dies of images whose clusters are there in part.
 #[test]
 fn clusters_that_are_there_in_part_are_merged_as_they_are() {
