@@ -70,12 +70,9 @@ impl OptionValues {
         let mut values = Self::default();
         for list in lists {
             for item in split(list) {
-                let (name, text) = item.split_once('=').unwrap_or((&item, "on"));
+                let (name, text) = item.split_once('=').unwrap_or_else(|| flag(&item));
                 let spec = specs.iter().copied().flatten().find(|spec| spec.name == name);
                 let spec = spec.ok_or_else(|| invalid(name))?;
-                if spec.kind != Kind::Bool && !item.contains('=') {
-                    return Err(Failure::new(format!("Parameter '{name}' expects a value")));
-                }
                 values.put(spec.name, spec.check(text)?);
             }
         }
@@ -214,6 +211,11 @@ pub fn split(list: &str) -> Vec<String> {
     items
 }
 
+/// What a name alone means: a switch that is on, or off where `no` comes before its name.
+fn flag(item: &str) -> (&str, &str) {
+    item.strip_prefix("no").map_or((item, "on"), |name| (name, "off"))
+}
+
 fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "on" | "yes" | "true" | "y" => Some(true),
@@ -244,11 +246,13 @@ mod tests {
         assert_eq!(values.shown("file").as_deref(), Some("a,,b"));
         assert!(values.is_on("lazy"));
         assert_eq!(values.number("size"), Some(2048));
+        let values = OptionValues::parse(&["nolazy".to_owned()], &[SPECS]).unwrap();
+        assert!(!values.is_on("lazy") && values.text("lazy").is_some());
     }
 
     #[test]
     fn wrong_lists_are_refused() {
-        for list in ["size=x", "size=-1", "lazy=maybe", "nothing=1", "size"] {
+        for list in ["size=x", "size=-1", "lazy=maybe", "nothing=1", "size", "nosize", "nothing"] {
             assert!(OptionValues::parse(&[list.to_owned()], &[SPECS]).is_err(), "{list}");
         }
         for list in ["", ",lazy", "lazy,", ",,", ",,lazy", "lazy,,,"] {

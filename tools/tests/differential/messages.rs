@@ -55,6 +55,12 @@ const LINES: &str = "
     create -f qcow2 -o lazy_refcounts=maybe x.qcow2 1M
     create -f qcow2 -o foo=bar x.qcow2 1M
     create -f qcow2 -o foo x.qcow2 1M
+    create -f qcow2 -o nofoo x.qcow2 1M
+    create -f qcow2 -o no x.qcow2 1M
+    create -f qcow2 -o nosize x.qcow2 1M
+    create -f qcow2 -o size x.qcow2 1M
+    create -f qcow2 -o refcount_bits x.qcow2 1M
+    create -f qcow2 -o compat x.qcow2 1M
     create -f qcow2 -o ,cluster_size=4k x.qcow2 1M
     create -f qcow2 -o cluster_size=4k, x.qcow2 1M
     create -f qcow2 missing/x.qcow2 1M
