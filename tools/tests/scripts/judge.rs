@@ -67,8 +67,11 @@ fn take(twins: &Twins, watch: &mut Watch, step: &Step, both: bool) -> Result<Nex
     if step.changes.is_empty() {
         let swapped = Tool::Ours.run(&twins.of(Tool::Theirs), step);
         let [swapped, theirs] = [&swapped, &theirs].map(|said| of_same_files(step, said));
-        let is_allowed = differences::find_of_same_files(step, &swapped, &theirs).is_some();
-        return match swapped == theirs || is_allowed {
+        let is_external =
+            |word: &String| twins.of(Tool::Theirs).join(format!("{word}.data")).exists();
+        let external = step.words.iter().any(is_external);
+        let allowed = differences::find_of_same_files(step, &swapped, &theirs, external);
+        return match swapped == theirs || allowed.is_some() {
             true => Ok(Next::Go),
             false => Err(format!("of their files:\n{}", contrast(&swapped, &theirs))),
         };
