@@ -4,12 +4,16 @@
 //! clusters, and mixing them up is how images are lost, so each is a type of its own with a private field. Only
 //! [`Geometry`], which alone knows the cluster size, shifts and masks them.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::limits::{
     CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, EXTENDED_L2_CLUSTER_BITS_MIN, HOST_OFFSET_BITS,
     REFCOUNT_ORDER_MAX, SECTOR_BYTES, SLICE_BYTES_MAX,
 };
+
+/// A map by addresses, for lookups on the request path: hashed in a few instructions, from another seed each time.
+pub type AddressMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {

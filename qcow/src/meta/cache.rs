@@ -1,9 +1,9 @@
 //! A bounded cache of table slices: loaded once however many ask, never evicted while changed or in use.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
-use crate::addr::{HostCluster, SliceKey};
+use crate::addr::{AddressMap, HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
 use crate::seeded_bugs::Bug;
 
@@ -54,9 +54,9 @@ pub struct DirtySectors {
 /// Slices by their place in the file.
 #[derive(Debug)]
 pub struct SliceCache {
-    entries: HashMap<SliceKey, Entry>,
+    entries: AddressMap<SliceKey, Entry>,
     /// How many entries each table has.
-    tables: HashMap<HostCluster, u32>,
+    tables: AddressMap<HostCluster, u32>,
     /// Eviction order: second chance.
     queue: VecDeque<SliceKey>,
     dirty: BTreeSet<SliceKey>,
@@ -93,8 +93,8 @@ impl SliceCache {
     pub fn new(bytes_max: u64, slice_bytes: u64) -> Self {
         let count_max = usize::try_from(bytes_max / slice_bytes).unwrap_or(usize::MAX);
         Self {
-            entries: HashMap::new(),
-            tables: HashMap::new(),
+            entries: AddressMap::default(),
+            tables: AddressMap::default(),
             queue: VecDeque::new(),
             dirty: BTreeSet::new(),
             count_max: count_max.max(SLICE_COUNT_MIN),

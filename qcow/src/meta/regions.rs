@@ -3,10 +3,9 @@
 //! Kept for writable images only, and asked before every write and every claim: each answer is one lookup per cluster.
 //! An L2 table counts one use for the active L1 table's entry, and one for each entry of a snapshot's L1 table.
 
-use std::collections::HashMap;
 use std::fmt;
 
-use crate::addr::{ClusterCount, HostCluster};
+use crate::addr::{AddressMap, ClusterCount, HostCluster};
 use crate::error::{Error, Result};
 
 /// What a cluster of metadata is.
@@ -54,7 +53,7 @@ impl fmt::Display for Kind {
 /// The clusters of metadata, each with what it is and how many pointers name it.
 #[derive(Debug, Default)]
 pub struct Regions {
-    clusters: HashMap<HostCluster, (Kind, u32)>,
+    clusters: AddressMap<HostCluster, (Kind, u32)>,
 }
 
 impl Regions {
