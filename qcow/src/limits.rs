@@ -57,6 +57,10 @@ pub const SECTOR_BYTES: u64 = 512;
 pub const L2_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
 /// Default bytes of refcount slices that are kept in memory.
 pub const REFCOUNT_CACHE_BYTES_DEFAULT: u64 = 8 << 20;
+/// Most bytes of decompressed clusters that an image keeps in memory for small reads: ours; at least one cluster of 2 MiB.
+pub const DECODED_CACHE_BYTES_MAX: usize = 8 << 20;
+/// Bytes from a cluster's start on that the first read of a compressed cluster unpacks at least: ours.
+pub const DECODED_BYTES_MIN: usize = 4096;
 /// Largest request that the engine takes in one piece; larger ones are the caller's to split.
 pub const REQUEST_BYTES_MAX: u64 = 1 << 30;
 /// Pieces of one request or flush that are under way at the same time: more only cost memory.

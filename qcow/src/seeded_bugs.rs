@@ -114,6 +114,8 @@ pub enum Bug {
     PackedFreedOnce,
     /// A compressed cluster is mapped before its data has been written.
     PackedBeforeWritten,
+    /// What a compressed cluster was unpacked to is kept although its place is free.
+    FreedStaysDecoded,
     /// Changed metadata is evicted from the cache.
     DirtySliceEvicted,
     /// Metadata is loaded again while it is being written.

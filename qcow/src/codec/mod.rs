@@ -30,9 +30,24 @@ impl Decompressor {
         src: &[u8],
         dst: &mut [u8],
     ) -> Result<()> {
+        self.decompress_start(compression, src, dst, dst.len()).map(drop)
+    }
+
+    /// As [`Self::decompress`], but only the first `len` bytes are asked for; how many of `dst` are filled, at least those.
+    ///
+    /// # Errors
+    /// `src` is not valid or does not hold as many bytes, as far as that has been seen.
+    pub fn decompress_start(
+        &mut self,
+        compression: CompressionType,
+        src: &[u8],
+        dst: &mut [u8],
+        len: usize,
+    ) -> Result<usize> {
         match compression {
-            CompressionType::Deflate => self.deflate.decompress(src, dst),
-            CompressionType::Zstd => self.zstd.decompress(src, dst),
+            CompressionType::Deflate => self.deflate.decompress(src, &mut dst[..len]).map(|()| len),
+            // A cluster is most often one block, which comes out as a whole.
+            CompressionType::Zstd => self.zstd.decompress(src, dst).map(|()| dst.len()),
         }
     }
 }

@@ -23,6 +23,7 @@ mod condemn;
 mod copy_up;
 pub mod create;
 mod data_file;
+mod decompress;
 mod dirty;
 mod drop_tables;
 mod flush;

@@ -1,6 +1,5 @@
 //! Reading: each byte from the topmost image of the chain that has it.
 
-use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
@@ -8,8 +7,7 @@ use smallvec::SmallVec;
 use super::Image;
 use super::layer::{Layer, Qcow2};
 use crate::addr::{GuestOffset, HostOffset};
-use crate::codec::Decompressor;
-use crate::disk::{Buffer, Disk, Payload};
+use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::format::entry::CompressedExtent;
@@ -17,11 +15,6 @@ use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::drain::Inside;
 use crate::meta::map::Extent;
 use crate::seeded_bugs::Bug;
-
-thread_local! {
-    /// Contexts are large and slow to make: one set for each thread.
-    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::new(Decompressor::new());
-}
 
 /// Where a stretch of the virtual disk comes from.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +71,7 @@ impl<D: Disk> Image<D> {
     /// As [`Self::read`], of the chain from `depth` down.
     pub(super) async fn read_from(&self, depth: usize, at: u64, into: &Payload) -> Result<()> {
         let _inside = self.enter();
-        let mut pieces: SmallVec<[(Source, Payload); 4]> = SmallVec::new();
+        let mut pieces: SmallVec<[(Source, Payload); 2]> = SmallVec::new();
         let mut done = 0;
         while done < into.len() {
             let source = self.resolve(depth, at + done, into.len() - done).await?;
@@ -100,19 +93,20 @@ impl<D: Disk> Image<D> {
             [(source, part)] => self.fetch(*source, part).await?,
             many => {
                 let reads = many.iter().map(|(source, part)| self.fetch(*source, part));
-                try_join_all(IN_FLIGHT_MAX, reads).await?;
+                Box::pin(try_join_all(IN_FLIGHT_MAX, reads)).await?;
             }
         }
-        self.check_survived(depth, at, into.len()).await
+        match self.top() {
+            Layer::Qcow2(qcow2) if depth == 0 && qcow2.flush_lost.load(Ordering::Acquire) => {
+                Box::pin(self.check_survived(at, into.len())).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Fails where what has just been read may have been lost meanwhile, with a flush that failed.
-    async fn check_survived(&self, depth: usize, at: u64, len: u64) -> Result<()> {
-        let Layer::Qcow2(qcow2) = self.top() else { return Ok(()) };
-        if depth > 0 || !qcow2.flush_lost.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut done = 0;
+    async fn check_survived(&self, at: u64, len: u64) -> Result<()> {
+        let (depth, mut done) = (0, 0);
         while done < len {
             done += self.resolve(depth, at + done, len - done).await?.len;
         }
@@ -156,7 +150,7 @@ impl<D: Disk> Image<D> {
             (Layer::Raw(raw), Content::Bytes(at)) => raw.read(at.get(), into).await,
             (Layer::Qcow2(qcow2), Content::Bytes(at)) => qcow2.read_data(at, into).await,
             (Layer::Qcow2(qcow2), Content::Compressed { extent, skip }) => {
-                qcow2.read_compressed(extent, skip, into).await
+                Box::pin(qcow2.read_compressed(extent, skip, into)).await
             }
             (_, content) => unreachable!("{content:?} is not fetched"),
         }
@@ -188,30 +182,8 @@ impl<D: Disk> Qcow2<D> {
         .await
     }
 
-    async fn read_data(&self, at: HostOffset, into: &Payload) -> Result<()> {
+    pub(super) async fn read_data(&self, at: HostOffset, into: &Payload) -> Result<()> {
         let read = self.data_disk().read(at, into).await;
         read.map_err(|e| Error::io(format!("read at {at}"), &e).in_file(self.data_path()))
-    }
-
-    async fn read_compressed(
-        &self,
-        extent: CompressedExtent,
-        skip: u64,
-        into: &Payload,
-    ) -> Result<()> {
-        // The length is an upper bound of at most two clusters, whatever the image says.
-        let packed = Buffer::zeroed(extent.len as usize);
-        self.read_data(extent.offset, &packed.payload()).await?;
-        let mut cluster = vec![0; self.geometry.cluster_size() as usize];
-        let packed = packed.to_vec();
-        let unpacked = DECOMPRESSOR.with_borrow_mut(|decompressor| {
-            decompressor.decompress(self.compression, &packed, &mut cluster)
-        });
-        unpacked.map_err(|e| {
-            self.named(e.context(format!("the compressed cluster at {}", extent.offset)))
-        })?;
-        let skip = skip as usize;
-        into.copy_from(0, &cluster[skip..skip + into.len() as usize]);
-        Ok(())
     }
 }

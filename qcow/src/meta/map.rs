@@ -106,6 +106,11 @@ impl Map {
         Self { data_place: place, ..self }
     }
 
+    /// The sizes that it goes by.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
     /// Where guest data lies.
     pub fn data_place(&self) -> DataPlace {
         self.data_place

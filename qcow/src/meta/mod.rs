@@ -7,12 +7,14 @@ use crate::addr::{
     ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, L1Index, SliceKey,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::DECODED_CACHE_BYTES_MAX;
 use crate::seeded_bugs::Bug;
 
 pub mod alloc;
 pub mod bitmap;
 pub mod busy;
 pub mod cache;
+pub mod decoded;
 pub mod drain;
 mod drop;
 pub mod guard;
@@ -31,6 +33,7 @@ pub mod table;
 
 use alloc::Allocator;
 use busy::BusyClusters;
+use decoded::DecodedClusters;
 use map::Map;
 use order::Sequencer;
 use pack::Packer;
@@ -63,6 +66,8 @@ pub struct Meta {
     pub alloc: Allocator,
     /// Where the next compressed cluster goes.
     pub packer: Packer,
+    /// Compressed clusters that have been read.
+    pub decoded: DecodedClusters,
     /// Guest clusters, or parts of them, whose mapping somebody is about to change.
     pub busy: BusyClusters,
     /// Where the metadata itself lies, of a writable image.
@@ -84,11 +89,13 @@ pub struct Meta {
 impl Meta {
     /// The state of a freshly opened image.
     pub fn new(map: Map, refs: Refcounts, alloc: Allocator) -> Self {
+        let decoded = DecodedClusters::new(map.geometry(), DECODED_CACHE_BYTES_MAX);
         Self {
             map,
             refs,
             alloc,
             packer: Packer::default(),
+            decoded,
             busy: BusyClusters::default(),
             regions: Regions::default(),
             reclaim: Reclaim::default(),
@@ -325,6 +332,9 @@ impl Meta {
     /// Notes that the count of `cluster` has become zero.
     pub(super) fn freed(&mut self, cluster: HostCluster) {
         self.packer.leave(cluster, 1);
+        if !Bug::FreedStaysDecoded.is_seeded() {
+            self.decoded.forget(cluster);
+        }
         self.alloc.freed(cluster);
     }
 

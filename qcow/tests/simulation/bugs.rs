@@ -90,6 +90,7 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::PackedTwice, Schedules),
     (Bug::PackedFreedOnce, PowerCuts),
     (Bug::PackedBeforeWritten, Schedules),
+    (Bug::FreedStaysDecoded, SmallSchedules),
     (Bug::DirtySliceEvicted, Schedules),
     (Bug::LoadedWhileWritten, Schedules),
     (Bug::LostWakeup, Schedules),
