@@ -11,7 +11,11 @@ use crate::addr::{Geometry, HostCluster};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Clusters that the file grows by at least.
-const GROWTH: u64 = 16;
+const GROWTH_MIN: u64 = 16;
+/// The part of itself that the file grows by, so that growing takes no noticeable part of writing ...
+const GROWTH_PART: u64 = 8;
+/// ... but no more than so many bytes: what is not used is cut off again at the close only.
+const GROWTH_BYTES_MAX: u64 = 64 << 20;
 
 /// Where the next free cluster may be, and where the file has never been written.
 #[derive(Debug)]
@@ -88,7 +92,10 @@ impl Allocator {
     /// How far the file is to be made to reach so that it holds `run`; `None` where it does already.
     pub fn growth_for(&self, run: &Run) -> Option<HostCluster> {
         let end = run.first.plus(run.count);
-        let grown = self.file_end.plus(GROWTH).min(self.geometry.host_cluster_end());
+        let growth = (self.file_end.get() / GROWTH_PART)
+            .min(self.geometry.clusters_for(GROWTH_BYTES_MAX))
+            .max(GROWTH_MIN);
+        let grown = self.file_end.plus(growth).min(self.geometry.host_cluster_end());
         (end > self.file_end).then(|| end.max(grown))
     }
 
