@@ -187,7 +187,9 @@ impl<F: Future> SlotPool<F> {
                     }
                     _ => inner.slots.pop_front(),
                 };
-                if next.is_none() {
+                if next.is_none()
+                    && !inner.poller.as_ref().is_some_and(|p| p.will_wake(context.waker()))
+                {
                     inner.poller = Some(context.waker().clone());
                 }
                 next

@@ -26,6 +26,7 @@ mod inherited;
 mod io_thread;
 mod log;
 mod memory;
+mod poller;
 mod protocol;
 mod queue;
 mod recovery;

@@ -1,7 +1,8 @@
 //! Serving one virtqueue on one thread and one io_uring: kicks, requests, completions and commands.
 //!
 //! All of it happens in turns. A turn takes what has come, starts requests, returns what has ended in one batch with at
-//! most one interrupt, and then the thread sleeps in its ring until something more comes.
+//! most one interrupt. Then the thread looks again for a while if that has paid lately ([`Poller`]), and sleeps in its ring
+//! until something more comes. Between two turns the ring takes what was queued for the kernel, and what has ended there.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -9,6 +10,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use qcow::disk::uring::{self, Readiness};
 use qcow::exec::SlotPool;
@@ -20,18 +22,18 @@ use crate::device::Device;
 use crate::execute::execute;
 use crate::image::DiskImage;
 use crate::memory::QueueMemory;
+use crate::poller::Poller;
 use crate::request::{Done, Operation, Refusal, Request};
 use crate::virtqueue::{Virtqueue, VirtqueueBroken};
 
 /// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
-pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: Bell) {
+pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: &Bell) {
     uring::block_on(async {
         let mut requests = SlotPool::new(device.shape().queue_size.into());
         let mut server = Server {
             device,
             inbox,
             rung: Readiness::watch(bell.watched()),
-            bell,
             queue: None,
             stopping: None,
             closed: false,
@@ -44,8 +46,7 @@ pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell:
 struct Server<'a> {
     device: &'a Device,
     inbox: Receiver<Command>,
-    /// Rung for a command, and by the thread itself when it wants another turn.
-    bell: Bell,
+    /// Ready when there is a command.
     rung: Readiness,
     queue: Option<Queue>,
     /// Who waits for the queue to stop.
@@ -72,14 +73,13 @@ impl Server<'_> {
             while let Poll::Ready(done) = requests.poll_next(context) {
                 queue.ring.put_used(done.head, done.written);
             }
-            queue.publish();
             if self.stopping.is_none() && !self.closed {
-                let more = queue.fetch(self.device, requests, start);
-                queue.publish();
+                queue.fetch(self.device, requests, start);
+            }
+            let busy = queue.publish() || queue.taken > 0;
+            if self.stopping.is_none() && !self.closed && queue.wants_turn(busy, requests) {
                 // By way of the ring, so that I/O and commands have their turn.
-                if more {
-                    self.bell.ring();
-                }
+                context.waker().wake_by_ref();
             }
         }
         if requests.is_empty() && (self.stopping.is_some() || self.closed) {
@@ -127,6 +127,9 @@ struct Queue {
     kick: Option<Readiness>,
     call: Option<Arc<File>>,
     error: Option<Arc<File>>,
+    /// Requests that the last turn has taken.
+    taken: u16,
+    poller: Poller,
     /// Set once the guest has broken the ring; what is in flight is still finished.
     broken: bool,
 }
@@ -135,7 +138,8 @@ impl Queue {
     fn new(start: Start) -> Self {
         let Start { ring, memory, indirect, kick, call, error } = start;
         let kick = kick.map(Readiness::watch);
-        let queue = Self { ring, memory, indirect, kick, call, error, broken: false };
+        let (taken, poller, broken) = (0, Poller::default(), false);
+        let queue = Self { ring, memory, indirect, kick, call, error, taken, poller, broken };
         // A guest that waits for an interrupt which the last backend owed it looks at its ring again.
         queue.interrupt();
         queue
@@ -148,37 +152,44 @@ impl Queue {
         }
     }
 
-    /// Starts the requests that the guest has offered; whether to look again without being kicked.
+    /// Starts the requests that the guest has offered. None of them kicks until [`Self::wants_turn`] says that the thread
+    /// may sleep.
     fn fetch<F: Future<Output = Done>>(
         &mut self,
         device: &Device,
         requests: &mut SlotPool<F>,
         start: &impl Fn(Request) -> F,
-    ) -> bool {
-        // A guest that offers faster than we take must not keep the thread from everything else.
-        let mut budget = self.ring.size();
-        while !self.broken {
-            self.ring.disable_kicks();
-            while !requests.is_full() {
-                if budget == 0 {
-                    return true;
-                }
-                budget -= 1;
-                match self.ring.take() {
-                    Ok(None) => break,
-                    Ok(Some(head)) => self.begin(head, device, requests, start),
-                    Err(broken) => {
-                        self.give_up(device, broken);
-                        return false;
-                    }
-                }
-            }
-            // With all slots taken, the end of a request leads back here.
-            if requests.is_full() || !self.ring.enable_kicks() {
-                return self.kick.is_none();
-            }
+    ) {
+        self.taken = 0;
+        if self.broken {
+            return;
         }
-        false
+        self.ring.disable_kicks();
+        // A guest that offers faster than we take must not keep the thread from everything else.
+        while !requests.is_full() && self.taken < self.ring.size() {
+            match self.ring.take() {
+                Ok(None) => break,
+                Ok(Some(head)) => self.begin(head, device, requests, start),
+                Err(broken) => return self.give_up(device, broken),
+            }
+            self.taken += 1;
+        }
+    }
+
+    /// Whether to look at the ring again before sleeping, after a turn that was `busy` or not; the guest kicks otherwise.
+    fn wants_turn<F: Future>(&mut self, busy: bool, requests: &SlotPool<F>) -> bool {
+        // With all slots taken, the end of a request leads back here.
+        if self.broken || requests.is_full() {
+            return false;
+        }
+        if busy {
+            self.poller.busy(Instant::now);
+            return true;
+        }
+        // What is in flight wakes the thread when it ends; looking for that would only take time from who works on it.
+        let looks = requests.is_empty() && self.poller.looks_again(Instant::now);
+        // The ring is looked at once more after kicks are asked for.
+        self.kick.is_none() || looks || self.ring.enable_kicks()
     }
 
     fn begin<F: Future<Output = Done>>(
@@ -208,10 +219,13 @@ impl Queue {
         }
     }
 
-    fn publish(&mut self) {
+    /// Shows the guest what has ended; whether anything has.
+    fn publish(&mut self) -> bool {
+        let any = self.ring.has_unpublished();
         if self.ring.publish() {
             self.interrupt();
         }
+        any
     }
 
     fn interrupt(&self) {

@@ -167,6 +167,11 @@ impl Virtqueue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Whether there are used chains that the guest has not been shown yet.
+    pub fn has_unpublished(&self) -> bool {
+        self.published_used != self.next_used
+    }
+
     /// Shows the guest all used chains; whether it wants to be interrupted for them.
     pub fn publish(&mut self) -> bool {
         let (old, new) = (self.published_used, self.next_used);

@@ -31,7 +31,7 @@ impl Worker {
         let bell = Bell::new().context("cannot make an eventfd")?;
         let own = bell.clone();
         let (commands, inbox) = channel();
-        let serve = move || queue::serve(&image, &device, inbox, own);
+        let serve = move || queue::serve(&image, &device, inbox, &own);
         let thread = io_thread::spawn(format!("queue {index}"), serve)?;
         Ok(Self { commands: Some(commands), bell, thread: Some(thread) })
     }

@@ -168,6 +168,16 @@ impl Ring {
         }
     }
 
+    /// Hands what is queued to the kernel, and lets it finish what it has put off; without a system call where there is
+    /// neither.
+    fn enter_if_needed(&mut self) {
+        let queue = self.uring.submission();
+        if !queue.is_empty() || queue.taskrun() || queue.cq_overflow() {
+            drop(queue);
+            self.enter(0);
+        }
+    }
+
     fn enter(&mut self, wait_for: usize) {
         match self.uring.submit_and_wait(wait_for) {
             Ok(_) => {}
@@ -240,7 +250,7 @@ impl Slot {
 
 fn set_up() -> io::Result<IoUring> {
     let mut modern = IoUring::builder();
-    modern.setup_single_issuer().setup_defer_taskrun().setup_clamp();
+    modern.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_clamp();
     modern
         .build(RING_ENTRIES)
         // Kernels before 6.1 lack deferred task work; everything else works the same.
@@ -324,7 +334,7 @@ impl Future for Pending {
         };
         match &mut ring.slots[index].state {
             SlotState::InFlight(waker) => {
-                *waker = Some(context.waker().clone());
+                remember(waker, context.waker());
                 Poll::Pending
             }
             SlotState::Done(result) => {
@@ -337,6 +347,13 @@ impl Future for Pending {
             }
             other => unreachable!("a waited-for operation in state {other:?}"),
         }
+    }
+}
+
+/// Makes `waker` the one to call. It most often is already.
+fn remember(waker: &mut Option<Waker>, new: &Waker) {
+    if !waker.as_ref().is_some_and(|waker| waker.will_wake(new)) {
+        *waker = Some(new.clone());
     }
 }
 
@@ -377,7 +394,7 @@ impl Readiness {
             unreachable!("a watch lost its slot");
         };
         if !std::mem::take(fired) {
-            *waker = Some(context.waker().clone());
+            remember(waker, context.waker());
             return Poll::Pending;
         }
         if *ended && !*over {
@@ -443,8 +460,10 @@ impl Park for RingPark {
             let unparker = Arc::clone(&ring.unparker);
             unparker.parked.store(true, Ordering::SeqCst);
             // A wake-up before the store above left no signal, so it must be seen here.
-            let wait_for = usize::from(!woken.load(Ordering::SeqCst));
-            ring.enter(wait_for);
+            match woken.load(Ordering::SeqCst) {
+                false => ring.enter(1),
+                true => ring.enter_if_needed(),
+            }
             unparker.parked.store(false, Ordering::SeqCst);
             ring.reap(&mut wakers);
         }
