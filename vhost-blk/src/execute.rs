@@ -27,12 +27,21 @@ pub async fn execute(image: &DiskImage, device: &Device, request: Request) -> Do
 async fn perform(image: &DiskImage, device: &Device, operation: Operation) -> Result<()> {
     match operation {
         Operation::Read { at, into } => return image.read(at, &into).await,
+        Operation::Write { at, from } => image.write(at, &from).await?,
+        // What is rare lies on the heap: a queue moves the future of every request into its slot, and it is as large as the
+        // largest of these.
+        rare => return Box::pin(perform_rare(image, device, rare)).await,
+    }
+    settle(image, device).await
+}
+
+async fn perform_rare(image: &DiskImage, device: &Device, operation: Operation) -> Result<()> {
+    match operation {
+        Operation::Flush => return image.flush().await,
         Operation::GetId { into } => {
             into.copy_from(0, &device.serial()[..into.len() as usize]);
             return Ok(());
         }
-        Operation::Flush => return image.flush().await,
-        Operation::Write { at, from } => image.write(at, &from).await?,
         Operation::Discard(ranges) => {
             for Range { at, len, .. } in ranges {
                 image.discard(at, len).await?;
@@ -43,7 +52,14 @@ async fn perform(image: &DiskImage, device: &Device, operation: Operation) -> Re
                 image.write_zeroes(at, len, unmap).await?;
             }
         }
+        Operation::Read { .. } | Operation::Write { .. } => {
+            unreachable!("{operation:?} is not rare")
+        }
     }
-    // Without a write-back cache a change is durable when it is acknowledged.
-    if device.is_write_back() { Ok(()) } else { image.flush().await }
+    settle(image, device).await
+}
+
+/// Without a write-back cache a change is durable when it is acknowledged.
+async fn settle(image: &DiskImage, device: &Device) -> Result<()> {
+    if device.is_write_back() { Ok(()) } else { Box::pin(image.flush()).await }
 }

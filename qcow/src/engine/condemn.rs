@@ -15,7 +15,7 @@ impl<D: Disk> Qcow2<D> {
     /// Not to be called by who holds `structure`.
     pub(super) async fn guarded<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         match step.await {
-            Err(e) if e.kind() == ErrorKind::Corrupt => Err(self.condemn(e).await),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Err(Box::pin(self.condemn(e)).await),
             result => result,
         }
     }

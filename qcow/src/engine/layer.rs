@@ -108,7 +108,7 @@ impl<D: Disk> Qcow2<D> {
             let answer = question(&mut lock(&self.meta));
             match answer {
                 Ok(answer) => return answer.map_err(|e| self.named(e)),
-                Err(need) => self.load(need).await.map_err(|e| self.named(e))?,
+                Err(need) => Box::pin(self.load(need)).await.map_err(|e| self.named(e))?,
             }
         }
     }

@@ -268,12 +268,12 @@ impl<D: Disk> Qcow2<D> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.guarded(async {
+        let prepared = self.guarded(async {
             let _changing = self.bitmaps.changing.acquire().await;
             let _structure = self.structure.acquire().await;
             self.prepare(true).await
-        })
-        .await
+        });
+        Box::pin(prepared).await
     }
 
     /// Makes the header say what it must say before the image's first change.

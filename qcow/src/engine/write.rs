@@ -34,7 +34,8 @@ impl<D: Disk> Image<D> {
         let _recording = self.record(at, from.len());
         let detect = self.inner.options.detect_zeroes;
         if detect != DetectZeroes::Off && !from.is_empty() && from.is_zero() {
-            return self.write_zeroes(at, from.len(), detect == DetectZeroes::Unmap).await;
+            let unmap = detect == DetectZeroes::Unmap;
+            return Box::pin(self.write_zeroes(at, from.len(), unmap)).await;
         }
         match self.top() {
             Layer::Raw(raw) => raw.write(at, from).await,
@@ -64,12 +65,12 @@ impl<D: Disk> Image<D> {
             }
             _ => {
                 let writes = parts.into_iter().map(|part| self.write_part(qcow2, part, at, from));
-                try_join_all(IN_FLIGHT_MAX, writes).await
+                Box::pin(try_join_all(IN_FLIGHT_MAX, writes)).await
             }
         };
         drop(inside);
         if written.is_ok() && lock(&qcow2.meta).wants_flush() {
-            qcow2.write_back().await?;
+            Box::pin(qcow2.write_back()).await?;
         }
         written
     }
@@ -92,7 +93,7 @@ impl<D: Disk> Image<D> {
             }
             Part::Allocate { allocation, offset, len } => {
                 let data = from.slice(offset, len);
-                self.fill_and_link(qcow2, allocation, at + offset, data).await
+                Box::pin(self.fill_and_link(qcow2, allocation, at + offset, data)).await
             }
         }
     }
@@ -257,15 +258,15 @@ impl<D: Disk> Qcow2<D> {
                     let hold = written.map(|written| WrittenHold { image: self, written });
                     return Ok(Part::InPlace { host, offset, len, hold });
                 }
-                WriteStep::Table(l1) => self.make_table(l1).await?,
-                WriteStep::Busy(span) => self.wait_until_free(span).await,
+                WriteStep::Table(l1) => Box::pin(self.make_table(l1)).await?,
+                WriteStep::Busy(span) => Box::pin(self.wait_until_free(span)).await,
                 WriteStep::Allocate(held) => {
                     let hold = Hold { image: self, held };
                     if self.has_raw_data() && !Bug::RawDataBeforeMapping.is_seeded() {
-                        self.map_zeros(hold, self.size.load(Ordering::Acquire)).await?;
+                        Box::pin(self.map_zeros(hold, self.size.load(Ordering::Acquire))).await?;
                         continue;
                     }
-                    return self.allocate(hold, at, offset, len).await;
+                    return Box::pin(self.allocate(hold, at, offset, len)).await;
                 }
             }
         }
