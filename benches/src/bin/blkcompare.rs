@@ -131,7 +131,9 @@ fn prepare(args: &Args, work_dir: PathBuf) -> Result<Comparison> {
             ensure!(args.size.is_multiple_of(1 << 20), "--size: not a multiple of 1M");
             let source = work_dir.join("source.img");
             eprintln!("fill a new image of {} bytes", args.size);
-            image::make_full(&source, args.size, &peer, &settings)?;
+            // Ours says that it closed the image, and so leaves the next copy's pages in the cache as they are: pages that
+            // came there by another way differ in size, and a write to them several times in price.
+            image::make_full(&source, args.size, &ours, &settings)?;
             source
         }
     };

@@ -40,11 +40,17 @@ pub fn copy(source: &Path, target: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     copy.args(["--sparse=always", "--reflink=auto", "--"]).arg(source).arg(target);
     run(&mut copy)?;
-    let mut file = File::open(target).with_context(|| target.display().to_string())?;
     // Otherwise the kernel would write it back under the first case's feet.
-    file.sync_all()?;
-    io::copy(&mut file, &mut io::sink())?;
-    Ok(())
+    File::open(target)
+        .and_then(|file| file.sync_all())
+        .with_context(|| target.display().to_string())?;
+    warm(target)
+}
+
+/// Brings all of an image into the page cache.
+pub fn warm(image: &Path) -> Result<()> {
+    let read = File::open(image).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+    read.map(drop).with_context(|| image.display().to_string())
 }
 
 /// Bytes of L2 cache with which QEMU keeps all mappings of a qcow2 image in memory.

@@ -77,6 +77,8 @@ impl Comparison {
         image::copy(&self.source, &image)?;
         let socket = self.work_dir.join("disk.sock");
         let daemon = Daemon::start(template, &image, &socket, &self.settings)?;
+        // A daemon may have dropped what was cached, to see what is on disk.
+        image::warm(&image)?;
         let mut reports = Vec::new();
         for case in &self.cases {
             let job = case.job(&socket, Limit::Time(self.time), self.warmup);
