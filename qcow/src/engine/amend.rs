@@ -7,23 +7,20 @@ use std::ffi::OsString;
 
 use super::Image;
 use super::layer::{Layer, Qcow2};
-use super::load::read_snapshots;
 use super::read::Content;
-use super::zero::Change;
+use super::zero::{Change, ZERO_WRITE_LEN};
 use crate::addr::GuestOffset;
 use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::feature::{Autoclear, Compatible, FeatureNames, Incompatible};
 use crate::format::header::{HEADER_LENGTH_V2, HEADER_LENGTH_V3, Header, Version};
-use crate::format::snapshot::encode_table;
+use crate::format::snapshot::{SnapshotEntry, encode_table};
 use crate::meta::span::Span;
 use crate::sync::lock;
 
 /// Refcount width of version 2: `1 << 4` bits.
 const REFCOUNT_ORDER_V2: u32 = 4;
-/// Zeros that one write carries.
-const ZERO_WRITE_LEN: u64 = 1 << 20;
 
 impl<D: Disk> Image<D> {
     /// Makes it a version 3 image, unless it is one. No request may be in flight, and no other may follow: the image has to be
@@ -124,13 +121,10 @@ impl<D: Disk> Image<D> {
     /// header (`Limit`), or the host failed.
     pub async fn name_data_file(&self, name: Option<OsString>) -> Result<()> {
         let qcow2 = self.amendable().await?;
-        let _structure = qcow2.structure.acquire().await;
-        let mut header = lock(&qcow2.header).clone();
-        if !header.has_external_data() {
+        if !lock(&qcow2.header).has_external_data() {
             return Err(qcow2.named(Error::invalid("the image has no external data file")));
         }
-        header.extensions.data_file = name;
-        qcow2.replace_header(header).await
+        qcow2.amend_header(|header| header.extensions.data_file = name).await
     }
 
     /// The image, about to be changed, with all that came before durable.
@@ -182,9 +176,7 @@ impl<D: Disk> Qcow2<D> {
 
     /// Fails where an entry of the snapshot table is shorter than version 3 asks for.
     async fn check_snapshots_of_version3(&self) -> Result<()> {
-        let header = lock(&self.header).clone();
-        let file_len = self.disk.len().map_err(|e| self.named(Error::io("find the length", &e)))?;
-        let (snapshots, len) = read_snapshots(&self.disk, &header, file_len).await?;
+        let (snapshots, len) = self.read_snapshot_table().await?;
         match encode_table(&snapshots)?.len() as u64 == len {
             true => Ok(()),
             false => {
@@ -203,11 +195,8 @@ impl<D: Disk> Qcow2<D> {
         if header.has_external_data() {
             return Err(Error::unsupported("Cannot downgrade an image with a data file"));
         }
-        let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let (snapshots, _) = read_snapshots(&self.disk, &header, file_len).await?;
-        let is_new = |s: &crate::format::snapshot::SnapshotEntry| {
-            s.disk_size != size || s.vm_state_size > u32::MAX.into()
-        };
+        let (snapshots, _) = self.read_snapshot_table().await?;
+        let is_new = |s: &SnapshotEntry| s.disk_size != size || s.vm_state_size > u32::MAX.into();
         if snapshots.iter().any(is_new) {
             return Err(Error::unsupported("Internal snapshots prevent downgrade of image"));
         }

@@ -21,15 +21,13 @@ impl<D: Disk> Qcow2<D> {
         if self.data.is_some() || !self.looks_laid_out().await {
             return Ok(FileExtent { len, data: true });
         }
-        let failed = |e: std::io::Error| {
-            Error::io(format!("find data at {at}"), &e).in_file(self.data_path())
-        };
-        let file = self.data_disk();
-        if file.len().map_err(failed)? <= at.get() {
+        let failed = |e: std::io::Error| self.named(Error::io(format!("find data at {at}"), &e));
+        let file_len = self.disk.len().map_err(failed)?;
+        if file_len <= at.get() {
             return Ok(FileExtent { len, data: false });
         }
-        let extent = file.extent_at(at).map_err(failed)?;
-        let at_end = !extent.data && file.len().map_err(failed)? <= at.get() + extent.len;
+        let extent = self.disk.extent_at(at).map_err(failed)?;
+        let at_end = !extent.data && file_len <= at.get() + extent.len;
         // Behind the end of the file nothing is stored either.
         Ok(FileExtent { len: if at_end { len } else { extent.len.min(len) }, ..extent })
     }

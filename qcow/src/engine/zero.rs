@@ -10,7 +10,6 @@ use crate::addr::GuestOffset;
 use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::format::entry::Mapping;
-use crate::format::header::Version;
 use crate::format::subcluster::Subcluster;
 use crate::meta::plan::ChangeStep;
 use crate::meta::span::Span;
@@ -18,7 +17,7 @@ use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
 /// Zeros that one write carries where the mapping cannot express them.
-const ZERO_WRITE_LEN: u64 = 1 << 20;
+pub(super) const ZERO_WRITE_LEN: u64 = 1 << 20;
 
 /// What happens where the mapping cannot express zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +80,12 @@ impl<D: Disk> Image<D> {
         if len == 0 {
             return Ok(());
         }
-        if !qcow2.can_map_zeros() {
-            otherwise.check()?;
-            return self.write_zero_bytes(qcow2, at, len).await;
-        }
-        if otherwise == Otherwise::Fail && lock(&qcow2.header).version == Version::V2 {
+        if !lock(&qcow2.meta).map.has_zero_flag() {
             // As QEMU: without zero clusters nothing is promised.
             otherwise.check()?;
+        }
+        if !qcow2.can_map_zeros() {
+            return self.write_zero_bytes(qcow2, at, len).await;
         }
         let geometry = qcow2.geometry;
         let unit = geometry.subcluster_size();

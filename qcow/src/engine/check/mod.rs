@@ -20,6 +20,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 
+mod bits;
 mod compare;
 mod copied;
 mod counts;
@@ -55,12 +56,15 @@ use tally::Tally;
 
 /// What [`super::compact`] is made of, too.
 pub(super) mod parts {
+    pub(in crate::engine) use super::bits::Bits;
     pub(in crate::engine) use super::counts::Counts;
     pub(in crate::engine) use super::loose::{Claim, L2Format, LooseL1, LooseL2};
     pub(in crate::engine) use super::mark::set_clean;
     pub(in crate::engine) use super::rebuild::encode_block;
     pub(in crate::engine) use super::references::snapshot_l1;
-    pub(in crate::engine) use super::repair::{sync, write, write_header};
+    pub(in crate::engine) use super::repair::{
+        clear_unknown_statements, sync, write, write_header,
+    };
     pub(in crate::engine) use super::stored::StoredCounts;
     pub(in crate::engine) use super::survey::Survey;
     pub(in crate::engine) use super::tables::TableReader;

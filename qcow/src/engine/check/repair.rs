@@ -101,7 +101,9 @@ pub(super) async fn clear_damage_bits<D: Disk>(target: &Target<'_, D>) -> Result
 }
 
 /// Clears the autoclear bits that are not known here: what they vouch for is not kept up by a repair.
-pub(super) async fn clear_unknown_statements<D: Disk>(target: &mut Target<'_, D>) -> Result<()> {
+pub(in crate::engine) async fn clear_unknown_statements<D: Disk>(
+    target: &mut Target<'_, D>,
+) -> Result<()> {
     let mut header = target.header.clone();
     header.autoclear = header.autoclear.without(header.autoclear.unknown());
     if header.autoclear == target.header.autoclear {

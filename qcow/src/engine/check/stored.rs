@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::bits::Bits;
 use super::loose::LooseRefcountTable;
 use super::tables::TableReader;
 use super::target::Target;
 use super::words;
-use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset};
+use crate::addr::{Geometry, HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::engine::load::read_bytes;
 use crate::error::{Error, Result};
@@ -32,10 +33,8 @@ pub(in crate::engine) enum Block {
 pub(in crate::engine) struct StoredCounts {
     geometry: Geometry,
     table: Vec<LooseRefcountTable>,
-    /// A bit per cluster of the file.
-    singles: Vec<u64>,
-    /// Clusters that have such a bit.
-    known: ClusterCount,
+    /// As far as that was read.
+    singles: Bits,
     /// The sector of a block that was read last, and where it lies.
     sector: Option<(u64, Vec<u8>)>,
     /// Table entries for whose blocks the file was made longer.
@@ -49,8 +48,8 @@ impl StoredCounts {
         let len = geometry.bytes(header.refcount_table_clusters.into());
         let bytes = target.read(header.refcount_table_offset.get(), len, "refcount table").await?;
         let table = words(&bytes).map(LooseRefcountTable).collect();
-        let (singles, extended) = (Vec::new(), BTreeSet::new());
-        Ok(Self { geometry, table, singles, known: 0, sector: None, extended })
+        let (singles, extended) = (Bits::new(0), BTreeSet::new());
+        Ok(Self { geometry, table, singles, sector: None, extended })
     }
 
     /// Reads all blocks for which clusters of the file are counted exactly once.
@@ -61,8 +60,7 @@ impl StoredCounts {
         let geometry = self.geometry;
         // One more than the file has: an unaligned entry can reach into the cluster behind it.
         let clusters = target.clusters() + 1;
-        self.singles = vec![0; clusters.div_ceil(64) as usize];
-        self.known = clusters;
+        self.singles = Bits::new(clusters);
         let mut reader = TableReader::new(target);
         let blocks = clusters.div_ceil(geometry.refcounts_per_block()).min(self.table.len() as u64);
         let places = (0..blocks).filter_map(|index| Some((index, self.block(index).place()?)));
@@ -151,31 +149,18 @@ impl StoredCounts {
 
     /// Records whether the count of `cluster` is exactly one.
     pub(in crate::engine) fn set_single(&mut self, cluster: HostCluster, single: bool) {
-        let (word, bit) = (cluster.get() / 64, cluster.get() % 64);
-        let word = &mut self.singles[word as usize];
-        *word = *word & !(1 << bit) | u64::from(single) << bit;
+        self.singles.set(cluster.get(), single);
     }
 
     /// Whether the count of `cluster` is one, as far as that is known without a look; an unreadable count is not.
     pub(in crate::engine) fn is_single(&self, cluster: HostCluster) -> Option<bool> {
         let at = cluster.get();
-        (at < self.known).then(|| self.singles[(at / 64) as usize] >> (at % 64) & 1 == 1)
+        (at < self.singles.len()).then(|| self.singles.get(at))
     }
 
     /// Whether each count of `clusters` is one, or none is, as `single` tells.
     pub(in crate::engine) fn are_single(&self, clusters: &Range<u64>, single: bool) -> bool {
-        let wanted = if single { u64::MAX } else { 0 };
-        let mut at = clusters.start;
-        while at < clusters.end {
-            let Some(word) = self.singles.get((at / 64) as usize) else { return false };
-            let end = clusters.end.min((at / 64 + 1) * 64);
-            let mask = (u64::MAX >> (64 - (end - at))) << (at % 64);
-            if (word ^ wanted) & mask != 0 {
-                return false;
-            }
-            at = end;
-        }
-        true
+        self.singles.are(clusters, single)
     }
 
     /// The count of any cluster, in the file or behind it, from the disk; `None` where it cannot be read.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::bits::Bits;
 use super::moves::{Move, Moves};
 use super::tables::visit_l2_tables;
 use crate::addr::{HostCluster, HostOffset};
 use crate::disk::Disk;
 use crate::engine::check::parts::{
-    Claim, Counts, L2Format, LooseL2, Survey, Target, snapshot_l1, words,
+    Bits, Claim, Counts, L2Format, LooseL2, Survey, Target, snapshot_l1, words,
 };
 use crate::error::{Error, Result};
 use crate::format::bitmap::{BitmapCluster, parse_directory, parse_table_entry};

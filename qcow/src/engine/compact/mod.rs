@@ -30,7 +30,6 @@ use super::check::{Crew, Repair, check_by};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
-mod bits;
 mod carry_out;
 mod copy;
 mod counts;
@@ -113,31 +112,23 @@ pub async fn compact_in_goes<D: Disk>(
     clusters_max: u64,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Compaction> {
-    let compacted = compact_unnamed(crew, disk, path, clusters_max, progress).await;
-    compacted.map_err(|e| e.in_file(path))
-}
-
-async fn compact_unnamed<D: Disk>(
-    crew: Crew,
-    disk: &D,
-    path: &Path,
-    clusters_max: u64,
-    progress: &mut dyn FnMut(Step),
-) -> Result<Compaction> {
-    let before = FileSize::of(disk)?;
-    let survey = prepare::survey(crew, disk, path).await?;
-    let layout = Layout::of(survey).await?;
-    let mut run = Run { layout, clusters_max, announced: false, clusters_moved: 0, progress };
-    let compacted = run.run().await;
-    if let Err(error) = compacted {
-        if run.announced {
-            // What is counted for nothing is worth giving back at once; if not even that can be done, the mark tells of it.
-            let _ = check_by(crew, disk, path, Repair::Leaks, &mut |_| ()).await;
+    let compacted = async {
+        let before = FileSize::of(disk)?;
+        let survey = prepare::survey(crew, disk, path).await?;
+        let layout = Layout::of(survey).await?;
+        let mut run = Run { layout, clusters_max, announced: false, clusters_moved: 0, progress };
+        if let Err(error) = run.run().await {
+            if run.announced {
+                // What is counted for nothing is worth giving back at once; if not even that can be done, the mark
+                // tells of it.
+                let _ = check_by(crew, disk, path, Repair::Leaks, &mut |_| ()).await;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-    let clusters_moved = run.clusters_moved;
-    Ok(Compaction { clusters_moved, before, after: FileSize::of(disk)? })
+        let clusters_moved = run.clusters_moved;
+        Ok(Compaction { clusters_moved, before, after: FileSize::of(disk)? })
+    };
+    compacted.await.map_err(|e: Error| e.in_file(path))
 }
 
 struct Run<'r, 'd, D> {

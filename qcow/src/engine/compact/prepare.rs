@@ -2,12 +2,12 @@
 
 use super::layout::Layout;
 use crate::disk::Disk;
-use crate::engine::check::parts::{Survey, sync, write, write_header};
+use crate::engine::check::parts::{Survey, clear_unknown_statements, sync, write};
 use crate::engine::check::{CheckSummary, Crew, Repair, check_by};
 use crate::engine::dirty::repair_dirty;
 use crate::engine::load::{read_header, read_header_cluster, see_medium};
 use crate::error::{Error, Result};
-use crate::format::feature::{Autoclear, Incompatible};
+use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 use crate::format::mark::{MARK_TYPE, Mark, MarkState};
 use std::path::Path;
@@ -47,7 +47,7 @@ fn not_clean() -> Error {
 }
 
 async fn refuse_unmovable<D: Disk>(disk: &D, path: &Path) -> Result<()> {
-    let mut header = read_header(disk).await?;
+    let header = read_header(disk).await?;
     if header.unserved_feature().is_some() {
         // How data is encrypted depends on where it lies.
         return Err(Error::unsupported("an encrypted image cannot be compacted"));
@@ -58,21 +58,15 @@ async fn refuse_unmovable<D: Disk>(disk: &D, path: &Path) -> Result<()> {
         return Err(Error::corrupt("Image is corrupt; cannot be opened read/write"));
     }
     if is_dirty || mark == Some(MarkState::Unsettled) {
-        header = repair_dirty(disk, path).await?;
+        repair_dirty(disk, path).await?;
     }
-    drop(header);
     Ok(())
 }
 
 impl<D: Disk> Layout<'_, D> {
     /// Makes the header say that the image is being changed, durably.
     pub(super) async fn announce(&mut self) -> Result<()> {
-        let header = &mut self.target.header;
-        let stale = header.autoclear.unknown();
-        if stale != Autoclear(0) {
-            header.autoclear = Autoclear(header.autoclear.0 & !stale.0);
-            write_header(&self.target, &self.target.header).await?;
-        }
+        clear_unknown_statements(&mut self.target).await?;
         self.mark_unsettled().await
     }
 

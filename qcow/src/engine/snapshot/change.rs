@@ -27,9 +27,8 @@ use crate::addr::HostOffset;
 use crate::disk::Disk;
 use crate::engine::claim::Claimed;
 use crate::engine::layer::Qcow2;
-use crate::engine::load::read_snapshots;
 use crate::engine::regions::add_snapshots;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::feature::Incompatible;
 use crate::format::header::{Header, Version};
 use crate::format::snapshot::{SnapshotEntry, encode_table};
@@ -122,10 +121,8 @@ impl<D: Disk> Qcow2<D> {
 
     /// The clusters of the snapshot table.
     async fn snapshot_table(&self) -> Result<Option<Run>> {
-        let header = lock(&self.header).clone();
-        let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let (_, len) = read_snapshots(&self.disk, &header, file_len).await?;
-        let (first, count) = self.geometry.host_span(header.snapshots_offset, len);
+        let (_, len) = self.read_snapshot_table().await?;
+        let (first, count) = self.geometry.host_span(lock(&self.header).snapshots_offset, len);
         Ok((len > 0).then_some(Run { first, count, fresh: false }))
     }
 
@@ -233,8 +230,7 @@ impl<D: Disk> Qcow2<D> {
             meta.restart(l1);
             meta.own_regions(self.geometry)?
         };
-        let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let snapshots = read_snapshots(&self.disk, &header, file_len).await?;
+        let snapshots = self.read_snapshot_table().await?;
         let inside = |table| lock(&self.meta).check_inside(self.geometry, Kind::L2, table);
         add_snapshots(&self.disk, &self.path, &header, &snapshots, &mut regions, inside).await?;
         let mut meta = lock(&self.meta);

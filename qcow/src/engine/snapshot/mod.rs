@@ -84,10 +84,14 @@ impl<D: Disk> Image<D> {
 
 impl<D: Disk> Qcow2<D> {
     async fn read_snapshots(&self) -> Result<Vec<SnapshotEntry>> {
+        self.read_snapshot_table().await.map(|(entries, _)| entries)
+    }
+
+    /// The internal snapshots, and how many bytes their table takes.
+    pub(super) async fn read_snapshot_table(&self) -> Result<(Vec<SnapshotEntry>, u64)> {
         let header = lock(&self.header).clone();
-        let file_len = self.disk.len().map_err(|e| Error::io("find the length", &e))?;
-        let read = read_snapshots(&self.disk, &header, file_len).await;
-        read.map(|(entries, _)| entries).map_err(|e| self.named(e))
+        let file_len = self.disk.len().map_err(|e| self.named(Error::io("find the length", &e)))?;
+        read_snapshots(&self.disk, &header, file_len).await.map_err(|e| self.named(e))
     }
 
     /// Makes the header fit for a change, and everything durable; fails where the image is in use.
