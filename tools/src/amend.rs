@@ -12,7 +12,7 @@ use qcow::format::feature::{Compatible, Incompatible};
 use qcow::format::header::{Header, Version};
 use qcow::limits::SECTOR_BYTES;
 
-use crate::arguments::ImageArgs;
+use crate::arguments::{ImageArgs, TellingArgs};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
@@ -25,12 +25,8 @@ use crate::progress::Progress;
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Say nothing unless something is wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Show progress
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
     #[arg(short = 't', long, value_name = "MODE")]
     cache: Option<String>,
@@ -47,28 +43,40 @@ pub struct Args {
 
 /// The options that can be changed.
 const OPTIONS: &[OptionSpec] = &[
-    option("backing_file", Kind::Text, "File name of a base image"),
-    option("backing_fmt", Kind::Text, "Image format of the base image"),
-    option("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    option("data_file", Kind::Text, "File name of an external data file"),
-    option("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
-    option("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
-    option("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
-    option(
+    OptionSpec::new("backing_file", Kind::Text, "File name of a base image"),
+    OptionSpec::new("backing_fmt", Kind::Text, "Image format of the base image"),
+    OptionSpec::new("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    OptionSpec::new("data_file", Kind::Text, "File name of an external data file"),
+    OptionSpec::new(
+        "data_file_raw",
+        Kind::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    OptionSpec::new("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    OptionSpec::new(
+        "encrypt.keyslot",
+        Kind::Number,
+        "Select a single keyslot to modify explicitly",
+    ),
+    OptionSpec::new(
         "encrypt.new-secret",
         Kind::Text,
         "New secret to set in the matching keyslots. Empty string to erase",
     ),
-    option("encrypt.old-secret", Kind::Text, "Select all keyslots that match this password"),
-    option("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
-    option("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
-    option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
-    option("size", Kind::Size, "Virtual disk size"),
+    OptionSpec::new(
+        "encrypt.old-secret",
+        Kind::Text,
+        "Select all keyslots that match this password",
+    ),
+    OptionSpec::new(
+        "encrypt.state",
+        Kind::Text,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    OptionSpec::new("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    OptionSpec::new("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    OptionSpec::new("size", Kind::Size, "Virtual disk size"),
 ];
-
-const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpec {
-    OptionSpec { name, kind, help }
-}
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
@@ -98,7 +106,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(not_amendable(format));
     }
     let values = parse(&args.options)?;
-    let mut progress = Progress::new(args.progress && !args.quiet, 1);
+    let mut progress = Progress::new(args.telling.shows_progress(), 1);
     close(&image, Ok(()))?;
     drop(image);
     Amendment { path, opening, values: &values }.carry_out()?;

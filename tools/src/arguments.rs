@@ -43,6 +43,24 @@ impl OutputArgs {
     }
 }
 
+/// The arguments that say how much is told while a command works.
+#[derive(Debug, clap::Args)]
+pub struct TellingArgs {
+    /// Say nothing unless something is wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    progress: bool,
+}
+
+impl TellingArgs {
+    /// Whether progress is shown: `--quiet` goes before.
+    pub fn shows_progress(&self) -> bool {
+        self.progress && !self.quiet
+    }
+}
+
 /// The argument that says how many threads look at an image.
 #[derive(Debug, clap::Args)]
 pub struct ThreadsArgs {

@@ -9,7 +9,7 @@ use qcow::disk::{Buffer, Payload};
 use qcow::engine::Resize;
 use qcow::{Error, ErrorKind};
 
-use crate::arguments::{ImageArgs, one_file};
+use crate::arguments::{ImageArgs, TellingArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
@@ -27,12 +27,8 @@ const CHUNK_LEN: u64 = 2 << 20;
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Say nothing unless something is wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Show progress
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// Write to this image of the backing chain, and to none between; implies -d
     #[arg(short, long, value_name = "FILE")]
     base: Option<PathBuf>,
@@ -73,7 +69,7 @@ pub fn run(args: &Args) -> Outcome {
     let closed = block_on(top.close());
     emptied?;
     closed.map_err(|e| Failure::new(e.message()).context("Error while closing the image"))?;
-    if !args.quiet {
+    if !args.telling.quiet {
         say!("Image committed.");
     }
     Ok(())
@@ -114,7 +110,7 @@ fn commit(args: &Args, chain: &HostImage, depth: usize, cache: Cache) -> Outcome
     let format = chain.layer_format(depth).to_string();
     let opening = Opening { format: Some(&format), writable: true, cache, ..Opening::default() };
     let base = opening.open(chain.layer_path(depth))?;
-    let progress = Progress::new(args.progress && !args.quiet, chain.virtual_size());
+    let progress = Progress::new(args.telling.shows_progress(), chain.virtual_size());
     let copy = Copy { chain, depth, base: &base };
     let copied = block_on(copy.run(progress, args.rate.map(Rate::new)));
     // Whatever came of it, what has been written is kept, and the file is left in order.

@@ -8,7 +8,7 @@ use qcow::engine::check::Crew;
 use qcow::engine::compact::{Compaction, Step, compact};
 use serde::Serialize;
 
-use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, ThreadsArgs, one_file};
+use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, TellingArgs, ThreadsArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::Opening;
@@ -24,12 +24,8 @@ const COMMAND: &str = "compact";
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Say nothing unless something is wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Show progress
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
     #[arg(short = 't', long, value_name = "MODE")]
     cache: Option<String>,
@@ -50,10 +46,10 @@ pub fn run(args: &Args) -> Outcome {
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let other_format = || Failure::new("This image format cannot be compacted");
     let disk = opening.open_qcow2_file(path)?.ok_or_else(other_format)?;
-    let shown = args.progress && !args.quiet && output == OutputFormat::Human;
+    let shown = args.telling.shows_progress() && output == OutputFormat::Human;
     let compaction = carry_out(&disk, path, args.threads.crew(), shown)?;
     match output {
-        _ if args.quiet => {}
+        _ if args.telling.quiet => {}
         OutputFormat::Human => tell(&compaction),
         OutputFormat::Json => output::json(&JsonReport::of(path, &compaction)),
     }

@@ -14,8 +14,7 @@ pub fn help(format: Format, with_file: bool) {
     if with_file {
         say!("Supported options:");
         let missing = |spec: &&OptionSpec| !specs.iter().any(|known| known.name == spec.name);
-        let file: Vec<OptionSpec> =
-            FILE.iter().filter(missing).map(|s| option(s.name, s.kind, s.help)).collect();
+        let file: Vec<OptionSpec> = FILE.iter().filter(missing).copied().collect();
         print_help(&[specs, &file]);
         return;
     }
@@ -24,7 +23,7 @@ pub fn help(format: Format, with_file: bool) {
     let own: Vec<OptionSpec> = specs
         .iter()
         .filter(|spec| format == Format::Qcow2 || spec.name != "preallocation")
-        .map(|s| option(s.name, s.kind, s.help))
+        .copied()
         .collect();
     print_help(&[&own]);
     say!("");
@@ -87,51 +86,71 @@ fn format_specs(format: Format) -> &'static [OptionSpec] {
 
 /// The options of qcow2, in the order in which `Formatting ...` shows them.
 const QCOW2: &[OptionSpec] = &[
-    option(
+    OptionSpec::new(
         "encryption",
         Kind::Bool,
         "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
     ),
-    option("encrypt.format", Kind::Text, "Encrypt the image, format choices: 'aes', 'luks'"),
-    option(
+    OptionSpec::new(
+        "encrypt.format",
+        Kind::Text,
+        "Encrypt the image, format choices: 'aes', 'luks'",
+    ),
+    OptionSpec::new(
         "encrypt.key-secret",
         Kind::Text,
         "ID of secret providing qcow AES key or LUKS passphrase",
     ),
-    option("encrypt.cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
-    option("encrypt.cipher-mode", Kind::Text, "Name of encryption cipher mode"),
-    option("encrypt.ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
-    option("encrypt.ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
-    option("encrypt.hash-alg", Kind::Text, "Name of encryption hash algorithm"),
-    option("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
-    option("cluster_size", Kind::Size, "qcow2 cluster size"),
-    option("extended_l2", Kind::Bool, "Extended L2 tables"),
-    option(
+    OptionSpec::new("encrypt.cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    OptionSpec::new("encrypt.cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    OptionSpec::new("encrypt.ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    OptionSpec::new("encrypt.ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
+    OptionSpec::new("encrypt.hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    OptionSpec::new("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    OptionSpec::new("cluster_size", Kind::Size, "qcow2 cluster size"),
+    OptionSpec::new("extended_l2", Kind::Bool, "Extended L2 tables"),
+    OptionSpec::new(
         "preallocation",
         Kind::Text,
         "Preallocation mode (allowed values: off, metadata, falloc, full)",
     ),
-    option("compression_type", Kind::Text, "Compression method used for image cluster compression"),
-    option("size", Kind::Size, "Virtual disk size"),
-    option("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    option("backing_file", Kind::Text, "File name of a base image"),
-    option("backing_fmt", Kind::Text, "Image format of the base image"),
-    option("data_file", Kind::Text, "File name of an external data file"),
-    option("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
-    option("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
-    option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    OptionSpec::new(
+        "compression_type",
+        Kind::Text,
+        "Compression method used for image cluster compression",
+    ),
+    OptionSpec::new("size", Kind::Size, "Virtual disk size"),
+    OptionSpec::new("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    OptionSpec::new("backing_file", Kind::Text, "File name of a base image"),
+    OptionSpec::new("backing_fmt", Kind::Text, "Image format of the base image"),
+    OptionSpec::new("data_file", Kind::Text, "File name of an external data file"),
+    OptionSpec::new(
+        "data_file_raw",
+        Kind::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    OptionSpec::new("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    OptionSpec::new("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
 ];
 
 /// The options of raw images.
 const RAW: &[OptionSpec] = &[
-    option("size", Kind::Size, "Virtual disk size"),
-    option("preallocation", Kind::Text, "Preallocation mode (allowed values: off, falloc, full)"),
+    OptionSpec::new("size", Kind::Size, "Virtual disk size"),
+    OptionSpec::new(
+        "preallocation",
+        Kind::Text,
+        "Preallocation mode (allowed values: off, falloc, full)",
+    ),
 ];
 
 /// The options of host files.
 const FILE: &[OptionSpec] = &[
-    option("nocow", Kind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
-    option("extent_size_hint", Kind::Size, "Extent size hint for the image file, 0 to disable"),
+    OptionSpec::new("nocow", Kind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
+    OptionSpec::new(
+        "extent_size_hint",
+        Kind::Size,
+        "Extent size hint for the image file, 0 to disable",
+    ),
 ];
 
 /// What `Formatting ...` shows of qcow2 options that are not given.
@@ -142,7 +161,3 @@ const QCOW2_DEFAULTS: [(&str, &str); 5] = [
     ("lazy_refcounts", "off"),
     ("refcount_bits", "16"),
 ];
-
-const fn option(name: &'static str, kind: Kind, help: &'static str) -> OptionSpec {
-    OptionSpec { name, kind, help }
-}

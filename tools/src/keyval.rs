@@ -18,7 +18,7 @@ pub enum Kind {
 }
 
 /// One option that a list may hold.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct OptionSpec {
     /// Its name.
     pub name: &'static str,
@@ -134,6 +134,11 @@ impl OptionValues {
 }
 
 impl OptionSpec {
+    /// The option `name`, of `kind`, with its line of help.
+    pub const fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
+        Self { name, kind, help }
+    }
+
     fn check(&self, text: &str) -> Outcome<Value> {
         let name = self.name;
         let value = match self.kind {
@@ -233,9 +238,9 @@ mod tests {
     use super::*;
 
     const SPECS: &[OptionSpec] = &[
-        OptionSpec { name: "file", kind: Kind::Text, help: "" },
-        OptionSpec { name: "lazy", kind: Kind::Bool, help: "" },
-        OptionSpec { name: "size", kind: Kind::Size, help: "" },
+        OptionSpec::new("file", Kind::Text, ""),
+        OptionSpec::new("lazy", Kind::Bool, ""),
+        OptionSpec::new("size", Kind::Size, ""),
     ];
 
     #[test]

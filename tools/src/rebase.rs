@@ -13,7 +13,7 @@ use qcow::engine::Format;
 use qcow::limits::SECTOR_BYTES;
 use qcow::{Error, ErrorKind};
 
-use crate::arguments::{ImageArgs, one_file};
+use crate::arguments::{ImageArgs, TellingArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
@@ -29,12 +29,8 @@ const CHUNK_LEN: u64 = 2 << 20;
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Say nothing unless something is wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Show progress
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// The new backing file; an empty name for none
     #[arg(short, long, value_name = "FILE")]
     backing: Option<OsString>,
@@ -88,7 +84,7 @@ fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
-    let mut progress = Progress::new(args.progress && !args.quiet, image.virtual_size());
+    let mut progress = Progress::new(args.telling.shows_progress(), image.virtual_size());
     if !args.backing_unsafe {
         let new = name
             .map(|name| open_new(args, image.layer_path(0), name, backing_cache))

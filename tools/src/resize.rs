@@ -118,7 +118,7 @@ impl Change {
     fn parse(text: &str) -> Outcome<Self> {
         let bytes = |text: &str| -> Outcome<u64> {
             const SPECS: &[OptionSpec] =
-                &[OptionSpec { name: "size", kind: Kind::Size, help: "Virtual disk size" }];
+                &[OptionSpec::new("size", Kind::Size, "Virtual disk size")];
             let list = format!("size={}", text.replace(',', ",,"));
             let values = OptionValues::parse(&[list], &[SPECS])?;
             Ok(values.number("size").unwrap_or(0))

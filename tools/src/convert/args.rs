@@ -7,6 +7,7 @@ use qcow::engine::SnapshotChoice;
 
 use super::bitmaps::Bitmaps;
 use super::salvage::Salvage;
+use crate::arguments::TellingArgs;
 use crate::bounded::{self, SIZE_MAX};
 use crate::cache::Cache;
 use crate::creation_options;
@@ -27,12 +28,8 @@ const PARALLEL_MAX: usize = 16;
 /// Copy images into a new one, perhaps of another format
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Say nothing unless something is wrong
-    #[arg(short, long)]
-    quiet: bool,
-    /// Show progress
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    telling: TellingArgs,
     /// Format of the sources: qcow2 or raw; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     source_format: Option<String>,
@@ -220,11 +217,11 @@ impl Args {
             granularity: self.sparse_size.unwrap_or(GRANULARITY_DEFAULT),
             rate: self.rate,
             offload: self.copy_range_offloading,
-            salvage: self.salvage.then_some(Salvage { quiet: self.quiet }),
+            salvage: self.salvage.then_some(Salvage { quiet: self.telling.quiet }),
             parallel: self.parallel.unwrap_or(PARALLEL_DEFAULT),
             in_order: !self.oob_writes,
             compression: self.compress.then(|| self.compression()),
-            progress: self.progress && !self.quiet,
+            progress: self.telling.shows_progress(),
             verify: self.verify,
             checksum: self.checksum,
             snapshots: self.snapshots,
