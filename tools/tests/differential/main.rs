@@ -24,5 +24,7 @@ mod measure;
 mod messages;
 mod rebase;
 mod resize;
+#[path = "../sides/mod.rs"]
+mod sides;
 mod snapshot;
 mod tool;

@@ -86,23 +86,30 @@ fn expect_unchanged(pair: &Pair) {
     }
 }
 
+/// The two sides after `rebase`, a command and its first options, has put `x` of `chain` on top of `new`, in the same
+/// words and without a change of the disk. Nothing where QEMU's dies, as of some backing files that end in the middle
+/// of what it reads, or shows what is new, as where an image of version 2 had no backing file: then only ours counts.
+#[track_caller]
+fn rebased(chain: &str, rebase: &str) -> Option<Pair> {
+    let pair = Pair::prepared(chain);
+    keep(&pair);
+    let (ours, theirs) = pair.img(&format!("{rebase} -f qcow2 -b new -F {} x", format_of(chain)));
+    assert_eq!(ours.code, Some(0), "{chain}: {ours:?}");
+    Tool::Theirs.img(pair.ours(), "check -f qcow2 x").expect_success();
+    Tool::Theirs.img(pair.ours(), "compare -F raw x before").expect_success();
+    let kept = Tool::Theirs.img(pair.theirs(), "compare -F raw x before").code == Some(0);
+    if theirs.code.is_none() || !kept {
+        return None;
+    }
+    assert_eq!(ours, theirs, "{chain}");
+    expect_unchanged(&pair);
+    Some(pair)
+}
+
 #[test]
 fn the_disk_stays_what_it_was() {
     for chain in CHAINS {
-        let pair = Pair::prepared(chain);
-        keep(&pair);
-        let (ours, theirs) = pair.img(&format!("rebase -f qcow2 -b new -F {} x", format_of(chain)));
-        assert_eq!(ours.code, Some(0), "{ours:?}");
-        Tool::Theirs.img(pair.ours(), "check -f qcow2 x").expect_success();
-        Tool::Theirs.img(pair.ours(), "compare -F raw x before").expect_success();
-        // QEMU's dies of some backing files that end in the middle of what it reads, and shows what is new where an image
-        // of version 2 had no backing file. What it leaves then is not looked at.
-        let kept = Tool::Theirs.img(pair.theirs(), "compare -F raw x before").code == Some(0);
-        if theirs.code.is_none() || !kept {
-            continue;
-        }
-        assert_eq!(ours, theirs, "{chain}");
-        expect_unchanged(&pair);
+        let Some(pair) = rebased(chain, "rebase") else { continue };
         // Nothing of the old one is needed any more; and then nothing of any.
         if !chain.contains("-b new") {
             for directory in [pair.ours(), pair.theirs()] {
@@ -126,20 +133,7 @@ fn the_disk_stays_what_it_was() {
 fn what_is_merged_is_compressed_where_asked_for() {
     let mut compressed = 0;
     for chain in CHAINS {
-        let pair = Pair::prepared(chain);
-        keep(&pair);
-        let line = format!("rebase -c -f qcow2 -b new -F {} x", format_of(chain));
-        let (ours, theirs) = pair.img(&line);
-        assert_eq!(ours.code, Some(0), "{chain}: {ours:?}");
-        Tool::Theirs.img(pair.ours(), "check -f qcow2 x").expect_success();
-        Tool::Theirs.img(pair.ours(), "compare -F raw x before").expect_success();
-        // As without -c: QEMU's dies of some, and spoils others.
-        let kept = Tool::Theirs.img(pair.theirs(), "compare -F raw x before").code == Some(0);
-        if theirs.code.is_none() || !kept {
-            continue;
-        }
-        assert_eq!(ours, theirs, "{chain}");
-        expect_unchanged(&pair);
+        let Some(pair) = rebased(chain, "rebase -c") else { continue };
         let [ours, theirs] = [pair.ours(), pair.theirs()].map(|directory| {
             let check = Tool::Theirs.img(directory, "check --output=json x").json();
             check["compressed-clusters"].as_u64().unwrap_or(0)

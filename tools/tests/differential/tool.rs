@@ -1,27 +1,13 @@
-//! The two sides of a comparison: our program behind links named `qemu-img` and `qemu-io`, and QEMU's.
+//! Running the programs of both sides on equal files.
 
 use std::ffi::OsStr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Once;
 
 use tempfile::TempDir;
 
-/// Whose program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tool {
-    Ours,
-    Theirs,
-}
-
-/// What a program said and how it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
+use crate::sides::qemu_version;
+pub use crate::sides::{Said, Tool};
 
 impl Said {
     /// Standard output as JSON.
@@ -63,28 +49,7 @@ impl Tool {
         directory: &Path,
         arguments: impl IntoIterator<Item = S>,
     ) -> Said {
-        let mut command = self.command(program, directory);
-        let output = command.args(arguments).output().expect("the program runs");
-        Said {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// `program`, ready to run in `directory`.
-    pub fn command(self, program: &str, directory: &Path) -> Command {
-        print_qemu_version();
-        let mut command = match self {
-            Self::Theirs => Command::new(program),
-            Self::Ours => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_qcow"));
-                command.arg0(program);
-                command
-            }
-        };
-        command.current_dir(directory).env("TZ", "Europe/Berlin").stdin(Stdio::null());
-        command
+        Said::by(self.command(program, directory).args(arguments))
     }
 }
 
@@ -96,6 +61,7 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Self {
+        print_qemu_version();
         let [ours, theirs] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary directory"));
         Self { ours, theirs }
     }
@@ -228,10 +194,5 @@ pub fn put(pair: &Pair, name: &str, bytes: &[u8]) -> [PathBuf; 2] {
 /// Says once which QEMU the results hold for.
 fn print_qemu_version() {
     static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let output = Command::new("qemu-img").arg("--version").output();
-        let output = output.expect("qemu-img is installed (apt-get install qemu-utils)");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        eprintln!("compared with {}", text.lines().next().unwrap_or_default());
-    });
+    SAID.call_once(|| eprintln!("compared with {}", qemu_version()));
 }

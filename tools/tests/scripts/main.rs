@@ -23,6 +23,8 @@ mod random;
 mod run;
 mod script;
 mod shrink;
+#[path = "../sides/mod.rs"]
+mod sides;
 mod sizes;
 mod tour;
 mod transfer;
