@@ -47,6 +47,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The bytes of `field` before its first NUL, which ends a text in the eyes of other programs; all, if it has none.
+pub(super) fn until_nul(field: &[u8]) -> &[u8] {
+    field.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
 /// Appends zeros up to the next multiple of `unit` bytes.
 pub(super) fn pad_to(bytes: &mut Vec<u8>, unit: usize) {
     bytes.resize(bytes.len().next_multiple_of(unit), 0);

@@ -4,6 +4,8 @@
 //! unknown autoclear bits before it first writes. The name table is there so that a refusal can name bits that the
 //! reader does not know.
 
+use super::bytes::until_nul;
+
 macro_rules! feature_word {
     ($(#[$doc:meta])* $name:ident { $($(#[$bit_doc:meta])* $bit:ident = $number:literal,)* }) => {
         $(#[$doc])*
@@ -166,10 +168,6 @@ pub(super) fn unsupported_message(unknown: Incompatible, names: Option<&FeatureN
         said.push(format!("Unknown incompatible feature: {nameless:x}"));
     }
     format!("Unsupported qcow2 feature(s): {}", said.join(", "))
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 /// Text of an image without the control characters that would reach into a terminal.

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::bytes::{Reader, pad_to};
+use super::bytes::{Reader, pad_to, until_nul};
 use super::table::TableClaim;
 use crate::addr::{Geometry, HostOffset};
 use crate::error::{Error, Result};
@@ -45,6 +45,11 @@ pub struct SnapshotEntry {
     pub icount: Option<u64>,
     /// Extra data behind what this engine knows, kept for programs that know more. At most 1000 bytes.
     pub unknown_extra: Vec<u8>,
+}
+
+/// What other programs make of `stored`, an id or a name in the table: it ends at its first NUL byte, if it has one.
+pub fn as_shown(stored: &OsStr) -> &OsStr {
+    OsStr::from_bytes(until_nul(stored.as_bytes()))
 }
 
 /// Reads a snapshot table in pieces of any size.

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::format::snapshot::SnapshotEntry;
+use crate::format::snapshot::{SnapshotEntry, as_shown};
 
 /// What names an internal snapshot. Neither ids nor names have to be unique: the first that fits is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,29 +35,26 @@ impl fmt::Display for SnapshotChoice {
 impl SnapshotChoice {
     /// The place of the snapshot that is meant.
     pub fn find(&self, snapshots: &[SnapshotEntry]) -> Option<usize> {
-        let has_id = |id: &OsStr| snapshots.iter().position(|s| text(&s.id) == text(id));
-        let has_name = |name: &OsStr| snapshots.iter().position(|s| text(&s.name) == text(name));
+        let has_id = |id: &OsStr| snapshots.iter().position(|s| as_shown(&s.id) == as_shown(id));
+        let has_name =
+            |name: &OsStr| snapshots.iter().position(|s| as_shown(&s.name) == as_shown(name));
         match self {
             Self::IdOrName(either) => has_id(either).or_else(|| has_name(either)),
             Self::Id(id) => has_id(id),
             Self::Name(name) => has_name(name),
             Self::IdAndName(id, name) => {
-                let is = |s: &SnapshotEntry| (text(&s.id), text(&s.name)) == (text(id), text(name));
+                let is = |s: &SnapshotEntry| {
+                    (as_shown(&s.id), as_shown(&s.name)) == (as_shown(id), as_shown(name))
+                };
                 snapshots.iter().position(is)
             }
         }
     }
 }
 
-/// What other programs make of an id or a name in the table: it ends at a NUL byte, if it has one.
-fn text(stored: &OsStr) -> &[u8] {
-    let bytes = stored.as_bytes();
-    bytes.split(|&byte| byte == 0).next().unwrap_or(bytes)
-}
-
 /// The id of the next snapshot, as QEMU counts: one more than the largest number that an id begins with.
 pub fn next_id(snapshots: &[SnapshotEntry]) -> OsString {
-    let largest = snapshots.iter().map(|s| leading_number(text(&s.id))).max();
+    let largest = snapshots.iter().map(|s| leading_number(as_shown(&s.id).as_bytes())).max();
     largest.unwrap_or(0).wrapping_add(1).to_string().into()
 }
 

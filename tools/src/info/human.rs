@@ -1,14 +1,11 @@
 //! An image's description for people.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qcow::format::bitmap::{BitmapEntry, BitmapFlags};
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
-use qcow::format::snapshot::SnapshotEntry;
+use qcow::format::snapshot::{SnapshotEntry, as_shown};
 
 use super::describe::Description;
 use crate::output::say;
@@ -70,20 +67,14 @@ pub fn print_snapshots(snapshots: &[SnapshotEntry]) {
     row(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]);
     for snapshot in snapshots {
         row([
-            &until_nul(&snapshot.id),
-            &until_nul(&snapshot.name),
+            &as_shown(&snapshot.id).to_string_lossy(),
+            &as_shown(&snapshot.name).to_string_lossy(),
             &human(snapshot.vm_state_size),
             &local_time(snapshot.date_seconds),
             &clock(snapshot.vm_clock_nanoseconds),
             &snapshot.icount.map(|icount| icount.to_string()).unwrap_or("--".to_owned()),
         ]);
     }
-}
-
-/// `text` up to a byte of zero, where it ends in QEMU's eyes.
-pub fn until_nul(text: &OsStr) -> String {
-    let end = text.as_bytes().iter().position(|&byte| byte == 0).unwrap_or(text.len());
-    String::from_utf8_lossy(&text.as_bytes()[..end]).into_owned()
 }
 
 /// A point in time, given in seconds since 1970, where this computer is.

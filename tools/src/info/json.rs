@@ -3,11 +3,11 @@
 use qcow::format::bitmap::BitmapEntry;
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
-use qcow::format::snapshot::SnapshotEntry;
+use qcow::format::snapshot::{SnapshotEntry, as_shown};
 use serde_json::{Map, Value, json};
 
 use super::describe::Description;
-use super::human::{encryption_name, flag_names, until_nul};
+use super::human::{encryption_name, flag_names};
 
 /// All of it.
 pub fn to_json(image: &Description) -> Value {
@@ -69,8 +69,8 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
 /// An internal snapshot, with the keys that `info` uses.
 pub fn snapshot(entry: &SnapshotEntry) -> Value {
     let mut object = object(json!({
-        "id": until_nul(&entry.id),
-        "name": until_nul(&entry.name),
+        "id": as_shown(&entry.id).to_string_lossy(),
+        "name": as_shown(&entry.name).to_string_lossy(),
         "vm-state-size": entry.vm_state_size,
         "date-sec": entry.date_seconds,
         "date-nsec": entry.date_nanoseconds,

@@ -7,6 +7,7 @@ use super::fixed::{Fixed, MAGIC, read_magic_and_version};
 use super::{CryptMethod, HEADER_LENGTH_V3, HEADER_LENGTH_V3_MIN, Header, Version};
 use crate::addr::{Geometry, HostOffset};
 use crate::error::{Error, Result};
+use crate::format::bytes::until_nul;
 use crate::format::compression::CompressionType;
 use crate::format::extension::{Context, Extensions};
 use crate::format::feature::{Autoclear, Compatible, Incompatible, unsupported_message};
@@ -288,7 +289,7 @@ fn parse_backing_name(fixed: &Fixed, cluster0: &[u8]) -> Result<Option<OsString>
     let start = fixed.backing_file_offset as usize;
     let name =
         cluster0.get(start..start + fixed.backing_file_size as usize).ok_or_else(too_long)?;
-    let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    let name = until_nul(name);
     Ok((!name.is_empty()).then(|| OsStr::from_bytes(name).to_owned()))
 }
 
