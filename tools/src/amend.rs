@@ -12,8 +12,7 @@ use qcow::format::feature::{Compatible, Incompatible};
 use qcow::format::header::{Header, Version};
 use qcow::limits::SECTOR_BYTES;
 
-use crate::arguments::{ImageArgs, TellingArgs};
-use crate::cache::Cache;
+use crate::arguments::{CacheArgs, ImageArgs, TellingArgs};
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
 use crate::keyval::{self, Kind, OptionSpec, OptionValues, print_help};
@@ -27,9 +26,8 @@ pub struct Args {
     image: ImageArgs,
     #[command(flatten)]
     telling: TellingArgs,
-    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
-    #[arg(short = 't', long, value_name = "MODE")]
-    cache: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Allow what may lose the last key of an encrypted image (there is nothing of that kind yet)
     #[arg(long)]
     force: bool,
@@ -94,7 +92,7 @@ pub fn run(args: &Args) -> Outcome {
     let [path] = args.files.as_slice() else {
         return Err(Failure::new("Expecting one image file name"));
     };
-    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let cache = args.cache.cache()?;
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let image = opening.open_to_write(path)?;
     let format = image.format();

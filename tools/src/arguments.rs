@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::engine::check::Crew;
 
+use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::Opening;
 use crate::objects;
@@ -58,6 +59,21 @@ impl TellingArgs {
     /// Whether progress is shown: `--quiet` goes before.
     pub fn shows_progress(&self) -> bool {
         self.progress && !self.quiet
+    }
+}
+
+/// The argument that says how the one image of a command is cached.
+#[derive(Debug, clap::Args)]
+pub struct CacheArgs {
+    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
+    #[arg(short = 't', long, value_name = "MODE")]
+    cache: Option<String>,
+}
+
+impl CacheArgs {
+    /// The cache mode.
+    pub fn cache(&self) -> Outcome<Cache> {
+        Cache::parse_option(self.cache.as_deref(), "cache", Cache::WRITEBACK)
     }
 }
 

@@ -9,7 +9,7 @@ use qcow::disk::{Buffer, Payload};
 use qcow::engine::Resize;
 use qcow::{Error, ErrorKind};
 
-use crate::arguments::{ImageArgs, TellingArgs, one_file};
+use crate::arguments::{CacheArgs, ImageArgs, TellingArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
 use crate::image::{HostImage, Opening};
@@ -38,9 +38,8 @@ pub struct Args {
     /// Copy at most this many bytes a second, with an optional suffix k, M, G, T, P or E
     #[arg(short, long, value_name = "BYTES", value_parser = rate::parse)]
     rate: Option<u64>,
-    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
-    #[arg(short = 't', long, value_name = "MODE")]
-    cache: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// The image
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -49,7 +48,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
     let path = one_file(COMMAND, &args.files)?;
-    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let cache = args.cache.cache()?;
     let opening = Opening { cache, ..args.image.opening() };
     // With its backing files once, which shows that all of them are there and that nobody writes to them.
     let base = {

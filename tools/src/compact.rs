@@ -8,8 +8,9 @@ use qcow::engine::check::Crew;
 use qcow::engine::compact::{Compaction, Step, compact};
 use serde::Serialize;
 
-use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, TellingArgs, ThreadsArgs, one_file};
-use crate::cache::Cache;
+use crate::arguments::{
+    CacheArgs, ImageArgs, OutputArgs, OutputFormat, TellingArgs, ThreadsArgs, one_file,
+};
 use crate::failure::{Failure, Outcome};
 use crate::image::Opening;
 use crate::output::{self, say};
@@ -26,9 +27,8 @@ pub struct Args {
     image: ImageArgs,
     #[command(flatten)]
     telling: TellingArgs,
-    /// Cache mode: writeback (default), none, directsync, writethrough or unsafe
-    #[arg(short = 't', long, value_name = "MODE")]
-    cache: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let output = args.output.format(COMMAND)?;
     let path = one_file(COMMAND, &args.files)?;
-    let cache = Cache::parse_option(args.cache.as_deref(), "cache", Cache::WRITEBACK)?;
+    let cache = args.cache.cache()?;
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let other_format = || Failure::new("This image format cannot be compacted");
     let disk = opening.open_qcow2_file(path)?.ok_or_else(other_format)?;
