@@ -1,6 +1,6 @@
 //! What both sides leave behind differently on purpose, although they said the same, each with its reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -21,8 +21,6 @@ const HEADER_LEN: usize = 32;
 pub struct Watch {
     /// Sizes of the disks that the command may change, before it did.
     sizes: BTreeMap<String, u64>,
-    /// Images that became shorter inside of a cluster.
-    cut: BTreeSet<String>,
 }
 
 impl Watch {
@@ -33,7 +31,7 @@ impl Watch {
     }
 
     /// The deliberate difference, if there is one, in what is there after `step`, to which both have said `said`.
-    pub fn after(&mut self, twins: &Twins, step: &Step, said: &Said) -> Option<Difference> {
+    pub fn after(&self, twins: &Twins, step: &Step, said: &Said) -> Option<Difference> {
         self.find_growth(twins, step).or_else(|| {
             let rules = [rebase, bench, snapshot, convert, convert_holes, commit, compressed_write];
             rules.into_iter().find_map(|rule| rule(twins, step, said))
@@ -41,33 +39,28 @@ impl Watch {
     }
 
     /// A disk that grew, and shows on QEMU's side what is no part of it.
-    fn find_growth(&mut self, twins: &Twins, step: &Step) -> Option<Difference> {
-        if matches!(step.command(), "create" | "convert" | "dd") && !step.has("-n") {
-            self.cut.retain(|name| !step.changes.contains(name));
-            return None;
-        }
+    fn find_growth(&self, twins: &Twins, step: &Step) -> Option<Difference> {
         let truncations = step.words.iter().filter(|word| word.starts_with("truncate ")).count();
-        for name in step.changes.iter().filter(|name| is_qcow2(&twins.of(Tool::Ours).join(name))) {
+        let laid_out = step.words.iter().any(|word| word.starts_with("--preallocation="));
+        step.changes.iter().filter(|_| step.command() != "snapshot").find_map(|name| {
             let file = twins.of(Tool::Ours).join(name);
-            let (Some(&old), Some(new)) = (self.sizes.get(name), size(&file)) else { continue };
-            let inside = cluster_size(&file).is_some_and(|cluster| !new.is_multiple_of(cluster));
-            if truncations > 1 || new < old && inside && step.command() != "snapshot" {
-                self.cut.insert(name.clone());
+            let cluster = cluster_size(&file).filter(|_| is_qcow2(&file))?;
+            let (&old, new) = (self.sizes.get(name)?, size(&file)?);
+            if new <= old && truncations < 2 {
+                return None;
             }
-            let laid_out = step.words.iter().any(|word| word.starts_with("--preallocation="));
-            let grew = new > old || truncations > 1;
-            if grew && (self.cut.contains(name) || laid_out) && disks_differ(twins, name) {
-                return Some(match laid_out && has_bitmaps(&twins.of(Tool::Theirs), name) {
-                    true => ending(
-                        "resize --preallocation with bitmaps: QEMU shows what the file held where they were stored",
-                    ),
-                    false => ending(
-                        "QEMU shows again what a disk lost that shrank inside of a cluster and grows",
-                    ),
-                });
+            let differs = first_difference(twins, name)?;
+            // Where the disk ended between two truncations is not known.
+            if truncations > 1 || old <= differs && differs / cluster == old / cluster {
+                return Some(ending(
+                    "QEMU shows what the rest of a disk's last cluster holds as the disk grows: what shrinking cut off, say",
+                ));
             }
-        }
-        None
+            let shows_bitmaps = laid_out && has_bitmaps(&twins.of(Tool::Theirs), name);
+            (old <= differs && shows_bitmaps).then_some(ending(
+                "resize --preallocation with bitmaps: QEMU shows what the file held where they were stored",
+            ))
+        })
     }
 }
 
@@ -162,8 +155,15 @@ fn has_bitmaps(directory: &Path, name: &str) -> bool {
 
 /// Whether the image `name` is another disk on the other side.
 fn disks_differ(twins: &Twins, name: &str) -> bool {
+    first_difference(twins, name).is_some()
+}
+
+/// The first byte of the image `name` that is another one on the other side.
+fn first_difference(twins: &Twins, name: &str) -> Option<u64> {
     let [ours, theirs] = ["ours", "theirs"].map(|side| format!("{side}/{name}"));
-    Tool::Theirs.img(twins.root(), &["compare", &ours, &theirs]).code == Some(1)
+    let said = Tool::Theirs.img(twins.root(), &["compare", &ours, &theirs]);
+    let (_, place) = said.stdout.split_once("Content mismatch at offset ")?;
+    place.trim_end().strip_suffix('!')?.parse().ok()
 }
 
 /// Whether the two images `name` have the same disk in other places.

@@ -140,6 +140,10 @@ const RULES: &[Rule] = &[
         |seen| seen.end_alike() && says_why(&seen.ours.stderr, &seen.theirs.stderr),
         passing("ours says why a cluster cannot be compressed, QEMU has a word of the host for it"),
     ),
+    (
+        |seen| seen.is("convert") && seen.step.has("-W") && tells_of_more(seen),
+        ending("convert -W: QEMU tells of all writes under way that failed, ours of the first"),
+    ),
 ];
 
 impl Seen<'_> {
@@ -189,8 +193,9 @@ fn without_required(said: &Said) -> (Option<i32>, &str, Vec<&str>) {
 
 /// Whether `compare -s` found nothing else than parts that one image has and the other has not.
 fn has_same_content(said: &Said) -> bool {
-    let differ = said.stdout.starts_with("Strict mode: Offset ")
-        && said.stdout.ends_with("block status mismatch!\n");
+    // There may be progress around it.
+    let differ = said.stdout.contains("Strict mode: Offset ")
+        && said.stdout.contains("block status mismatch!\n");
     said.code == Some(0) || said.code == Some(1) && differ
 }
 
@@ -213,6 +218,18 @@ fn tell_of_counts(seen: &Seen<'_>) -> bool {
     ours.is_some() && ours == theirs
 }
 
+/// Whether both failed to write, and theirs tells of that at several places, one of which is ours.
+fn tells_of_more(seen: &Seen<'_>) -> bool {
+    let place = |line: &str| {
+        let (place, _) =
+            line.strip_prefix("qemu-img: error while writing at byte ")?.split_once(':')?;
+        Some(place.to_owned())
+    };
+    let [ours, theirs] = [seen.ours, seen.theirs]
+        .map(|said| said.stderr.lines().map(place).collect::<Option<Vec<_>>>().unwrap_or_default());
+    seen.end_alike() && ours.len() == 1 && theirs.contains(&ours[0])
+}
+
 /// Whether `ours` gives a reason of its own where `theirs` has the host's word.
 fn says_why(ours: &str, theirs: &str) -> bool {
     let reasons = [
@@ -220,7 +237,14 @@ fn says_why(ours: &str, theirs: &str) -> bool {
         ("an external data file has no compressed clusters\n", "Operation not supported\n"),
     ];
     reasons.into_iter().any(|(reason, word)| {
-        ours.ends_with(reason)
-            && theirs.strip_suffix(word).is_some_and(|start| ours.starts_with(start))
+        let Some(start) = theirs.strip_suffix(word) else { return false };
+        ours.ends_with(reason) && (ours.starts_with(start) || names_cluster(ours, start))
     })
+}
+
+/// Whether `ours`, which tells where the stretch starts that could not be written, names the cluster that `theirs` tells.
+fn names_cluster(ours: &str, theirs: &str) -> bool {
+    let place = theirs.strip_prefix("qemu-img: error while writing at byte ");
+    let place = place.and_then(|place| place.strip_suffix(": ")?.parse::<u64>().ok());
+    place.is_some_and(|place| ours.contains(&format!(" a compressed write at {place:#x} over ")))
 }
