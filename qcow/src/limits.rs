@@ -61,6 +61,8 @@ pub const REFCOUNT_CACHE_BYTES_DEFAULT: u64 = 8 << 20;
 pub const DECODED_CACHE_BYTES_MAX: usize = 8 << 20;
 /// Bytes from a cluster's start on that the first read of a compressed cluster unpacks at least: ours.
 pub const DECODED_BYTES_MIN: usize = 4096;
+/// Smallest cluster, in bytes, that is handed to another thread to be unpacked where there are such threads: ours.
+pub const UNPACKED_ELSEWHERE_MIN: usize = 16 << 10;
 /// Largest request that the engine takes in one piece; larger ones are the caller's to split.
 pub const REQUEST_BYTES_MAX: u64 = 1 << 30;
 /// Pieces of one request or flush that are under way at the same time: more only cost memory.

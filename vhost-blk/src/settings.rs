@@ -1,12 +1,13 @@
 //! What the user wants served, wherever it was said.
 
+use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use qcow::disk::uring::CacheMode;
-use qcow::engine::{self, OpenOptions};
+use qcow::engine::{self, OpenOptions, Unpackers};
 use serde::Deserialize;
 
 /// Most queues of a disk: more than any guest has processors that pay for one.
@@ -97,6 +98,14 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// Most threads that unpack compressed clusters of one disk: as many as QEMU has.
+const UNPACK_THREADS_MAX: usize = 4;
+
+/// Threads that unpack compressed clusters: they only take cores from each other where there are more.
+fn unpack_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(UNPACK_THREADS_MAX)
+}
+
 impl DiskSettings {
     /// Whether discards free space.
     pub fn frees_discarded(&self) -> bool {
@@ -113,6 +122,7 @@ impl DiskSettings {
                 Format::Raw => engine::Format::Raw,
             }),
             l2_cache_bytes: self.l2_cache_size.unwrap_or(defaults.l2_cache_bytes),
+            unpackers: Unpackers::threads(unpack_threads()),
             discard: match self.discard {
                 Discard::Unmap => engine::Discard::Unmap,
                 Discard::Ignore => engine::Discard::Ignore,

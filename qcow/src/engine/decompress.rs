@@ -1,29 +1,15 @@
 //! Reading compressed clusters: each is unpacked once for as long as small reads keep coming back to it.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::layer::Qcow2;
-use crate::codec::Decompressor;
+use super::unpack::Task;
 use crate::disk::{Buffer, Disk, Payload};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::entry::CompressedExtent;
 use crate::limits::DECODED_BYTES_MIN;
 use crate::meta::decoded::Decoded;
 use crate::sync::lock;
-
-thread_local! {
-    /// Contexts are large and slow to make: one set for each thread.
-    static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::default());
-}
-
-/// What unpacking takes.
-#[derive(Default)]
-struct Unpacker {
-    decompressor: Decompressor,
-    /// Room for one cluster.
-    cluster: Vec<u8>,
-}
 
 impl<D: Disk> Qcow2<D> {
     /// Fills `into` with the bytes from `skip` on of the cluster whose compressed bytes lie at `extent`. The caller is inside
@@ -39,7 +25,7 @@ impl<D: Disk> Qcow2<D> {
         let end = skip + into.len() as usize;
         if skip == 0 && end == cluster_len {
             // Whoever reads whole clusters does not come back for a part of one.
-            return self.unpack(extent, cluster_len, |cluster| into.copy_from(0, cluster)).await;
+            return self.unpack_into(extent, into).await;
         }
         let found = self.wait(|meta| meta.decoded.get(extent, end)).await;
         let bytes = match found {
@@ -47,8 +33,7 @@ impl<D: Disk> Qcow2<D> {
             Decoded::Unpack { whole } => {
                 let mut unpacking = Unpacking { image: self, extent, bytes: None };
                 let len = if whole { cluster_len } else { end.max(DECODED_BYTES_MIN) };
-                let unpacked =
-                    self.unpack(extent, len.min(cluster_len), |bytes| Arc::from(bytes)).await?;
+                let unpacked = self.unpack(extent, len.min(cluster_len)).await?;
                 unpacking.bytes = Some(Arc::clone(&unpacked));
                 unpacked
             }
@@ -57,25 +42,37 @@ impl<D: Disk> Qcow2<D> {
         Ok(())
     }
 
-    /// Unpacks at least the first `len` bytes of a cluster, and hands what there is to `take`.
-    async fn unpack<T>(
-        &self,
-        extent: CompressedExtent,
-        len: usize,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
+    /// Unpacks all of a cluster to `into`, which is as long.
+    async fn unpack_into(&self, extent: CompressedExtent, into: &Payload) -> Result<()> {
+        let task = self.read_packed(extent, into.len() as usize).await?;
+        let unpacked = match self.unpackers.for_clusters_of(task.cluster_len) {
+            Some(pool) => pool.unpack(task).await.map(|bytes| into.copy_from(0, &bytes)),
+            None => task.run(|bytes| into.copy_from(0, bytes)),
+        };
+        unpacked.map_err(|e| self.unpack_error(extent, e))
+    }
+
+    /// Unpacks at least the first `len` bytes of a cluster: what there is.
+    async fn unpack(&self, extent: CompressedExtent, len: usize) -> Result<Arc<[u8]>> {
+        let task = self.read_packed(extent, len).await?;
+        let unpacked = match self.unpackers.for_clusters_of(task.cluster_len) {
+            Some(pool) => pool.unpack(task).await,
+            None => task.run(|bytes| Arc::from(bytes)),
+        };
+        unpacked.map_err(|e| self.unpack_error(extent, e))
+    }
+
+    /// Reads the compressed bytes of a cluster of which the first `len` bytes are needed.
+    async fn read_packed(&self, extent: CompressedExtent, len: usize) -> Result<Task> {
         // The length is an upper bound of at most two clusters, whatever the image says.
-        let mut packed = Buffer::zeroed(extent.len as usize);
+        let packed = Buffer::zeroed(extent.len as usize);
         self.read_data(extent.offset, &packed.payload()).await?;
-        let packed = packed.make_mut();
-        UNPACKER.with_borrow_mut(|Unpacker { decompressor, cluster }| {
-            cluster.resize(self.geometry.cluster_size() as usize, 0);
-            let filled = decompressor.decompress_start(self.compression, packed, cluster, len);
-            let filled = filled.map_err(|e| {
-                self.named(e.context(format!("the compressed cluster at {}", extent.offset)))
-            })?;
-            Ok(take(&cluster[..filled]))
-        })
+        let cluster_len = self.geometry.cluster_size() as usize;
+        Ok(Task { compression: self.compression, packed, cluster_len, len })
+    }
+
+    fn unpack_error(&self, extent: CompressedExtent, error: Error) -> Error {
+        self.named(error.context(format!("the compressed cluster at {}", extent.offset)))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
+use super::unpack::Unpackers;
 use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub(super) struct Qcow2<D: Disk> {
     /// Bytes of virtual disk; only a resize changes it.
     pub size: AtomicU64,
     pub compression: CompressionType,
+    /// Who unpacks compressed clusters.
+    pub unpackers: Unpackers,
     /// Whether flushes reach the disk.
     pub flushes: bool,
     /// Whether it gets a close mark at its first change if it has none.

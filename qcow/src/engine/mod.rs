@@ -48,6 +48,7 @@ mod resize;
 pub mod snapshot;
 mod table;
 mod trim;
+mod unpack;
 mod write;
 mod zero;
 
@@ -61,6 +62,7 @@ pub use options::{
 };
 pub use recover::{Recovery, RecoveryEnd};
 pub use resize::Resize;
+pub use unpack::Unpackers;
 
 use layer::{Layer, Qcow2};
 

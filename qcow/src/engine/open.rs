@@ -227,6 +227,7 @@ async fn open_qcow2<G: Gate>(
         geometry,
         size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
+        unpackers: options.unpackers.clone(),
         flushes: options.flushes,
         adds_mark: options.adds_mark,
         names_backing: AtomicBool::new(header.backing_name.is_some()),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::unpack::Unpackers;
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::header::Version;
@@ -87,6 +88,8 @@ pub struct OpenOptions {
     pub below: Vec<Below>,
     /// Bytes of L2 tables to keep in memory, per image of the chain.
     pub l2_cache_bytes: u64,
+    /// Who unpacks compressed clusters.
+    pub unpackers: Unpackers,
     /// What a discard does.
     pub discard: Discard,
     /// What a write of zeros does.
@@ -112,6 +115,7 @@ impl Default for OpenOptions {
             backing: true,
             below: Vec::new(),
             l2_cache_bytes: limits::L2_CACHE_BYTES_DEFAULT,
+            unpackers: Unpackers::default(),
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,
             snapshot: None,
