@@ -13,6 +13,9 @@ use crate::run::{Said, Tool};
 use crate::script::{Program, Step};
 use crate::twins::{Twins, is_qcow2};
 
+/// Bytes in which direct I/O in memory is done by the programs.
+const BLOCK_LEN: u64 = 4096;
+
 /// Bytes of a header that say how large clusters and disk are.
 const HEADER_LEN: usize = 32;
 
@@ -33,7 +36,8 @@ impl Watch {
     /// The deliberate difference, if there is one, in what is there after `step`, to which both have said `said`.
     pub fn after(&self, twins: &Twins, step: &Step, said: &Said) -> Option<Difference> {
         self.find_growth(twins, step).or_else(|| {
-            let rules = [rebase, bench, snapshot, convert, convert_holes, commit, compressed_write];
+            let rules =
+                [rebase, bench, snapshot, convert, direct, convert_holes, commit, compressed_write];
             rules.into_iter().find_map(|rule| rule(twins, step, said))
         })
     }
@@ -97,6 +101,19 @@ fn convert(twins: &Twins, step: &Step, said: &Said) -> Option<Difference> {
     let done = step.command() == "convert" && step.has("-l") && said.code == Some(0);
     (done && step.changes.iter().any(differ)).then_some(ending(
         "convert -l: ours gives the target the snapshot's own size, QEMU the disk's",
+    ))
+}
+
+fn direct(twins: &Twins, step: &Step, said: &Said) -> Option<Difference> {
+    let is_longer = |name: &String| {
+        let [ours, theirs] = twins.both(name);
+        let blocks = size(&ours).map(|len| len.next_multiple_of(BLOCK_LEN));
+        !is_qcow2(&ours) && size(&ours) != size(&theirs) && blocks == size(&theirs)
+    };
+    let is_direct = step.has("-t") && (step.has("none") || step.has("directsync"));
+    let done = step.command() == "convert" && is_direct && said.code == Some(0);
+    (done && step.changes.iter().any(is_longer)).then_some(ending(
+        "convert -t none: QEMU makes a raw file as long as the host's blocks, and the disk with it",
     ))
 }
 

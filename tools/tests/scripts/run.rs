@@ -6,6 +6,9 @@ use crate::script::{Program, Step};
 
 pub use crate::sides::{Said, Tool, qemu_version};
 
+/// Seconds after which QEMU's program is killed: once in thousands of scripts, its I/O by io_uring waits forever.
+const HANGS_AFTER: &str = "300";
+
 impl Tool {
     /// Runs the words of `step` in `directory`.
     pub fn run(self, directory: &Path, step: &Step) -> Said {
@@ -19,6 +22,14 @@ impl Tool {
     }
 
     fn run_words(self, program: Program, directory: &Path, words: &[&str]) -> Said {
-        Said::by(self.command(program.name(), directory).args(words))
+        let name = program.name();
+        let mut command = match self {
+            Self::Ours => self.command(name, directory),
+            Self::Theirs => self.command("timeout", directory),
+        };
+        if self == Self::Theirs {
+            command.args(["-s", "KILL", HANGS_AFTER, name]);
+        }
+        Said::by(command.args(words))
     }
 }
