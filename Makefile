@@ -70,9 +70,9 @@ cargo-deny:
 	fi; \
 	cargo deny --log-level error check $$checks
 
-bench: deps ## 4 KiB and larger requests against vhost-blk and qemu-storage-daemon, side by side
+bench: deps ## ours, qemu-storage-daemon and a bare io_uring loop in turn; about half an hour; results go to docs/bench
 	@cargo build --release
-	@target/release/blkcompare
+	@target/release/blkbench --out docs/bench
 
 fuzz: deps ## every fuzz target for FUZZ_SECONDS (60) each
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz

@@ -5,6 +5,7 @@
 //!   [`session::Session`].
 //! - [`load`] keeps queues full and measures: what `blkload` and `blkcompare` run.
 //! - [`compare`] alternates two daemons on equal images and sets their figures side by side.
+//! - [`suite`] is what `make bench` runs: the cases that we hold ourselves to, against targets.
 //!
 //! Below these lie the parts of a driver: [`frontend`] (the vhost-user conversation), [`memory`]
 //! (the guest's memory), [`queue`], [`ring`] and [`descriptor`] (split virtqueues, driver side), [`request`]
@@ -18,10 +19,12 @@ pub mod error;
 pub mod frontend;
 pub mod load;
 pub mod memory;
+pub mod process;
 pub mod queue;
 pub mod request;
 pub mod ring;
 pub mod session;
 pub mod size;
+pub mod suite;
 
 pub use error::{Error, Result};

@@ -45,7 +45,8 @@ struct Args {
     #[arg(long)]
     direct: bool,
     /// A load, PATTERN:ACCESS:BLOCK:DEPTH or PATTERN:ACCESS:BLOCK:DEPTH:QUEUES, with PATTERN read,
-    /// write, mixed (70 % reads), discard, write-zeroes or flush. Repeatable. They run in this
+    /// write, mixed (70 % reads), discard, write-zeroes or flush, and ACCESS random, sequential or
+    /// scattered, with /STRETCH behind it as in blkload's --stretch. Repeatable. They run in this
     /// order on one copy of the image [default: read:random:4k:32 write:random:4k:32
     /// mixed:random:4k:32 read:sequential:128k:8]
     #[arg(long = "case", value_name = "CASE")]
@@ -131,8 +132,6 @@ fn prepare(args: &Args, work_dir: PathBuf) -> Result<Comparison> {
             ensure!(args.size.is_multiple_of(1 << 20), "--size: not a multiple of 1M");
             let source = work_dir.join("source.img");
             eprintln!("fill a new image of {} bytes", args.size);
-            // Ours says that it closed the image, and so leaves the next copy's pages in the cache as they are: pages that
-            // came there by another way differ in size, and a write to them several times in price.
             image::make_full(&source, args.size, &ours, &settings)?;
             source
         }

@@ -44,9 +44,14 @@ struct Args {
     /// Mixed: write-zeroes, in percent
     #[arg(long, value_name = "P", default_value_t = 0)]
     write_zeroes_percent: u8,
-    /// Order of the blocks; sequential gives each queue a part of the range, over and over
+    /// Order of the blocks; sequential and scattered give each queue a part of the range, over and
+    /// over; scattered is a random block of each stretch once, in random order
     #[arg(long, value_enum, default_value_t = Order::Random)]
     access: Order,
+    /// Bytes from one place that may be used to the next, a multiple of the block size [default: the
+    /// block size]. Random and sequential access use the first block of each stretch
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    stretch: Option<u64>,
     /// First byte of the disk to use, with suffix k, M, G; a multiple of the block size
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     offset: u64,
@@ -107,6 +112,7 @@ enum Pattern {
 enum Order {
     Random,
     Sequential,
+    Scattered,
 }
 
 fn main() -> ExitCode {
@@ -152,7 +158,9 @@ fn job(args: &Args) -> anyhow::Result<Job> {
         access: match args.access {
             Order::Random => Access::Random,
             Order::Sequential => Access::Sequential,
+            Order::Scattered => Access::Scattered,
         },
+        stretch: args.stretch,
         offset: args.offset,
         range: args.range,
         flush_every: args.flush_every,

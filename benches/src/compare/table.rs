@@ -50,6 +50,10 @@ pub struct Figures {
     pub iops: f64,
     /// CPU time of the daemon per request in microseconds.
     pub cpu_us_per_request: f64,
+    /// Mebibytes per second.
+    pub mib_per_second: f64,
+    /// Memory of the daemon in bytes, without what it shares.
+    pub resident_bytes: f64,
     /// Median latency in microseconds.
     pub p50_us: f64,
     /// Latency that 99 % do not exceed, in microseconds.
@@ -61,9 +65,7 @@ pub struct Figures {
 impl Row {
     /// Sums one case up. Both sides have as many rounds.
     pub fn new(case: &Case, ours: &[Report], peer: &[Report]) -> Self {
-        let ratio = |figure: fn(&Report) -> f64| {
-            median(ours.iter().zip(peer).map(|(a, b)| figure(a) / figure(b)))
-        };
+        let ratio = |figure| ratio(ours, peer, figure);
         Self {
             case: case.to_string(),
             iops_ratio: ratio(|r| r.iops),
@@ -76,11 +78,14 @@ impl Row {
 }
 
 impl Figures {
-    fn new(rounds: &[Report]) -> Self {
+    /// Sums up what the rounds brought.
+    pub fn new(rounds: &[Report]) -> Self {
         let of = |figure: fn(&Report) -> f64| median(rounds.iter().map(figure));
         Self {
             iops: of(|r| r.iops),
             cpu_us_per_request: of(|r| r.server_cpu_us_per_request),
+            mib_per_second: of(|r| r.mib_per_second),
+            resident_bytes: of(|r| r.server_resident_bytes as f64),
             p50_us: of(|r| r.latency_us.p50),
             p99_us: of(|r| r.latency_us.p99),
             rounds: rounds.to_vec(),
@@ -120,6 +125,11 @@ impl fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// Median over the rounds of one side's `figure` to another's in the same round.
+pub fn ratio(one: &[Report], other: &[Report], figure: fn(&Report) -> f64) -> f64 {
+    median(one.iter().zip(other).map(|(a, b)| figure(a) / figure(b)))
 }
 
 /// Middle of the numbers in order; of an even count, the mean of the two in the middle.

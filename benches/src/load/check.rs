@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::Job;
-use crate::config::{BlkConfig, SECTOR};
+use crate::config::SECTOR;
 use crate::frontend::Connection;
 use crate::{Error, Result};
 
@@ -43,9 +43,8 @@ pub fn supported(job: &Job, connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// The blocks that the job uses, by their number on the disk.
-pub fn blocks(job: &Job, config: &BlkConfig) -> Result<Range<u64>> {
-    let (disk, logical) = (config.bytes(), SECTOR.max(config.blk_size.into()));
+/// The blocks that the job uses, by their number on a disk of `disk` bytes in blocks of `logical`.
+pub fn blocks(job: &Job, disk: u64, logical: u64) -> Result<Range<u64>> {
     let (offset, size) = (job.offset, job.block_size);
     if job.queues == 0 || job.depth == 0 {
         return Err(Error::Invalid("there must be a queue and a request in flight".to_owned()));
@@ -55,12 +54,18 @@ pub fn blocks(job: &Job, config: &BlkConfig) -> Result<Range<u64>> {
             "block size {size}: must be a multiple of the disk's {logical} bytes, at most 1 GiB"
         )));
     }
+    let stretch = job.stretch.unwrap_or(size);
+    if stretch == 0 || !stretch.is_multiple_of(size) {
+        return Err(Error::Invalid(format!(
+            "stretch {stretch}: must be a multiple of the block size {size}"
+        )));
+    }
     let rest = disk.saturating_sub(offset);
     let range = job.range.unwrap_or(rest).min(rest);
-    if offset % size != 0 || range / size < job.queues.into() {
+    if offset % size != 0 || range / stretch < job.queues.into() {
         return Err(Error::Invalid(format!(
             "offset {offset}, range {range} on a disk of {disk} bytes: must start at a multiple of \
-             the block size {size}, and hold a block for each queue"
+             the block size {size}, and hold {stretch} bytes for each queue"
         )));
     }
     Ok(offset / size..(offset + range) / size)

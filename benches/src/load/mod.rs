@@ -1,10 +1,11 @@
 //! Keeps the queues of a disk full and measures: one thread per queue.
 
+pub mod bare;
 mod check;
 pub mod content;
 pub mod plan;
 pub mod report;
-mod rng;
+pub(crate) mod rng;
 mod worker;
 
 use std::path::PathBuf;
@@ -16,13 +17,15 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use crate::Result;
+use crate::config::SECTOR;
 use crate::cpu::CpuClock;
 use crate::frontend::{Connection, Features};
 use crate::memory::GuestMemory;
+use crate::process;
 use content::Record;
 use plan::{Access, Generator, Mix, Op, Sweep};
-use report::{Report, Window};
-use worker::{Phase, Progress, Tally, Worker};
+use report::{Report, Server, Window};
+use worker::{Driver, Phase, Progress, Tally, Worker};
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,9 @@ pub struct Job {
     pub mix: Mix,
     /// Where they go.
     pub access: Access,
+    /// Bytes from one place that may be used to the next, a multiple of the block size; `None`: blocks
+    /// follow each other. See [`Access`].
+    pub stretch: Option<u64>,
     /// First byte of the disk that is used, a multiple of the block size.
     pub offset: u64,
     /// Bytes of the disk that are used; `None`: to its end.
@@ -83,6 +89,7 @@ impl Job {
             block_size: 4096,
             mix: Mix::only(Op::Read),
             access: Access::Random,
+            stretch: None,
             offset: 0,
             range: None,
             flush_every: 0,
@@ -96,6 +103,11 @@ impl Job {
             timeout: Duration::from_secs(30),
         }
     }
+
+    /// Blocks in each stretch.
+    fn stretch_blocks(&self) -> u64 {
+        self.stretch.map_or(1, |stretch| stretch / self.block_size)
+    }
 }
 
 /// Runs `job` and reports. Fails when the daemon does, and on the first wrong byte; requests that
@@ -103,7 +115,8 @@ impl Job {
 pub fn run(job: &Job) -> Result<Report> {
     let mut connection = Connection::open(&job.socket, job.queues, job.features, job.timeout)?;
     check::supported(job, &connection)?;
-    let blocks = check::blocks(job, connection.config())?;
+    let config = connection.config();
+    let blocks = check::blocks(job, config.bytes(), SECTOR.max(config.blk_size.into()))?;
     let server_pid = job.server_pid.map_or_else(|| connection.server_pid(), Ok)?;
     let clocks = Clocks { server: CpuClock::of(server_pid)?, own: CpuClock::own() };
     let record =
@@ -129,6 +142,7 @@ pub fn run(job: &Job) -> Result<Report> {
 
     let generators = (0..job.queues).map(|index| Generator::new(job, index, &blocks));
     let (window, tally) = measure(job, clocks, &mut workers, generators.collect())?;
+    let resident = process::resident(server_pid)?;
     let checked_after = match &record {
         Some(_) => sweep(job, &blocks, &mut workers)?,
         None => 0,
@@ -136,7 +150,7 @@ pub fn run(job: &Job) -> Result<Report> {
     for index in 0..workers.len() {
         connection.stop_queue(index)?;
     }
-    Ok(Report::new(job, server_pid, &window, &tally, checked_after))
+    Ok(Report::new(job, Server { pid: server_pid, resident }, &window, &tally, checked_after))
 }
 
 /// The CPU clocks of both sides.
@@ -153,10 +167,10 @@ impl Clocks {
 }
 
 /// Warm-up, then the part that counts.
-fn measure(
+fn measure<D: Driver>(
     job: &Job,
     clocks: Clocks,
-    workers: &mut [Worker<'_>],
+    workers: &mut [D],
     sources: Vec<Generator>,
 ) -> Result<(Window, Tally)> {
     let progress = &Progress::default();

@@ -81,14 +81,19 @@ impl Mix {
     }
 }
 
-/// Order of the blocks.
+/// Order of the blocks. A range is cut into stretches, of one block each unless the [`Job`] says
+/// otherwise, and random and sequential access use the first block of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Anywhere in the range.
     Random,
-    /// One after the other; each queue has a part of the range for itself, and starts it anew when
+    /// One stretch after the other; each queue has a part of the range for itself, and starts it anew when
     /// it comes to the end.
     Sequential,
+    /// Each stretch once, in random order, at a random block inside of it; then all over again. Each
+    /// queue has a part of the range for itself. What it takes to write only where nothing was
+    /// written before.
+    Scattered,
 }
 
 /// What to do next.
@@ -116,9 +121,7 @@ pub trait Source {
 pub struct Generator {
     rng: Rng,
     mix: Mix,
-    blocks: Range<u64>,
-    /// Sequential access: the next block.
-    cursor: Option<u64>,
+    walk: Walk,
     flush_every: u64,
     unflushed: u64,
     quota: Option<u64>,
@@ -127,8 +130,8 @@ pub struct Generator {
 impl Generator {
     /// The load of queue `index` on `blocks`, the range that all queues share.
     pub fn new(job: &Job, index: u16, blocks: &Range<u64>) -> Self {
-        let sequential = job.access == Access::Sequential;
-        let blocks = if sequential { part(blocks, index, job.queues) } else { blocks.clone() };
+        let mut rng = Rng::new(job.seed, index.into());
+        let walk = Walk::new(job, index, blocks, &mut rng);
         let quota = match job.limit {
             Limit::Time(_) => None,
             Limit::Requests(sum) => {
@@ -136,28 +139,75 @@ impl Generator {
                 Some(part.end - part.start)
             }
         };
-        Self {
-            rng: Rng::new(job.seed, index.into()),
-            mix: job.mix,
-            cursor: sequential.then_some(blocks.start),
-            blocks,
-            flush_every: job.flush_every,
-            unflushed: 0,
-            quota,
-        }
+        Self { rng, mix: job.mix, walk, flush_every: job.flush_every, unflushed: 0, quota }
+    }
+}
+
+/// The way through the blocks of one queue.
+#[derive(Debug)]
+struct Walk {
+    /// First block of the range.
+    first: u64,
+    /// Blocks in each stretch.
+    stretch: u64,
+    /// Those of this queue, counted from `first`.
+    stretches: Range<u64>,
+    order: Order,
+}
+
+#[derive(Debug)]
+enum Order {
+    Random,
+    /// The next stretch.
+    Sequential(u64),
+    /// All stretches, and which of them is next.
+    Scattered(Box<[u64]>, usize),
+}
+
+impl Walk {
+    fn new(job: &Job, index: u16, blocks: &Range<u64>, rng: &mut Rng) -> Self {
+        let stretch = job.stretch_blocks();
+        let all = 0..(blocks.end - blocks.start) / stretch;
+        let own = part(&all, index, job.queues);
+        let (stretches, order) = match job.access {
+            Access::Random => (all, Order::Random),
+            Access::Sequential => (own.clone(), Order::Sequential(own.start)),
+            Access::Scattered => (own.clone(), Order::Scattered(shuffled(own, rng), 0)),
+        };
+        Self { first: blocks.start, stretch, stretches, order }
     }
 
-    fn next_block(&mut self) -> u64 {
-        let length = self.blocks.end - self.blocks.start;
-        match &mut self.cursor {
-            None => self.blocks.start + self.rng.below(length),
-            Some(cursor) => {
-                let block = *cursor;
-                *cursor = if block + 1 < self.blocks.end { block + 1 } else { self.blocks.start };
-                block
+    fn next(&mut self, rng: &mut Rng) -> u64 {
+        let (stretch, inside) = match &mut self.order {
+            Order::Random => {
+                let count = self.stretches.end - self.stretches.start;
+                (self.stretches.start + rng.below(count), 0)
             }
-        }
+            Order::Sequential(next) => {
+                let stretch = *next;
+                let following = stretch + 1;
+                *next =
+                    if following < self.stretches.end { following } else { self.stretches.start };
+                (stretch, 0)
+            }
+            Order::Scattered(order, next) => {
+                let stretch = order[*next];
+                *next = (*next + 1) % order.len();
+                (stretch, rng.below(self.stretch))
+            }
+        };
+        self.first + stretch * self.stretch + inside
     }
+}
+
+/// The numbers of a range in random order.
+fn shuffled(range: Range<u64>, rng: &mut Rng) -> Box<[u64]> {
+    let mut numbers: Box<[u64]> = range.collect();
+    for last in (1..numbers.len()).rev() {
+        let other = rng.below(last as u64 + 1) as usize;
+        numbers.swap(last, other);
+    }
+    numbers
 }
 
 /// Draws before a queue waits for a request of its own to complete.
@@ -167,14 +217,14 @@ impl Source for Generator {
     fn next(&mut self, record: Option<&Record>) -> Next {
         if self.flush_every > 0 && self.unflushed >= self.flush_every {
             self.unflushed = 0;
-            return Next::Do(Op::Flush, self.blocks.start, Content::Unknown);
+            return Next::Do(Op::Flush, self.walk.first, Content::Unknown);
         }
         let op = self.mix.draw(&mut self.rng);
         if op == Op::Flush {
-            return Next::Do(op, self.blocks.start, Content::Unknown);
+            return Next::Do(op, self.walk.first, Content::Unknown);
         }
         for _ in 0..TRIES {
-            let block = self.next_block();
+            let block = self.walk.next(&mut self.rng);
             let Some(content) = claim(record, block) else { continue };
             self.unflushed += u64::from(op == Op::Write);
             return Next::Do(op, block, content);
@@ -245,6 +295,35 @@ mod tests {
             }
             assert_eq!(at, range.end);
         }
+    }
+
+    /// Blocks of 4 KiB in stretches of 64 KiB, on the blocks 32 to 352.
+    fn walk(access: Access, index: u16, steps: usize) -> Vec<u64> {
+        let stretch = Some(64 << 10);
+        let job = Job { access, queues: 2, stretch, ..Job::new("unused".into()) };
+        let mut rng = Rng::new(5, 0);
+        let mut walk = Walk::new(&job, index, &(32..352), &mut rng);
+        (0..steps).map(|_| walk.next(&mut rng)).collect()
+    }
+
+    #[test]
+    fn scattered_access_uses_each_stretch_of_a_queue_once_at_any_block_of_it() {
+        let mut blocks = walk(Access::Scattered, 1, 10);
+        let insides: std::collections::BTreeSet<_> = blocks.iter().map(|b| (b - 32) % 16).collect();
+        assert!(insides.len() > 3, "{blocks:?}");
+        assert!(!blocks.is_sorted(), "{blocks:?}");
+        blocks.sort_unstable();
+        let stretches: Vec<_> = blocks.iter().map(|b| (b - 32) / 16).collect();
+        assert_eq!(stretches, (10..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn other_access_uses_the_first_block_of_each_stretch() {
+        assert_eq!(walk(Access::Sequential, 0, 11)[8..], [32 + 8 * 16, 32 + 9 * 16, 32]);
+        let blocks = walk(Access::Random, 0, 1000);
+        assert!(blocks.iter().all(|b| (b - 32) % 16 == 0 && (32..352).contains(b)));
+        let places: std::collections::BTreeSet<_> = blocks.into_iter().collect();
+        assert_eq!(places.len(), 20);
     }
 
     #[test]

@@ -31,6 +31,14 @@ impl Window {
     }
 }
 
+/// The process that served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Server {
+    pub pid: i32,
+    /// See [`crate::process::resident`].
+    pub resident: u64,
+}
+
 /// Latencies in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Latency {
@@ -80,6 +88,8 @@ pub struct Report {
     pub server_cpu_us_per_request: f64,
     /// CPUs that the server kept busy on average.
     pub server_cpus: f64,
+    /// Memory of the server at the end of the counted part in bytes, without what it shares: the guest's.
+    pub server_resident_bytes: u64,
     /// CPU time of this program for each request, in microseconds.
     pub own_cpu_us_per_request: f64,
     /// Verified run: blocks read during the run and compared.
@@ -91,7 +101,7 @@ pub struct Report {
 impl Report {
     pub(super) fn new(
         job: &Job,
-        server_pid: i32,
+        server: Server,
         window: &Window,
         tally: &Tally,
         checked_after: u64,
@@ -113,9 +123,10 @@ impl Report {
             iops,
             mib_per_second: iops * bytes / f64::from(1 << 20),
             latency_us: latency(tally),
-            server_pid,
+            server_pid: server.pid,
             server_cpu_us_per_request: per_request(window.server_cpu),
             server_cpus: ratio(window.server_cpu.as_secs_f64(), seconds),
+            server_resident_bytes: server.resident,
             own_cpu_us_per_request: per_request(window.own_cpu),
             checked_blocks: tally.checked,
             checked_after,
@@ -180,6 +191,7 @@ pub fn describe(mix: &Mix, access: Access) -> String {
     let mut text = match access {
         Access::Random => "random".to_owned(),
         Access::Sequential => "sequential".to_owned(),
+        Access::Scattered => "scattered".to_owned(),
     };
     for (share, kind) in kinds.into_iter().filter(|(share, _)| *share > 0) {
         if share == 100 {

@@ -24,6 +24,12 @@ use crate::{Error, Result};
 const CHAIN: u16 = 3;
 type Chain = SmallVec<[Descriptor; CHAIN as usize]>;
 
+/// What keeps requests in flight on a thread.
+pub trait Driver: Send {
+    /// Does what `source` says until it ends, its quota is reached, or the run stops.
+    fn run<S: Source>(&mut self, source: &mut S, progress: &Progress) -> Result<Tally>;
+}
+
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -45,7 +51,8 @@ impl Progress {
         self.0.fetch_max(phase as u8, Ordering::Relaxed);
     }
 
-    fn phase(&self) -> Phase {
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
         match self.0.load(Ordering::Relaxed) {
             0 => Phase::Warmup,
             1 => Phase::Measure,
@@ -200,24 +207,6 @@ impl<'a> Worker<'a> {
         &mut self.queue
     }
 
-    /// Does what `source` says until it ends, its quota is reached, or the run stops.
-    pub fn run<S: Source>(&mut self, source: &mut S, progress: &Progress) -> Result<Tally> {
-        self.tally = Tally::default();
-        loop {
-            let ended = self.fill(source, progress)?;
-            self.queue.publish()?;
-            if self.in_flight() > 0 {
-                self.wait()?;
-                self.collect(progress)?;
-            } else if ended {
-                return Ok(std::mem::take(&mut self.tally));
-            } else {
-                // Another queue holds all the blocks that were tried.
-                std::thread::yield_now();
-            }
-        }
-    }
-
     /// Starts requests until the queue is full. Returns whether there will be no more.
     fn fill<S: Source>(&mut self, source: &mut S, progress: &Progress) -> Result<bool> {
         let phase = progress.phase();
@@ -325,6 +314,25 @@ impl<'a> Worker<'a> {
 
     fn in_flight(&self) -> usize {
         self.slots.len() - self.idle.len()
+    }
+}
+
+impl Driver for Worker<'_> {
+    fn run<S: Source>(&mut self, source: &mut S, progress: &Progress) -> Result<Tally> {
+        self.tally = Tally::default();
+        loop {
+            let ended = self.fill(source, progress)?;
+            self.queue.publish()?;
+            if self.in_flight() > 0 {
+                self.wait()?;
+                self.collect(progress)?;
+            } else if ended {
+                return Ok(std::mem::take(&mut self.tally));
+            } else {
+                // Another queue holds all the blocks that were tried.
+                std::thread::yield_now();
+            }
+        }
     }
 }
 
