@@ -191,11 +191,16 @@ impl<D: Disk> Image<D> {
 
     /// Checks that a changing request may go on.
     fn check_change(&self, at: u64, len: u64) -> Result<()> {
+        self.check_may_change(at, len)?;
+        self.health()
+    }
+
+    /// As [`Self::check_change`], but for the image's health.
+    fn check_may_change(&self, at: u64, len: u64) -> Result<()> {
         if !self.inner.options.writable {
             return Err(Error::read_only("the image is open read-only").in_file(self.top().path()));
         }
-        self.check_range(at, len)?;
-        self.health()
+        self.check_range(at, len)
     }
 
     /// The chain's layers from `depth` down.

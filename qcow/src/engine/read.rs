@@ -2,8 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use smallvec::SmallVec;
-
 use super::Image;
 use super::layer::{Layer, Qcow2};
 use crate::addr::{GuestOffset, HostOffset};
@@ -71,30 +69,11 @@ impl<D: Disk> Image<D> {
     /// As [`Self::read`], of the chain from `depth` down.
     pub(super) async fn read_from(&self, depth: usize, at: u64, into: &Payload) -> Result<()> {
         let _inside = self.enter();
-        let mut pieces: SmallVec<[(Source, Payload); 2]> = SmallVec::new();
-        let mut done = 0;
-        while done < into.len() {
-            let source = self.resolve(depth, at + done, into.len() - done).await?;
-            let whole = source.len == into.len();
-            let part = if whole { into.clone() } else { into.slice(done, source.len) };
-            done += source.len;
-            let is_nothing = matches!(source.content, Content::Nothing { .. });
-            if is_nothing && Bug::ShortBackingRead.is_seeded() {
-                continue;
-            }
-            if source.content.reads_as_zeros() {
-                part.zero(0, part.len());
-            } else {
-                pieces.push((source, part));
-            }
-        }
-        match &pieces[..] {
-            [] => return Ok(()),
-            [(source, part)] => self.fetch(*source, part).await?,
-            many => {
-                let reads = many.iter().map(|(source, part)| self.fetch(*source, part));
-                Box::pin(try_join_all(IN_FLIGHT_MAX, reads)).await?;
-            }
+        let source = self.resolve(depth, at, into.len()).await?;
+        if source.len == into.len() {
+            self.fill(source, into).await?;
+        } else {
+            Box::pin(self.read_pieces(depth, at, into, source)).await?;
         }
         match self.top() {
             Layer::Qcow2(qcow2) if depth == 0 && qcow2.flush_lost.load(Ordering::Acquire) => {
@@ -102,6 +81,38 @@ impl<D: Disk> Image<D> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Fills `into` from several places, of which `first` is where it begins.
+    async fn read_pieces(
+        &self,
+        depth: usize,
+        at: u64,
+        into: &Payload,
+        first: Source,
+    ) -> Result<()> {
+        let mut pieces = vec![(first, into.slice(0, first.len))];
+        let mut done = first.len;
+        while done < into.len() {
+            let source = self.resolve(depth, at + done, into.len() - done).await?;
+            pieces.push((source, into.slice(done, source.len)));
+            done += source.len;
+        }
+        let reads = pieces.iter().map(|(source, part)| self.fill(*source, part));
+        try_join_all(IN_FLIGHT_MAX, reads).await
+    }
+
+    /// Fills `into`, all of which comes from `source`.
+    async fn fill(&self, source: Source, into: &Payload) -> Result<()> {
+        let is_nothing = matches!(source.content, Content::Nothing { .. });
+        if is_nothing && Bug::ShortBackingRead.is_seeded() {
+            return Ok(());
+        }
+        if source.content.reads_as_zeros() {
+            into.zero(0, into.len());
+            return Ok(());
+        }
+        self.fetch(source, into).await
     }
 
     /// Fails where what has just been read may have been lost meanwhile, with a flush that failed.

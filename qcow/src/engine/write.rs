@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::Image;
 use super::claim::Claimed;
@@ -30,7 +30,7 @@ impl<D: Disk> Image<D> {
     /// Then each sector of the range holds its old or its new bytes, and all others what they held before.
     pub async fn write(&self, at: u64, from: &Payload) -> Result<()> {
         self.check_transfer(at, from.len())?;
-        self.check_change(at, from.len())?;
+        self.check_may_change(at, from.len())?;
         let _recording = self.record(at, from.len());
         let detect = self.inner.options.detect_zeroes;
         if detect != DetectZeroes::Off && !from.is_empty() && from.is_zero() {
@@ -38,7 +38,11 @@ impl<D: Disk> Image<D> {
             return Box::pin(self.write_zeroes(at, from.len(), unmap)).await;
         }
         match self.top() {
-            Layer::Raw(raw) => raw.write(at, from).await,
+            Layer::Raw(raw) => {
+                raw.health()?;
+                raw.write(at, from).await
+            }
+            // Whether it still takes writes is part of the look at its metadata.
             Layer::Qcow2(qcow2) => self.write_clusters(qcow2, at, from).await,
         }
     }
@@ -51,8 +55,18 @@ impl<D: Disk> Image<D> {
     ) -> Result<()> {
         qcow2.prepare_for_change().await?;
         let inside = self.enter();
-        let mut parts: SmallVec<[Part<'_, D>; 1]> = SmallVec::new();
-        let mut done = 0;
+        if from.is_empty() {
+            return Ok(());
+        }
+        let first = match qcow2.next_part(at, 0, from.len()).await? {
+            // The look that found the place has judged it, and nothing has come between.
+            Part::InPlace { host, len, hold: _hold, .. } if len == from.len() => {
+                return qcow2.write_judged(host, from).await;
+            }
+            first => first,
+        };
+        let mut done = first.len();
+        let mut parts: SmallVec<[Part<'_, D>; 1]> = smallvec![first];
         while done < from.len() {
             let part = qcow2.next_part(at + done, done, from.len() - done).await?;
             done += part.len();
@@ -93,7 +107,7 @@ impl<D: Disk> Image<D> {
             }
             Part::Allocate { allocation, offset, len } => {
                 let data = from.slice(offset, len);
-                Box::pin(self.fill_and_link(qcow2, allocation, at + offset, data)).await
+                Box::pin(self.fill_and_link(qcow2, *allocation, at + offset, data)).await
             }
         }
     }
@@ -175,8 +189,18 @@ impl Old {
 
 /// A part of a write that goes to consecutive places of the file.
 enum Part<'a, D: Disk> {
-    InPlace { host: HostOffset, offset: u64, len: u64, hold: Option<WrittenHold<'a, D>> },
-    Allocate { allocation: Allocation<'a, D>, offset: u64, len: u64 },
+    InPlace {
+        host: HostOffset,
+        offset: u64,
+        len: u64,
+        hold: Option<WrittenHold<'a, D>>,
+    },
+    /// On the heap: it is large, and most writes have none.
+    Allocate {
+        allocation: Box<Allocation<'a, D>>,
+        offset: u64,
+        len: u64,
+    },
 }
 
 impl<D: Disk> Part<'_, D> {
@@ -252,7 +276,10 @@ impl<D: Disk> Qcow2<D> {
 
     async fn find_part(&self, at: u64, offset: u64, len: u64) -> Result<Part<'_, D>> {
         loop {
-            let step = self.ask(|meta| meta.plan_write(self.geometry, GuestOffset::new(at), len));
+            let step = self.ask(|meta| match meta.check_writable() {
+                Ok(()) => meta.plan_write(self.geometry, GuestOffset::new(at), len),
+                Err(e) => Ok(Err(e)),
+            });
             match step.await? {
                 WriteStep::InPlace { host, len, written } => {
                     let hold = written.map(|written| WrittenHold { image: self, written });
@@ -291,7 +318,8 @@ impl<D: Disk> Qcow2<D> {
         self.changed.wake_all();
         let end = hold.held.span.end_offset(self.geometry);
         let len = len.min(end.distance_from(GuestOffset::new(at)));
-        Ok(Part::Allocate { allocation: Allocation { hold, host, claimed }, offset, len })
+        let allocation = Box::new(Allocation { hold, host, claimed });
+        Ok(Part::Allocate { allocation, offset, len })
     }
 
     /// Waits until nobody is changing the mapping of any part of `span`.
@@ -308,6 +336,11 @@ impl<D: Disk> Qcow2<D> {
         if let Err(e) = checked {
             return self.guarded(async { Err(self.named(e)) }).await;
         }
+        self.write_judged(at, from).await
+    }
+
+    /// As [`Self::write_data`], to a place that has just been judged.
+    async fn write_judged(&self, at: HostOffset, from: &Payload) -> Result<()> {
         let written = self.data_disk().write(at, from).await;
         written.map_err(|e| Error::io(format!("write at {at}"), &e).in_file(self.data_path()))
     }

@@ -14,7 +14,7 @@ use crate::seeded_bugs::Bug;
 /// The next step of a write.
 #[derive(Clone, Copy, Debug)]
 pub enum WriteStep {
-    /// The first `len` bytes go straight to `host`: these clusters are this image's own.
+    /// The first `len` bytes go straight to `host`: these clusters are this image's own, and data may lie there.
     InPlace {
         /// Where the first byte goes.
         host: HostOffset,
@@ -135,8 +135,12 @@ impl Meta {
             let span = self.count_in_place(geometry, run, target)?.span;
             let end = span.end_offset(geometry).min(at.plus(len));
             let host = geometry.host_start(host).plus(geometry.in_guest_cluster(at));
+            let len = end.distance_from(at);
+            if let Err(e) = self.check_data(geometry, host, len) {
+                return Ok(Err(e));
+            }
             let written = self.hold_written(span);
-            return Ok(Ok(WriteStep::InPlace { host, len: end.distance_from(at), written }));
+            return Ok(Ok(WriteStep::InPlace { host, len, written }));
         }
         let free = self.busy.free_prefix(touched);
         if free.count == 0 {
