@@ -72,6 +72,7 @@ cargo-deny:
 
 bench: deps ## ours, qemu-storage-daemon and a bare io_uring loop in turn; about half an hour; results go to docs/bench
 	@cargo build --release
+	@cargo bench --quiet -p benches --bench hot
 	@target/release/blkbench --out docs/bench
 
 fuzz: deps ## every fuzz target for FUZZ_SECONDS (60) each
