@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const REQUESTS_MAX: usize = 10;
 
 /// How often a bug may be looked for until such a case is found.
-const ATTEMPTS: u64 = 3;
+const ATTEMPTS: u64 = 8;
 
 /// The tests that find bugs.
 #[derive(Clone, Copy, Debug)]
