@@ -217,6 +217,11 @@ impl Geometry {
         offset.0 & (self.cluster_size() - 1)
     }
 
+    /// Whether `len` bytes at `offset` lie in one cluster.
+    pub const fn is_inside_cluster(self, offset: GuestOffset, len: u64) -> bool {
+        len <= self.cluster_size() - self.in_guest_cluster(offset)
+    }
+
     /// The cluster that holds `offset`.
     #[inline]
     pub const fn host_cluster(self, offset: HostOffset) -> HostCluster {

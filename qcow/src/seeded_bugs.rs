@@ -116,6 +116,8 @@ pub enum Bug {
     PackedBeforeWritten,
     /// What a compressed cluster was unpacked to is kept although its place is free.
     FreedStaysDecoded,
+    /// Where a cluster was found is still believed while its mapping changes.
+    KnownPlaceStays,
     /// Changed metadata is evicted from the cache.
     DirtySliceEvicted,
     /// Metadata is loaded again while it is being written.

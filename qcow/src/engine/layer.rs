@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
 use super::unpack::Unpackers;
-use crate::addr::{ClusterCount, Geometry, HostCluster, HostOffset, SliceKey};
+use crate::addr::{ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
 use crate::error::{Error, Result};
 use crate::foreign::raw::Raw;
@@ -15,6 +15,7 @@ use crate::format::compression::CompressionType;
 use crate::format::header::Header;
 use crate::meta::cache::{Lookup, SliceCache};
 use crate::meta::drain::Drain;
+use crate::meta::lookaside::{Lookaside, Right};
 use crate::meta::regions::Kind;
 use crate::meta::{Asked, Meta, Need};
 use crate::seeded_bugs::Bug;
@@ -86,6 +87,8 @@ pub(super) struct Qcow2<D: Disk> {
     /// Whether a flush of the file has failed: see [`Meta::check_survived`].
     pub flush_lost: AtomicBool,
     pub meta: Mutex<Meta>,
+    /// Where clusters lie, of those that were looked up in `meta` before.
+    pub lookaside: Arc<Lookaside>,
     /// Woken on every change in `meta` that somebody may wait for.
     pub changed: WaitQueue,
     /// Requests that may hold a host address.
@@ -100,6 +103,17 @@ impl<D: Disk> Qcow2<D> {
     /// Whether it has a backing file, opened or not.
     pub fn has_backing(&self) -> bool {
         self.names_backing.load(Ordering::Acquire)
+    }
+
+    /// Where `len` bytes at `at` may be read or written, where that is known without the lock. The caller is inside the
+    /// drain.
+    pub fn known_place(&self, at: GuestOffset, len: u64, right: Right) -> Option<HostOffset> {
+        let geometry = self.geometry;
+        if !geometry.is_inside_cluster(at, len) {
+            return None;
+        }
+        let cluster = self.lookaside.find(geometry.guest_cluster(at), right)?;
+        Some(geometry.host_start(cluster).plus(geometry.in_guest_cluster(at)))
     }
 
     /// Asks the metadata a question, loading what it takes to answer it.

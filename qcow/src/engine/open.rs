@@ -238,6 +238,7 @@ async fn open_qcow2<G: Gate>(
         bitmaps,
         may_leak: AtomicBool::new(may_leak),
         flush_lost: AtomicBool::new(false),
+        lookaside: Arc::clone(meta.map.lookaside()),
         meta: Mutex::new(meta),
         changed: WaitQueue::default(),
         drain: Drain::default(),

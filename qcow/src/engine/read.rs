@@ -11,6 +11,7 @@ use crate::exec::try_join_all;
 use crate::format::entry::CompressedExtent;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::drain::Inside;
+use crate::meta::lookaside::Right;
 use crate::meta::map::Extent;
 use crate::seeded_bugs::Bug;
 
@@ -171,6 +172,10 @@ impl<D: Disk> Image<D> {
 impl<D: Disk> Qcow2<D> {
     async fn resolve(&self, at: u64, len: u64) -> Result<(Content, u64)> {
         let at = GuestOffset::new(at);
+        if let Some(host) = self.known_place(at, len, Right::Read) {
+            return Ok((Content::Bytes(host), len));
+        }
+        let is_inside_cluster = self.geometry.is_inside_cluster(at, len);
         self.ask(|meta| {
             let (extent, len) = match meta.map.resolve(at, len)? {
                 Ok(found) => found,
@@ -183,7 +188,12 @@ impl<D: Disk> Qcow2<D> {
                 Extent::Unallocated { host } => Content::Nothing { host },
                 Extent::Zero { host } => Content::Zeros { host },
                 Extent::Data(host) => match meta.check_data(self.geometry, host, len) {
-                    Ok(()) => Content::Bytes(host),
+                    Ok(()) => {
+                        if is_inside_cluster {
+                            meta.note_place(self.geometry, at, host, Right::Read);
+                        }
+                        Content::Bytes(host)
+                    }
                     Err(e) => return Ok(Err(e)),
                 },
                 Extent::Compressed { extent, skip } => Content::Compressed { extent, skip },

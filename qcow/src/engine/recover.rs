@@ -260,7 +260,7 @@ impl<D: Disk> Qcow2<D> {
     /// Lowers the counts of leaked clusters in one slice; how many it lowered.
     async fn give_back(&self, leak: &Leak, punch: bool) -> Result<ClusterCount> {
         if leak.reference == 0 {
-            lock(&self.meta).regions.check_clear(leak.first, leak.count)?;
+            lock(&self.meta).regions().check_clear(leak.first, leak.count)?;
             if punch {
                 // Nobody can claim them before their counts are lowered, and nobody knows them.
                 self.punch(leak.first, leak.count).await;

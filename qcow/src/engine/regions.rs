@@ -28,7 +28,7 @@ pub(super) async fn map_regions<D: Disk>(
     let mut regions = meta.own_regions(geometry)?;
     let check_inside = |table| meta.check_inside(geometry, Kind::L2, table);
     add_snapshots(disk, path, header, snapshots, &mut regions, check_inside).await?;
-    meta.regions = regions;
+    *meta.regions_mut() = regions;
     Ok(())
 }
 

@@ -47,7 +47,7 @@ impl<D: Disk> Qcow2<D> {
         {
             let mut meta = lock(&self.meta);
             let tail = self.geometry.clusters_for(len).saturating_sub(cluster.get());
-            if tail == 0 || meta.regions.check_clear(cluster, tail).is_err() {
+            if tail == 0 || meta.regions().check_clear(cluster, tail).is_err() {
                 return Ok(());
             }
             // From here on a claim behind it has to make the file longer again, after this has ended.

@@ -17,6 +17,7 @@ use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
+use crate::meta::lookaside::Right;
 use crate::meta::plan::{Held, WriteStep};
 use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
@@ -57,6 +58,10 @@ impl<D: Disk> Image<D> {
         let inside = self.enter();
         if from.is_empty() {
             return Ok(());
+        }
+        let place = qcow2.known_place(GuestOffset::new(at), from.len(), Right::Write);
+        if let Some(host) = place {
+            return qcow2.write_judged(host, from).await;
         }
         let first = match qcow2.next_part(at, 0, from.len()).await? {
             // The look that found the place has judged it, and nothing has come between.

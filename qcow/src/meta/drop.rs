@@ -70,13 +70,13 @@ impl Meta {
         let (first, count) = self.map.l1().span(geometry);
         self.leave_table(first, count);
         self.map.replace_l1(WordTable::new(offset, vec![0; entries]));
-        self.regions.add(Kind::L1, new.0, new.1)?;
+        self.regions_mut().add(Kind::L1, new.0, new.1)?;
         Ok(tables)
     }
 
     /// Sends a table that no entry names any more, and all that it names, on their way to being free.
     pub fn leave(&mut self, table: HostCluster, named: Vec<Release>) {
-        self.regions.remove(table, 1);
+        self.regions_mut().remove(table, 1);
         self.unlink(table, 1, false);
         for Release { first, count, punch } in named {
             self.unlink(first, count, punch);

@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::cache::{Lookup, SliceCache};
+use super::lookaside::Lookaside;
 use super::table::WordTable;
 use super::{Asked, Need};
 use crate::addr::{
@@ -65,6 +67,8 @@ pub struct Map {
     data_place: DataPlace,
     l1: WordTable,
     slices: SliceCache,
+    /// Shared with those who look without the lock.
+    lookaside: Arc<Lookaside>,
     /// L1 entries whose L2 table somebody is making.
     making: HashSet<usize>,
     /// Clusters that were L2 tables and are not free yet: their slices may still be loaded.
@@ -95,9 +99,11 @@ impl Map {
     /// The map behind the L1 table `l1`.
     pub fn new(geometry: Geometry, zero_flag: bool, l1: WordTable, cache_bytes: u64) -> Self {
         let slices = SliceCache::new(cache_bytes, geometry.slice_bytes());
+        let clusters = l1.words().len() as u64 * geometry.l2_entries();
+        let lookaside = Arc::new(Lookaside::new(clusters));
         let (making, retired) = (HashSet::new(), HashSet::new());
         let data_place = DataPlace::Image;
-        Self { geometry, zero_flag, data_place, l1, slices, making, retired }
+        Self { geometry, zero_flag, data_place, l1, slices, lookaside, making, retired }
     }
 
     /// The same map of an image whose data lies at `place`.
@@ -114,6 +120,11 @@ impl Map {
     /// Where guest data lies.
     pub fn data_place(&self) -> DataPlace {
         self.data_place
+    }
+
+    /// What is known of the map without a lock.
+    pub fn lookaside(&self) -> &Arc<Lookaside> {
+        &self.lookaside
     }
 
     /// Whether version 3's zero flag may be used.
@@ -301,6 +312,7 @@ impl Map {
 
     /// Makes `l1` name no table; what it named before.
     pub fn unlink_table(&mut self, l1: L1Index) -> Result<Option<Owned>> {
+        self.lookaside.forget_all();
         let old = self.table(l1)?;
         self.retired.extend(old.map(|old| old.cluster));
         self.l1.set(l1.0, L1Entry::EMPTY.0);
@@ -351,12 +363,14 @@ impl Map {
 
     /// Goes on with another L1 table, which is on disk, and whose entries are all empty as those of this one are by now.
     pub fn replace_l1(&mut self, l1: WordTable) {
+        self.lookaside.forget_all();
         self.l1 = l1;
     }
 
     /// Goes on with `l1`, which is on disk; the L2 tables may have changed, too. Nobody is using any of them.
     pub fn restart(&mut self, l1: WordTable) {
         assert!(!self.is_dirty() && self.making.is_empty(), "a map starts anew when it is clean");
+        self.lookaside.forget_all();
         self.l1 = l1;
         self.slices.clear();
         self.retired.clear();

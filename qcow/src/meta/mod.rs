@@ -18,6 +18,7 @@ pub mod decoded;
 pub mod drain;
 mod drop;
 pub mod guard;
+pub mod lookaside;
 pub mod map;
 pub mod order;
 pub mod pack;
@@ -34,6 +35,7 @@ pub mod table;
 use alloc::Allocator;
 use busy::BusyClusters;
 use decoded::DecodedClusters;
+use lookaside::Right;
 use map::Map;
 use order::Sequencer;
 use pack::Packer;
@@ -41,6 +43,7 @@ use reclaim::{Punched, Reclaim};
 use recover::Changes;
 use refs::Refcounts;
 use regions::{Kind, Regions};
+use span::Span;
 use table::WordTable;
 
 /// Something that has to be in memory before a question can be answered.
@@ -71,7 +74,7 @@ pub struct Meta {
     /// Guest clusters, or parts of them, whose mapping somebody is about to change.
     pub busy: BusyClusters,
     /// Where the metadata itself lies, of a writable image.
-    pub regions: Regions,
+    regions: Regions,
     /// Clusters on their way from mapped to free.
     pub reclaim: Reclaim,
     /// Clusters of an external data file, by their guest clusters, whose space is on its way back to the host.
@@ -115,6 +118,31 @@ impl Meta {
     /// Turns the image read-only for good; the first reason stays.
     pub fn fail(&mut self, reason: Error) {
         self.failure.get_or_insert(reason);
+        self.map.lookaside().forget_all();
+    }
+
+    /// Where the metadata itself lies, of a writable image.
+    pub fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    /// As [`Self::regions`], to be changed.
+    pub fn regions_mut(&mut self) -> &mut Regions {
+        // What is metadata from now on is no place of data any more, whatever the tables say.
+        self.map.lookaside().forget_all();
+        &mut self.regions
+    }
+
+    /// Notes that `len` bytes at `at`, of one cluster, have been found at `host` and may be read or written there by whoever
+    /// comes next, too.
+    pub fn note_place(&self, geometry: Geometry, at: GuestOffset, host: HostOffset, right: Right) {
+        let cluster = geometry.guest_cluster(at);
+        let settled = self.busy.is_free(Span::of_clusters(geometry, cluster, 1));
+        let may = right == Right::Read || self.failure.is_none();
+        // With subclusters a place says nothing of the rest of the cluster.
+        if settled && may && !self.flush_lost && !geometry.has_extended_l2() {
+            self.map.lookaside().note(cluster, geometry.host_cluster(host), right);
+        }
     }
 
     /// Turns the image read-only because a flush of its file has failed.
@@ -142,7 +170,7 @@ impl Meta {
     /// # Errors
     /// A table is damaged, lies past the end of the file, or shares a cluster with another one.
     pub fn map_regions(&mut self, geometry: Geometry) -> Result<()> {
-        self.regions = self.own_regions(geometry)?;
+        *self.regions_mut() = self.own_regions(geometry)?;
         Ok(())
     }
 
@@ -179,10 +207,10 @@ impl Meta {
     ) -> Result<()> {
         self.check_target(geometry, table, 1)?;
         let old = self.map.link_table(l1, table)?;
-        self.regions.add(Kind::L2, table, 1)?;
+        self.regions_mut().add(Kind::L2, table, 1)?;
         self.note_changed(table, 1);
         if let Some(old) = old {
-            self.regions.remove(old.cluster, 1);
+            self.regions_mut().remove(old.cluster, 1);
             self.unlink(old.cluster, 1, false);
         }
         Ok(())
@@ -196,7 +224,7 @@ impl Meta {
 
     /// Hooks in the refcount block at `block`, whose zeros are on disk already.
     pub fn add_block(&mut self, index: u64, block: HostCluster) -> Result<()> {
-        self.regions.add(Kind::RefcountBlock, block, 1)?;
+        self.regions_mut().add(Kind::RefcountBlock, block, 1)?;
         self.refs.add_block(index, block);
         self.note_claimed(&Run { first: block, count: 1, fresh: false });
         Ok(())
@@ -207,7 +235,7 @@ impl Meta {
     pub fn add_blocks(&mut self, geometry: Geometry, blocks: Run, row: Run) -> Result<()> {
         let index = geometry.refcount_block_index(blocks.first);
         for (i, block) in blocks.clusters().enumerate() {
-            self.regions.add(Kind::RefcountBlock, block, 1)?;
+            self.regions_mut().add(Kind::RefcountBlock, block, 1)?;
             self.refs.hook_in(index + i as u64, block);
         }
         for run in [blocks, row] {
@@ -234,10 +262,10 @@ impl Meta {
         let (first, count) = self.refs.table().span(geometry);
         self.leave_table(first, count);
         for block in blocks.clusters() {
-            self.regions.add(Kind::RefcountBlock, block, 1)?;
+            self.regions_mut().add(Kind::RefcountBlock, block, 1)?;
         }
         self.refs.switch_table(table);
-        self.regions.add(Kind::RefcountTable, new.0, new.1)
+        self.regions_mut().add(Kind::RefcountTable, new.0, new.1)
     }
 
     /// Goes on with a longer L1 table at `offset`, to which the header points already and which holds `on_disk`.
@@ -253,13 +281,13 @@ impl Meta {
         let (first, count) = self.map.l1().span(geometry);
         self.leave_table(first, count);
         self.map.switch_l1(offset, on_disk);
-        self.regions.add(Kind::L1, new.0, new.1)
+        self.regions_mut().add(Kind::L1, new.0, new.1)
     }
 
     /// Sends a table that the header does not name any more on its way to being free. The header's change counts as an
     /// unlink like any other: durable with the next flush at the latest, and not before a flush that is running ends.
     fn leave_table(&mut self, first: HostCluster, count: ClusterCount) {
-        self.regions.remove(first, count);
+        self.regions_mut().remove(first, count);
         self.note_table_gone();
         self.unlink(first, count, false);
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::lookaside::Right;
 use super::map::{DataPlace, Place, Slot};
 use super::span::Span;
 use super::{Asked, Meta};
@@ -135,11 +136,15 @@ impl Meta {
             let span = self.count_in_place(geometry, run, target)?.span;
             let end = span.end_offset(geometry).min(at.plus(len));
             let host = geometry.host_start(host).plus(geometry.in_guest_cluster(at));
+            let is_inside_cluster = geometry.is_inside_cluster(at, len);
             let len = end.distance_from(at);
             if let Err(e) = self.check_data(geometry, host, len) {
                 return Ok(Err(e));
             }
             let written = self.hold_written(span);
+            if written.is_none() && is_inside_cluster {
+                self.note_place(geometry, at, host, Right::Write);
+            }
             return Ok(Ok(WriteStep::InPlace { host, len, written }));
         }
         let free = self.busy.free_prefix(touched);
@@ -369,6 +374,9 @@ impl Meta {
 
     pub(super) fn hold(&mut self, held: Held) -> Held {
         self.busy.hold(held.span);
+        if !Bug::KnownPlaceStays.is_seeded() {
+            self.map.lookaside().forget(held.first, held.count);
+        }
         self.map.slices_mut().pin(held.slot.key);
         held
     }

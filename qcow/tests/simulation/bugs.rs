@@ -70,6 +70,7 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::ReusedBeforeDrained, SmallSchedules),
     (Bug::PunchedAfterFreed, SmallSchedules),
     (Bug::StaleMappingAfterDiscard, PowerCuts),
+    (Bug::KnownPlaceStays, SmallSchedules),
     (Bug::BlockDoesNotCountItself, Schedules),
     (Bug::UsedClusterIsClaimed, PowerCuts),
     (Bug::FailedClaimLeaks, Faults),

@@ -234,8 +234,8 @@ impl<D: Disk> Qcow2<D> {
         let inside = |table| lock(&self.meta).check_inside(self.geometry, Kind::L2, table);
         add_snapshots(&self.disk, &self.path, &header, &snapshots, &mut regions, inside).await?;
         let mut meta = lock(&self.meta);
-        regions.carry_bitmaps(&meta.regions)?;
-        meta.regions = regions;
+        regions.carry_bitmaps(meta.regions())?;
+        *meta.regions_mut() = regions;
         freed.iter().for_each(|run| meta.alloc.freed(run.first));
         Ok(freed)
     }

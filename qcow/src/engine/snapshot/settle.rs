@@ -72,8 +72,8 @@ impl<'a, D: Disk> Settlement<'a, D> {
             for table in trees.all() {
                 meta.check_inside(image.geometry, Kind::L2, table)?;
                 // Of snapshots with very large L1 tables the tables are not known yet.
-                if meta.regions.l2_uses(table)? == 0 {
-                    meta.regions.add(Kind::L2, table, 1)?;
+                if meta.regions().l2_uses(table)? == 0 {
+                    meta.regions_mut().add(Kind::L2, table, 1)?;
                 }
             }
             meta.refs.table().words().len()
@@ -146,7 +146,7 @@ impl<'a, D: Disk> Settlement<'a, D> {
     fn check_freed(&self) -> Result<()> {
         let meta = lock(&self.image.meta);
         for cluster in self.freed.iter().flat_map(Run::clusters) {
-            if meta.regions.l2_uses(cluster)? > self.trees.loss(cluster) {
+            if meta.regions().l2_uses(cluster)? > self.trees.loss(cluster) {
                 let number = cluster.get();
                 let what = format!("the L2 table in cluster {number} has too low a refcount");
                 return Err(Error::corrupt(what));
@@ -282,7 +282,7 @@ impl<'a, D: Disk> Settlement<'a, D> {
 fn check_table<D: Disk>(image: &Qcow2<D>, table: HostCluster) -> Result<()> {
     let meta = lock(&image.meta);
     meta.check_writable()?;
-    if meta.regions.l2_uses(table)? == 0 {
+    if meta.regions().l2_uses(table)? == 0 {
         let number = table.get();
         return Err(Error::corrupt(format!("cluster {number}, written as L2 table, is not one")));
     }
@@ -301,7 +301,7 @@ async fn write_blocks<D: Disk>(
             let meta = lock(&image.meta);
             let Some(block) = meta.refs.block_at(*index as usize) else { continue };
             meta.check_writable()?;
-            meta.regions.check_own(Kind::RefcountBlock, block, 1)?;
+            meta.regions().check_own(Kind::RefcountBlock, block, 1)?;
             batch.cluster(at).copy_from_slice(bytes);
             places.push((at, block));
         }

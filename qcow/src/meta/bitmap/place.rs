@@ -41,7 +41,7 @@ impl Meta {
     ) -> Result<()> {
         for (kind, first, count) in places {
             self.check_inside(geometry, kind, first.plus(count - 1))?;
-            self.regions.add(kind, first, count)?;
+            self.regions_mut().add(kind, first, count)?;
         }
         Ok(())
     }
@@ -60,10 +60,10 @@ impl Meta {
         for &(kind, first, count) in new {
             self.check_target(geometry, first, count)?;
             self.note_changed(first, count);
-            self.regions.add(kind, first, count)?;
+            self.regions_mut().add(kind, first, count)?;
         }
         for &(kind, first, count) in old {
-            self.regions.remove(first, count);
+            self.regions_mut().remove(first, count);
             if kind != Kind::BitmapData {
                 self.note_table_gone();
             }
