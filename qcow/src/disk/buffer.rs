@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "guest memory and in-flight I/O buffers cannot be Rust references")]
 
 use std::any::Any;
-use std::cell::UnsafeCell;
+use std::cell::{RefCell, UnsafeCell};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -20,6 +20,16 @@ const COMPARE_LEN: usize = 4096;
 
 /// Length of the shared block of zeros, in bytes.
 const ZEROS_LEN: usize = 64 << 10;
+
+/// Pages of a buffer that is kept for the next one: a cluster of the usual size.
+const SPARE_PAGES: usize = 16;
+/// Buffers that a thread keeps: for as many copies on write as are usually under way at a time.
+const SPARE_COUNT_MAX: usize = 32;
+
+thread_local! {
+    /// Pages that this thread has done with.
+    static SPARE: RefCell<Vec<Box<[Page]>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// One stretch of memory.
 #[derive(Clone, Copy, Debug)]
@@ -250,6 +260,21 @@ struct Page(UnsafeCell<[u8; BUFFER_ALIGN]>);
 
 struct Pages(Box<[Page]>);
 
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if self.0.len() == SPARE_PAGES {
+            let pages = std::mem::take(&mut self.0);
+            // A thread that is ending keeps nothing.
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARE_COUNT_MAX {
+                    spare.push(pages);
+                }
+            });
+        }
+    }
+}
+
 // SAFETY: needed to share pages with the kernel and between threads; their bytes are only ever copied in and out.
 unsafe impl Sync for Pages {}
 
@@ -259,6 +284,30 @@ impl Buffer {
         let count = len.div_ceil(BUFFER_ALIGN).max(1);
         let pages = (0..count).map(|_| Page(UnsafeCell::new([0; BUFFER_ALIGN]))).collect();
         Self { pages: Arc::new(Pages(pages)), len }
+    }
+
+    /// `len` bytes, whatever they are: for whoever is going to write all of them.
+    pub fn scratch(len: usize) -> Self {
+        let spare = match len.div_ceil(BUFFER_ALIGN) {
+            0..=SPARE_PAGES => SPARE.with(|spare| spare.borrow_mut().pop()),
+            _ => None,
+        };
+        let buffer = match spare {
+            Some(pages) => Self { pages: Arc::new(Pages(pages)), len },
+            None => {
+                let room = if len <= SPARE_PAGES * BUFFER_ALIGN {
+                    SPARE_PAGES * BUFFER_ALIGN
+                } else {
+                    len
+                };
+                Self { len, ..Self::zeroed(room) }
+            }
+        };
+        if cfg!(debug_assertions) {
+            // Whoever takes them for zeros is found out.
+            buffer.payload().copy_from(0, &vec![0xa5; len]);
+        }
+        buffer
     }
 
     /// A copy of `bytes`.

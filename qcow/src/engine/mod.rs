@@ -46,6 +46,7 @@ mod recover;
 mod regions;
 mod resize;
 pub mod snapshot;
+mod surround;
 mod table;
 mod trim;
 mod unpack;

@@ -12,13 +12,14 @@ use super::claim::Claimed;
 use super::data_file::WrittenHold;
 use super::layer::{Layer, Qcow2};
 use super::options::DetectZeroes;
+use super::surround::Around;
 use crate::addr::{GuestOffset, HostCluster, HostOffset};
-use crate::disk::{Buffer, Disk, Payload};
+use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::lookaside::Right;
-use crate::meta::plan::{Held, WriteStep};
+use crate::meta::plan::{Fill, Held, WriteStep};
 use crate::meta::span::Span;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
@@ -125,70 +126,27 @@ impl<D: Disk> Image<D> {
         at: u64,
         data: Payload,
     ) -> Result<()> {
-        let (start, mut end) = allocation.fill_range(at, data.len())?;
+        let Fill { bytes, has_old } = allocation.plan_fill(at, data.len())?;
+        let (start, mut end) = (bytes.start.get(), bytes.end.get());
         if qcow2.data.is_some() {
             // An external data file does not become longer than the disk.
             end = end.min(self.virtual_size().max(at + data.len()));
         }
-        let head = self.old_bytes(start, at).await?;
-        let tail = self.old_bytes(at + data.len(), end).await?;
-        let filled = Span::touched(qcow2.geometry, GuestOffset::new(start), end - start);
-        let fresh = allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded();
-        let mut host = allocation.place_of(start);
-        let mut parts = Vec::with_capacity(3);
-        match head {
-            Old::Zeros(len) if fresh => host = host.plus(len),
-            head => parts.extend(head.payload()),
-        }
-        parts.push(data);
-        match tail {
-            Old::Zeros(_) if fresh => {}
-            tail => parts.extend(tail.payload()),
-        }
-        let all = if parts.len() == 1 { parts.remove(0) } else { Payload::concat(parts) };
+        let filled = Span::touched(qcow2.geometry, bytes.start, end - start);
+        let around = Around {
+            head: start..at,
+            tail: at + data.len()..end,
+            has_old: has_old || self.layer_count() > 1,
+            fresh: allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded(),
+        };
+        let (first, all) = self.surround(around, data).await?;
+        let host = allocation.place_of(first);
         if Bug::LinkedBeforeWritten.is_seeded() {
             allocation.link(filled)?;
             return qcow2.write_data(host, &all).await;
         }
         qcow2.write_data(host, &all).await?;
         qcow2.guarded(async { allocation.link(filled) }).await
-    }
-
-    /// What the disk holds in `start..end`, parts of one cluster that nobody else can change now.
-    async fn old_bytes(&self, start: u64, end: u64) -> Result<Old> {
-        let len = end - start;
-        if Bug::CopyOnWriteForgets.is_seeded() {
-            return Ok(Old::Zeros(len));
-        }
-        // Past the end of the disk there is nothing to keep; zeros, so that a larger disk would read zeros.
-        let inside = end.min(self.virtual_size()).saturating_sub(start);
-        let mut at = 0;
-        while at < inside {
-            let source = self.resolve(0, start + at, inside - at).await?;
-            if !source.content.reads_as_zeros() {
-                let buffer = Buffer::zeroed(len as usize);
-                self.read_from(0, start, &buffer.payload().slice(0, inside)).await?;
-                return Ok(Old::Bytes(buffer.payload()));
-            }
-            at += source.len;
-        }
-        Ok(Old::Zeros(len))
-    }
-}
-
-/// What a cluster holds around the bytes of a write.
-enum Old {
-    Zeros(u64),
-    Bytes(Payload),
-}
-
-impl Old {
-    fn payload(self) -> Option<Payload> {
-        match self {
-            Self::Zeros(0) => None,
-            Self::Zeros(len) => Some(Payload::zeros(len)),
-            Self::Bytes(bytes) => Some(bytes),
-        }
     }
 }
 
@@ -245,12 +203,12 @@ impl<D: Disk> Allocation<'_, D> {
         self.claimed.as_ref().is_some_and(|claimed| claimed.run().fresh)
     }
 
-    /// From where to where the host clusters have to be filled for a write of `len` bytes at `at`, in bytes of the disk.
-    fn fill_range(&self, at: u64, len: u64) -> Result<(u64, u64)> {
+    /// What the host clusters have to be filled with for a write of `len` bytes at `at`.
+    fn plan_fill(&self, at: u64, len: u64) -> Result<Fill> {
         let image = self.hold.image;
         let mut meta = lock(&image.meta);
-        let range = meta.fill_range(image.geometry, &self.hold.held, GuestOffset::new(at), len);
-        range.map(|range| (range.start.get(), range.end.get())).map_err(|e| image.named(e))
+        let fill = meta.plan_fill(image.geometry, &self.hold.held, GuestOffset::new(at), len);
+        fill.map_err(|e| image.named(e))
     }
 
     /// Where byte `at` of the disk goes.

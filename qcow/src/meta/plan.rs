@@ -82,6 +82,16 @@ pub struct Held {
     pub span: Span,
 }
 
+/// What has to be written to new places before anything maps to them.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// Which bytes of the disk: what a request writes and, around it, all that the old places have, and the rest of each
+    /// subcluster.
+    pub bytes: Range<GuestOffset>,
+    /// Whether the old places have anything of that; else it is zeros, or what a backing file has.
+    pub has_old: bool,
+}
+
 impl Held {
     /// The entry of the cluster `index` places after the first.
     pub fn slot(&self, index: u64) -> Slot {
@@ -395,21 +405,21 @@ impl Meta {
         self.map.slices_mut().unpin(held.slot.key);
     }
 
-    /// Which bytes have to be written to the places of held clusters before they may be linked, for a write of `len` bytes
-    /// at `at`: around those, all that the old places have, and the rest of each subcluster.
+    /// What has to be written to the places of held clusters before they may be linked, for a write of `len` bytes at `at`.
     ///
     /// # Errors
     /// An entry is damaged, as no held one is.
-    pub fn fill_range(
+    pub fn plan_fill(
         &mut self,
         geometry: Geometry,
         held: &Held,
         at: GuestOffset,
         len: u64,
-    ) -> Result<Range<GuestOffset>> {
+    ) -> Result<Fill> {
         let touched = Span::touched(geometry, at, len);
         let last = held.count - 1;
-        let (head, tail) = (self.held_mapping(held, 0)?, self.held_mapping(held, last)?);
+        let head = self.held_mapping(held, 0)?;
+        let tail = if last == 0 { head } else { self.held_mapping(held, last)? };
         let first_index = held.part(geometry, 0, touched).start;
         let last_index = held.part(geometry, last, touched).end - 1;
         let whole = geometry.subclusters_per_cluster();
@@ -430,7 +440,8 @@ impl Meta {
             }
             _ => geometry.offset_in(last, last_index + 1),
         };
-        Ok(start..end)
+        let has_old = kept(head).is_some() || kept(tail).is_some();
+        Ok(Fill { bytes: start..end, has_old })
     }
 
     fn held_mapping(&mut self, held: &Held, index: u64) -> Result<Mapping> {
@@ -454,14 +465,17 @@ impl Meta {
         }
         for i in 0..held.count {
             let place = Owned { cluster: host.plus(i), copied: true };
-            // Of a cluster that keeps its place others may have filled other parts meanwhile: what it is now counts.
-            let new = match self.held_mapping(held, i)? {
-                _ if !geometry.has_extended_l2() => Mapping::Data(place),
-                Mapping::Compressed(_) => Mapping::Data(place),
-                old => {
-                    let filled = held.part(geometry, i, filled);
-                    Mapping::of_subclusters(Some(place), with_filled(old.subclusters(), filled))
+            let new = if geometry.has_extended_l2() {
+                // Others may have filled other parts of a cluster that keeps its place: what it is now counts.
+                match self.held_mapping(held, i)? {
+                    Mapping::Compressed(_) => Mapping::Data(place),
+                    old => {
+                        let filled = held.part(geometry, i, filled);
+                        Mapping::of_subclusters(Some(place), with_filled(old.subclusters(), filled))
+                    }
                 }
+            } else {
+                Mapping::Data(place)
             };
             self.relink(geometry, held.slot(i), new, false);
         }
