@@ -26,6 +26,11 @@ use crate::poller::Poller;
 use crate::request::{Done, Operation, Refusal, Request};
 use crate::virtqueue::{Virtqueue, VirtqueueBroken};
 
+/// Requests that a turn takes. What the page cache has is read as soon as it is handed to the kernel, so all of a turn ends
+/// at once: were it all that the guest has offered, the guest would wait while we work and we would wait while it does.
+/// A guest that offers faster than we take does not keep the thread from everything else, either.
+const TURN_REQUESTS_MAX: u16 = 16;
+
 /// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
 pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: &Bell) {
     uring::block_on(async {
@@ -165,8 +170,7 @@ impl Queue {
             return;
         }
         self.ring.disable_kicks();
-        // A guest that offers faster than we take must not keep the thread from everything else.
-        while !requests.is_full() && self.taken < self.ring.size() {
+        while !requests.is_full() && self.taken < TURN_REQUESTS_MAX {
             match self.ring.take() {
                 Ok(None) => break,
                 Ok(Some(head)) => self.begin(head, device, requests, start),
