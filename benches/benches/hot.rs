@@ -4,16 +4,17 @@
 //! Columns of `threads` show what sharing costs: as many threads as are named do the same to one image.
 
 use std::cell::Cell;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use divan::Bencher;
-use qcow::addr::{Geometry, GuestOffset, HostOffset, SliceKey};
+use qcow::addr::{Geometry, GuestCluster, GuestOffset, HostOffset, SliceKey};
 use qcow::codec::{Compressor, Decompressor, Level};
 use qcow::format::compression::CompressionType;
 use qcow::format::entry::L1Entry;
 use qcow::meta::Meta;
 use qcow::meta::alloc::Allocator;
 use qcow::meta::drain::Drain;
+use qcow::meta::lookaside::Right;
 use qcow::meta::map::Map;
 use qcow::meta::refs::Refcounts;
 use qcow::meta::table::WordTable;
@@ -21,6 +22,8 @@ use qcow::sync::lock;
 
 /// Bytes of the disk: all of it mapped, and all of the mapping in memory.
 const DISK_LEN: u64 = 8 << 30;
+/// Bytes of the disk whose places are known without a look at the mapping.
+const KNOWN_LEN: u64 = 4 << 30;
 /// Bytes of a request.
 const BLOCK_LEN: u64 = 4096;
 /// Bytes of a cluster.
@@ -41,6 +44,21 @@ fn resolve(bencher: Bencher<'_, '_>) {
     bencher.bench(|| {
         let at = next_place();
         lock(&meta).map.resolve(at, BLOCK_LEN).expect("in memory").expect("sound")
+    });
+}
+
+/// What a read or an overwrite asks first, of places that are known.
+#[divan::bench(threads = THREADS)]
+fn find_known_place(bencher: Bencher<'_, '_>) {
+    let mut meta = mapped();
+    for cluster in 0..KNOWN_LEN / CLUSTER_LEN as u64 {
+        let at = geometry().guest_start(GuestCluster::new(cluster));
+        meta.plan_write(geometry(), at, BLOCK_LEN).expect("in memory").expect("sound");
+    }
+    let lookaside = Arc::clone(meta.map.lookaside());
+    bencher.bench(|| {
+        let at = GuestOffset::new(next_place().get() % KNOWN_LEN);
+        lookaside.find(geometry().guest_cluster(at), Right::Write).expect("known")
     });
 }
 
