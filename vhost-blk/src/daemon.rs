@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use qcow::disk::uring;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -44,6 +45,8 @@ pub fn run(disks: &[DiskSettings]) -> Result<ExitCode> {
         })
     };
     let threads = disks.iter().map(spawn).collect::<Result<Vec<_>>>()?;
+    // It ends with the process.
+    io_thread::spawn("upkeep".to_owned(), || uring::serve_upkeep())?;
     let disks = open_all(disks)?;
     let stops = disks.iter().map(Disk::stopper).collect::<Vec<_>>();
     threads.into_iter().zip(disks).for_each(|(thread, disk)| thread.serve(disk));

@@ -29,7 +29,7 @@ pub fn page(results: &Results) -> String {
 const METHOD: &str = "\
 A ratio is ours divided by the other's; it is the median of the ratios of the rounds. In each round every side has a turn, in an
 order that alternates, on the same file, or on a fresh copy of it where the load writes. Nothing is left to be written back when a
-turn begins, and the file is in the page cache, except with O_DIRECT. QEMU's daemon has an iothread, io_uring and an L2 cache that
+turn begins, and the file is in the page cache, in single pages for everybody, except with O_DIRECT. QEMU's daemon has an iothread, io_uring and an L2 cache that
 covers the disk, except where its default is named. Its iothread polls, so CPU ratios mean something where it has no time to idle: not
 at depth 1. *our raw* is our daemon on a raw file that holds the same; *bare* is an io_uring loop over that file with no daemon at all,
 client and server in one: the floor. First writes are a fixed number of requests to places that were never written to.

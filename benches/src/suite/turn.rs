@@ -47,13 +47,13 @@ impl Turns<'_> {
         let socket = self.images.socket();
         let job = self.job(case, load, &socket);
         let Some(template) = self.programs.of(side) else {
-            self.settle(image, case)?;
+            self.settle(image)?;
             return Ok(bare::run(&job, image, self.scenario.direct)?);
         };
         let settings = self.settings(side, image, case.queues)?;
         let daemon = Daemon::start(template, image, &socket, &settings)?;
         // A daemon may have dropped what was cached, to see what is on disk: so this comes after its start.
-        self.settle(image, case)?;
+        self.settle(image)?;
         let report = load::run(&job)?;
         if case.modifies() {
             // The copy is thrown away: no reason to wait until a gigabyte is on disk.
@@ -76,19 +76,18 @@ impl Turns<'_> {
     }
 
     /// The same state of disk and page cache for everybody: nothing left to be written back, and the
-    /// image in memory. Pages that came there in different ways differ in size, and a write to them
-    /// several times in price, so an image that is written to is read anew: see [`image::warm`]. With O_DIRECT no page
-    /// of the image is in memory: the kernel would have to drop it before it writes.
-    fn settle(&self, image: &Path, case: &Case) -> Result<()> {
+    /// image in memory. Pages that came there in different ways differ in size; a large one makes reads
+    /// a third cheaper and writes several times dearer. So all files are read anew: see [`image::warm`].
+    /// With O_DIRECT no page of the image is in memory: the kernel would have to drop it before it writes.
+    fn settle(&self, image: &Path) -> Result<()> {
         nix::unistd::sync();
-        if case.modifies() || self.scenario.direct {
-            image::cool(image)?;
+        for file in self.images.backing().into_iter().chain([image]) {
+            image::cool(file)?;
+            if !self.scenario.direct {
+                image::warm(file)?;
+            }
         }
-        if self.scenario.direct {
-            return Ok(());
-        }
-        self.images.backing().map_or(Ok(()), image::warm)?;
-        image::warm(image)
+        Ok(())
     }
 
     fn job(&self, case: &Case, load: &Load, socket: &Path) -> Job {

@@ -15,6 +15,7 @@ use nix::unistd::Whence;
 use super::direct::{Alignment, BlockLocks};
 use super::lock;
 use super::ring::{self, Operation};
+use super::upkeep;
 use crate::addr::HostOffset;
 use crate::disk::{Buffer, Disk, FileExtent, Identity, Payload};
 use crate::error::{Error, ErrorKind, Result};
@@ -201,7 +202,7 @@ impl UringDisk {
     async fn fallocate(&self, mode: FallocateFlags, at: HostOffset, len: u64) -> io::Result<()> {
         loop {
             let operation = Operation::Fallocate { mode: mode.bits(), at: at.get(), len };
-            match ring::submit(&self.file, operation).await {
+            match upkeep::perform(&self.file, operation).await {
                 Ok(_) => return Ok(()),
                 Err(e) if is_transient(&e) => {}
                 Err(e) => return Err(e),
@@ -301,7 +302,7 @@ impl Disk for UringDisk {
             let fits = len <= self.len()?;
             return if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) };
         }
-        match ring::submit(&self.file, Operation::SetLen { len }).await {
+        match upkeep::perform(&self.file, Operation::SetLen { len }).await {
             Ok(_) => Ok(()),
             // Kernels before 6.9 have no asynchronous ftruncate.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
@@ -314,7 +315,7 @@ impl Disk for UringDisk {
 
     async fn sync(&self) -> io::Result<()> {
         loop {
-            match ring::submit(&self.file, Operation::Sync).await {
+            match upkeep::perform(&self.file, Operation::Sync).await {
                 Ok(_) => return Ok(()),
                 Err(e) if is_transient(&e) => {}
                 Err(e) => return Err(e),

@@ -1,7 +1,8 @@
 //! [`Disk`](super::Disk) on io_uring: one ring per thread, every operation through it.
 //!
 //! A [`UringDisk`] is shared by all threads; an operation runs on the ring of the thread that polls it first and must be
-//! polled there until it ends. [`block_on`] drives the calling thread's ring.
+//! polled there until it ends. [`block_on`] drives the calling thread's ring. What is no transfer may be left to another
+//! thread: [`serve_upkeep`].
 
 use std::future::Future;
 
@@ -9,9 +10,11 @@ mod direct;
 mod file;
 mod lock;
 mod ring;
+mod upkeep;
 
 pub use file::{Access, CacheMode, UringDisk};
 pub use ring::{Readiness, RingPark, set_up_ring};
+pub use upkeep::serve_upkeep;
 
 /// Runs `root` to its end on this thread and its ring.
 pub fn block_on<T>(root: impl Future<Output = T>) -> T {
