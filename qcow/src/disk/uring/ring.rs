@@ -49,6 +49,17 @@ pub fn set_up_ring() -> io::Result<()> {
     })
 }
 
+/// Makes the kernel know `files`, which stay open as long as this thread's ring, so that it does not have to look them up for
+/// each operation. Once per thread; where the kernel does not take them, nothing is lost but that.
+pub(super) fn register(files: Vec<Arc<OwnedFd>>) {
+    let ring = this_ring();
+    let mut ring = ring.borrow_mut();
+    let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    if ring.registered.is_empty() && ring.uring.submitter().register_files(&numbers).is_ok() {
+        ring.registered = files;
+    }
+}
+
 fn this_ring() -> Rc<RefCell<Ring>> {
     if let Err(e) = set_up_ring() {
         panic!("cannot set up an io_uring: {e} (is kernel.io_uring_disabled set?)");
@@ -70,6 +81,8 @@ struct Ring {
     uring: IoUring,
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// Files that the kernel knows by their place in this list, and does not have to look up for each operation.
+    registered: Vec<Arc<OwnedFd>>,
     unparker: Arc<RingUnpark>,
 }
 
@@ -106,7 +119,8 @@ struct Held {
 impl Ring {
     fn new() -> io::Result<Self> {
         let unparker = Arc::new(RingUnpark::new()?);
-        let mut ring = Self { uring: set_up()?, slots: Vec::new(), free: Vec::new(), unparker };
+        let (slots, free, registered) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ring = Self { uring: set_up()?, slots, free, registered, unparker };
         ring.watch_wake_ups();
         Ok(ring)
     }
@@ -136,7 +150,10 @@ impl Ring {
     fn start(&mut self, file: &Arc<OwnedFd>, operation: Operation) -> usize {
         let index = self.take_slot(SlotState::InFlight(None));
         let slot = &mut self.slots[index];
-        let entry = build(types::Fd(file.as_raw_fd()), &operation, &mut slot.iovecs);
+        let place = self.registered.iter().position(|known| Arc::ptr_eq(known, file));
+        let fd = place.map_or(file.as_raw_fd(), |place| place as i32);
+        let flags = place.map_or(squeue::Flags::empty(), |_| squeue::Flags::FIXED_FILE);
+        let entry = build(types::Fd(fd), &operation, &mut slot.iovecs).flags(flags);
         slot.held = Some(Held { _file: Arc::clone(file), operation: Some(operation) });
         self.push(&entry.user_data(index as u64));
         index
