@@ -31,6 +31,7 @@ for all of them. Or name them in a file:
   detect-zeroes = \"off\"      # or \"on\", \"unmap\"
   l2-cache-size = \"32M\"
   allow-backing = [\"/srv/base\"]
+  pin-memory = false
 
 SIGTERM and SIGINT finish what is in flight, write everything back and close the images.
 
@@ -61,7 +62,7 @@ pub struct Args {
     /// Serve the disks that a file names (see below)
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "socket_path", "fd", "blk_file", "format", "read_only", "num_queues", "queue_size",
-        "cache", "discard", "detect_zeroes", "l2_cache_size", "allow_backing",
+        "cache", "discard", "detect_zeroes", "l2_cache_size", "allow_backing", "pin_memory",
     ])]
     config: Option<PathBuf>,
 
@@ -100,6 +101,11 @@ pub struct Args {
     /// Let images name backing files in DIR, too, and not only beside themselves; may be repeated
     #[arg(long, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
+
+    /// Register the guest's memory with the kernel: pays a little with --cache=none, and pins all of it, so that the host
+    /// can neither overcommit nor reclaim it
+    #[arg(long)]
+    pin_memory: bool,
 
     /// How to log to stderr
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
@@ -216,6 +222,7 @@ impl Args {
             detect_zeroes: self.detect_zeroes,
             l2_cache_size: self.l2_cache_size,
             allow_backing: self.allow_backing.clone(),
+            pin_memory: self.pin_memory,
         }
     }
 }

@@ -37,6 +37,8 @@ struct ConfigDisk {
     l2_cache_size: Option<String>,
     #[serde(default)]
     allow_backing: Vec<PathBuf>,
+    #[serde(default)]
+    pin_memory: bool,
 }
 
 fn one() -> u16 {
@@ -79,6 +81,7 @@ impl ConfigDisk {
             detect_zeroes: self.detect_zeroes,
             l2_cache_size: l2_cache_size.map_err(|e| anyhow!("l2-cache-size: {e}"))?,
             allow_backing: self.allow_backing,
+            pin_memory: self.pin_memory,
         };
         let checked = settings.check();
         checked.map_err(|e| anyhow!("disk '{}': {e}", settings.file.display()))?;

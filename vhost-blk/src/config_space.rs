@@ -87,6 +87,7 @@ mod tests {
             discard: true,
             queue_count: 2,
             queue_size: 1024,
+            pin_memory: false,
         };
         Device::new(shape, Path::new("disk"))
     }

@@ -40,6 +40,8 @@ pub struct Shape {
     pub queue_count: u16,
     /// Most entries of a queue, a power of two.
     pub queue_size: u16,
+    /// Whether the guest's memory is to be pinned.
+    pub pin_memory: bool,
 }
 
 /// One disk, as seen from all its queues.
@@ -227,6 +229,7 @@ mod tests {
             discard: true,
             queue_count: 1,
             queue_size: 4,
+            pin_memory: false,
         };
         Device::new(shape, Path::new("disk"))
     }

@@ -53,6 +53,7 @@ impl Disk {
             discard: settings.frees_discarded(),
             queue_count: settings.num_queues,
             queue_size: settings.queue_size,
+            pin_memory: settings.pin_memory,
         };
         let device = Arc::new(Device::new(shape, &settings.file));
         let stop = Stop::new().context("cannot make an eventfd")?;

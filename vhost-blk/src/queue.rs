@@ -21,7 +21,7 @@ use crate::command::{Command, Start};
 use crate::device::Device;
 use crate::execute::execute;
 use crate::image::DiskImage;
-use crate::memory::QueueMemory;
+use crate::memory::{Buffers, QueueMemory};
 use crate::poller::Poller;
 use crate::request::{Done, Operation, Refusal, Request};
 use crate::virtqueue::{Virtqueue, VirtqueueBroken};
@@ -97,7 +97,10 @@ impl Server<'_> {
     fn take_commands(&mut self) {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Start(start)) => self.queue = Some(Queue::new(*start)),
+                Ok(Command::Start(start)) => {
+                    self.pin(&start.memory);
+                    self.queue = Some(Queue::new(*start));
+                }
                 Ok(Command::SetCall(call)) => {
                     if let Some(queue) = &mut self.queue {
                         queue.call = call;
@@ -114,8 +117,20 @@ impl Server<'_> {
         }
     }
 
+    /// Pins the guest's memory if that is wanted and the host allows it.
+    fn pin(&self, memory: &Arc<QueueMemory>) {
+        if !self.device.shape().pin_memory {
+            return;
+        }
+        if let Err(e) = uring::pin_memory(Buffers::whole_memory(memory)) {
+            let (name, why) = (self.device.name(), qcow::error::reason(&e));
+            tracing::warn!("{name}: the guest's memory is not pinned: {why} (see 'ulimit -l')");
+        }
+    }
+
     /// Nothing is in flight: lets go of the queue and its memory, then says so.
     fn finish(&mut self) {
+        uring::unpin_memory();
         let next = self.queue.take().map_or(0, |queue| queue.ring.next_available());
         if let Some(reply) = self.stopping.take() {
             // It fails only while the process ends.

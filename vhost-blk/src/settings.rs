@@ -32,6 +32,7 @@ pub struct DiskSettings {
     /// Bytes.
     pub l2_cache_size: Option<u64>,
     pub allow_backing: Vec<PathBuf>,
+    pub pin_memory: bool,
 }
 
 /// Where a disk is served.

@@ -13,6 +13,9 @@ use smallvec::SmallVec;
 use super::QueueMemory;
 use super::table::Piece;
 
+/// Bytes of a piece of all memory at most: as many as the kernel pins at a time.
+const PIECE_LEN_MAX: u64 = 1 << 30;
+
 /// The buffers of one direction of a request, in order. Each piece has been found in the guest's memory.
 #[derive(Debug)]
 pub struct Buffers<'m> {
@@ -29,6 +32,19 @@ impl<'m> Buffers<'m> {
     /// No buffers yet.
     pub fn new(memory: &'m Arc<QueueMemory>) -> Self {
         Self { memory, pieces: SmallVec::new(), len: 0 }
+    }
+
+    /// All of the guest's memory, for I/O, in pieces of at most [`PIECE_LEN_MAX`] bytes.
+    pub fn whole_memory(memory: &Arc<QueueMemory>) -> Payload {
+        let mut all = Buffers::new(memory);
+        for (guest, len) in memory.table.places() {
+            let pieces = (0..len).step_by(PIECE_LEN_MAX as usize);
+            for at in pieces {
+                let piece = (len - at).min(PIECE_LEN_MAX) as u32;
+                all.push(guest + at, piece).expect("a region is memory");
+            }
+        }
+        all.payload(0, all.len)
     }
 
     /// Adds the `len` bytes at guest address `guest`; none of them where not all of them exist.

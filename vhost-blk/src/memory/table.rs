@@ -90,6 +90,11 @@ impl MemoryTable {
         self.regions.is_empty()
     }
 
+    /// The guest addresses of all regions, and their lengths in bytes.
+    pub(super) fn places(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.regions.iter().map(|region| (region.place.guest, region.place.len))
+    }
+
     /// The memory at `guest` as far as it lies in one region, at most `len` bytes.
     pub(super) fn piece(&self, guest: u64, len: u64) -> Option<Piece> {
         let after = self.regions.partition_point(|r| r.place.guest <= guest);

@@ -13,7 +13,7 @@ mod ring;
 mod upkeep;
 
 pub use file::{Access, CacheMode, UringDisk};
-pub use ring::{Readiness, RingPark, set_up_ring};
+pub use ring::{Readiness, RingPark, pin_memory, set_up_ring, unpin_memory};
 pub use upkeep::serve_upkeep;
 
 /// Runs `root` to its end on this thread and its ring.

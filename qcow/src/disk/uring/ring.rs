@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::disk::buffer::Payload;
+use crate::disk::buffer::{Payload, Segment};
 use crate::exec::{Park, Unpark};
 
 /// Submission entries of a ring; more operations than this only means more system calls.
@@ -60,6 +60,40 @@ pub(super) fn register(files: Vec<Arc<OwnedFd>>) {
     }
 }
 
+/// Pins all of `memory`, in place of what was pinned before, for I/O of this thread: the kernel then has no pages to look up
+/// for an operation whose memory lies in one segment of it. All of it takes up memory of the host from here on. It is kept
+/// mapped until it is unpinned: see [`unpin_memory`]. Segments are at most 1 GiB long.
+///
+/// # Errors
+/// The host limits locked memory (`RLIMIT_MEMLOCK`), is short of memory, or does not take so many segments. Then nothing is
+/// pinned, and I/O goes on as ever.
+pub fn pin_memory(memory: Payload) -> io::Result<()> {
+    unpin_memory();
+    let ring = this_ring();
+    let mut ring = ring.borrow_mut();
+    let mut iovecs = Vec::new();
+    fill_iovecs(&mut iovecs, memory.segments());
+    if iovecs.len() < memory.segments().len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: needed to hand addresses to the kernel. The payload keeps them mapped; it is let go of only after the kernel
+    // has done so ([`unpin_memory`]) or with the ring itself, and no reference to its bytes exists.
+    unsafe { ring.uring.submitter().register_buffers(&iovecs) }?;
+    ring.pinned = Some(memory);
+    Ok(())
+}
+
+/// Takes back [`pin_memory`]. Operations that are still under way keep their pages until they end.
+pub fn unpin_memory() {
+    let ring = this_ring();
+    let mut ring = ring.borrow_mut();
+    if ring.pinned.is_some() {
+        let unpinned = ring.uring.submitter().unregister_buffers();
+        unpinned.expect("what was registered can be taken back");
+        ring.pinned = None;
+    }
+}
+
 fn this_ring() -> Rc<RefCell<Ring>> {
     if let Err(e) = set_up_ring() {
         panic!("cannot set up an io_uring: {e} (is kernel.io_uring_disabled set?)");
@@ -83,6 +117,8 @@ struct Ring {
     free: Vec<usize>,
     /// Files that the kernel knows by their place in this list, and does not have to look up for each operation.
     registered: Vec<Arc<OwnedFd>>,
+    /// Memory that the kernel has pinned and knows by the places of its segments.
+    pinned: Option<Payload>,
     unparker: Arc<RingUnpark>,
 }
 
@@ -120,7 +156,8 @@ impl Ring {
     fn new() -> io::Result<Self> {
         let unparker = Arc::new(RingUnpark::new()?);
         let (slots, free, registered) = (Vec::new(), Vec::new(), Vec::new());
-        let mut ring = Self { uring: set_up()?, slots, free, registered, unparker };
+        let uring = set_up()?;
+        let mut ring = Self { uring, slots, free, registered, pinned: None, unparker };
         ring.watch_wake_ups();
         Ok(ring)
     }
@@ -153,7 +190,8 @@ impl Ring {
         let place = self.registered.iter().position(|known| Arc::ptr_eq(known, file));
         let fd = place.map_or(file.as_raw_fd(), |place| place as i32);
         let flags = place.map_or(squeue::Flags::empty(), |_| squeue::Flags::FIXED_FILE);
-        let entry = build(types::Fd(fd), &operation, &mut slot.iovecs).flags(flags);
+        let pinned = self.pinned.as_ref().and_then(|pinned| place_in(pinned, &operation));
+        let entry = build(types::Fd(fd), &operation, pinned, &mut slot.iovecs).flags(flags);
         slot.held = Some(Held { _file: Arc::clone(file), operation: Some(operation) });
         self.push(&entry.user_data(index as u64));
         index
@@ -274,18 +312,50 @@ fn set_up() -> io::Result<IoUring> {
         .or_else(|_| IoUring::new(RING_ENTRIES))
 }
 
-fn build(fd: types::Fd, operation: &Operation, iovecs: &mut Vec<libc::iovec>) -> squeue::Entry {
+/// Which segment of `pinned` holds all the memory that `operation` uses.
+fn place_in(pinned: &Payload, operation: &Operation) -> Option<u16> {
+    let (Operation::Read { into: memory, .. } | Operation::Write { from: memory, .. }) = operation
+    else {
+        return None;
+    };
+    let [one] = memory.segments() else { return None };
+    let holds = |segment: &Segment| {
+        let before = (one.start() as usize).checked_sub(segment.start() as usize);
+        before.is_some_and(|before| before <= segment.len() && one.len() <= segment.len() - before)
+    };
+    pinned.segments().iter().position(holds).and_then(|place| u16::try_from(place).ok())
+}
+
+/// The entry for `operation` on the file `fd`; `pinned` says which pinned segment its memory lies in.
+fn build(
+    fd: types::Fd,
+    operation: &Operation,
+    pinned: Option<u16>,
+    iovecs: &mut Vec<libc::iovec>,
+) -> squeue::Entry {
     match operation {
-        Operation::Read { at, into } => match into.segments() {
-            [one] => opcode::Read::new(fd, one.start(), one.len() as u32).offset(*at).build(),
-            many => {
+        Operation::Read { at, into } => match (into.segments(), pinned) {
+            ([one], Some(place)) => {
+                let len = one.len() as u32;
+                opcode::ReadFixed::new(fd, one.start(), len, place).offset(*at).build()
+            }
+            ([one], None) => {
+                opcode::Read::new(fd, one.start(), one.len() as u32).offset(*at).build()
+            }
+            (many, _) => {
                 let (list, count) = fill_iovecs(iovecs, many);
                 opcode::Readv::new(fd, list, count).offset(*at).build()
             }
         },
-        Operation::Write { at, from } => match from.segments() {
-            [one] => opcode::Write::new(fd, one.start(), one.len() as u32).offset(*at).build(),
-            many => {
+        Operation::Write { at, from } => match (from.segments(), pinned) {
+            ([one], Some(place)) => {
+                let len = one.len() as u32;
+                opcode::WriteFixed::new(fd, one.start(), len, place).offset(*at).build()
+            }
+            ([one], None) => {
+                opcode::Write::new(fd, one.start(), one.len() as u32).offset(*at).build()
+            }
+            (many, _) => {
                 let (list, count) = fill_iovecs(iovecs, many);
                 opcode::Writev::new(fd, list, count).offset(*at).build()
             }
@@ -298,10 +368,7 @@ fn build(fd: types::Fd, operation: &Operation, iovecs: &mut Vec<libc::iovec>) ->
     }
 }
 
-fn fill_iovecs(
-    iovecs: &mut Vec<libc::iovec>,
-    segments: &[crate::disk::buffer::Segment],
-) -> (*const libc::iovec, u32) {
+fn fill_iovecs(iovecs: &mut Vec<libc::iovec>, segments: &[Segment]) -> (*const libc::iovec, u32) {
     iovecs.clear();
     iovecs.extend(
         segments
