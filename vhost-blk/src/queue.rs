@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use qcow::disk::uring::{self, Readiness, UringDisk};
+use qcow::disk::uring::{self, Readiness};
 use qcow::exec::SlotPool;
 
 use crate::bell::Bell;
@@ -33,7 +33,6 @@ const TURN_REQUESTS_MAX: u16 = 16;
 
 /// Carries out the commands from `inbox`, which `bell` announces, until their sender is gone.
 pub fn serve(image: &DiskImage, device: &Device, inbox: Receiver<Command>, bell: &Bell) {
-    UringDisk::register(image.files());
     uring::block_on(async {
         let mut requests = SlotPool::new(device.shape().queue_size.into());
         let mut server = Server {

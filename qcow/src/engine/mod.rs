@@ -132,20 +132,6 @@ impl<D: Disk> Image<D> {
         self.inner.layers.len()
     }
 
-    /// The files of all images of the chain, of their metadata and of their data.
-    pub fn files(&self) -> impl Iterator<Item = &D> {
-        self.inner
-            .layers
-            .iter()
-            .flat_map(|layer| match layer {
-                Layer::Qcow2(qcow2) => {
-                    [Some(&qcow2.disk), qcow2.data.as_ref().map(|data| &data.disk)]
-                }
-                Layer::Raw(raw) => [Some(raw.disk()), None],
-            })
-            .flatten()
-    }
-
     /// Bytes of the disk of the image `depth` places below the top, as that image has it.
     pub fn layer_virtual_size(&self, depth: usize) -> u64 {
         self.inner.layers[depth].virtual_size()

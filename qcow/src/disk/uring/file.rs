@@ -110,12 +110,6 @@ impl UringDisk {
         self
     }
 
-    /// Makes operations of this thread on `disks` a little cheaper, and keeps their files open as long as the thread lives.
-    /// Once per thread.
-    pub fn register<'a>(disks: impl IntoIterator<Item = &'a Self>) {
-        ring::register(disks.into_iter().map(|disk| Arc::clone(&disk.file)).collect());
-    }
-
     async fn read_plain(&self, at: u64, into: &Payload) -> io::Result<()> {
         let mut done = 0;
         while done < into.len() {
@@ -397,35 +391,4 @@ fn is_transient(error: &io::Error) -> bool {
 fn is_unsupported(error: &io::Error) -> bool {
     let unsupported = [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::EINVAL];
     error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::block_on;
-    use super::*;
-
-    #[test]
-    fn each_registered_file_gets_its_own_bytes_and_so_does_one_that_is_not() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let open = |name| {
-            let path = directory.path().join(name);
-            UringDisk::open(&path, Access::Create, CacheMode::PageCache).expect("create")
-        };
-        let disks = ["one", "two", "other"].map(open);
-        UringDisk::register(&disks[..2]);
-        // A second time is no harm.
-        UringDisk::register(&disks[2..]);
-        block_on(async {
-            for (byte, disk) in (1_u8..).zip(&disks) {
-                let bytes = Buffer::from_bytes(&[byte; 512]).payload();
-                disk.write(HostOffset::new(0), &bytes).await.expect("write");
-                disk.set_len(1024).await.expect("set the length");
-            }
-            for (byte, disk) in (1_u8..).zip(&disks) {
-                let bytes = Buffer::zeroed(1024);
-                disk.read(HostOffset::new(0), &bytes.payload()).await.expect("read");
-                assert_eq!(bytes.to_vec(), [[byte; 512], [0; 512]].concat());
-            }
-        });
-    }
 }

@@ -49,17 +49,6 @@ pub fn set_up_ring() -> io::Result<()> {
     })
 }
 
-/// Makes the kernel know `files`, which stay open as long as this thread's ring, so that it does not have to look them up for
-/// each operation. Once per thread; where the kernel does not take them, nothing is lost but that.
-pub(super) fn register(files: Vec<Arc<OwnedFd>>) {
-    let ring = this_ring();
-    let mut ring = ring.borrow_mut();
-    let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
-    if ring.registered.is_empty() && ring.uring.submitter().register_files(&numbers).is_ok() {
-        ring.registered = files;
-    }
-}
-
 /// Pins all of `memory`, in place of what was pinned before, for I/O of this thread: the kernel then has no pages to look up
 /// for an operation whose memory lies in one segment of it. All of it takes up memory of the host from here on. It is kept
 /// mapped until it is unpinned: see [`unpin_memory`]. Segments are at most 1 GiB long.
@@ -115,8 +104,6 @@ struct Ring {
     uring: IoUring,
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Files that the kernel knows by their place in this list, and does not have to look up for each operation.
-    registered: Vec<Arc<OwnedFd>>,
     /// Memory that the kernel has pinned and knows by the places of its segments.
     pinned: Option<Payload>,
     unparker: Arc<RingUnpark>,
@@ -155,9 +142,9 @@ struct Held {
 impl Ring {
     fn new() -> io::Result<Self> {
         let unparker = Arc::new(RingUnpark::new()?);
-        let (slots, free, registered) = (Vec::new(), Vec::new(), Vec::new());
         let uring = set_up()?;
-        let mut ring = Self { uring, slots, free, registered, pinned: None, unparker };
+        let (slots, free) = (Vec::new(), Vec::new());
+        let mut ring = Self { uring, slots, free, pinned: None, unparker };
         ring.watch_wake_ups();
         Ok(ring)
     }
@@ -187,11 +174,8 @@ impl Ring {
     fn start(&mut self, file: &Arc<OwnedFd>, operation: Operation) -> usize {
         let index = self.take_slot(SlotState::InFlight(None));
         let slot = &mut self.slots[index];
-        let place = self.registered.iter().position(|known| Arc::ptr_eq(known, file));
-        let fd = place.map_or(file.as_raw_fd(), |place| place as i32);
-        let flags = place.map_or(squeue::Flags::empty(), |_| squeue::Flags::FIXED_FILE);
         let pinned = self.pinned.as_ref().and_then(|pinned| place_in(pinned, &operation));
-        let entry = build(types::Fd(fd), &operation, pinned, &mut slot.iovecs).flags(flags);
+        let entry = build(types::Fd(file.as_raw_fd()), &operation, pinned, &mut slot.iovecs);
         slot.held = Some(Held { _file: Arc::clone(file), operation: Some(operation) });
         self.push(&entry.user_data(index as u64));
         index
