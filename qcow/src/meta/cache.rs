@@ -1,8 +1,10 @@
-//! A bounded cache of table slices: loaded once however many ask, never evicted while changed or in use.
+//! A bounded cache of table slices: loaded once however many ask, never evicted while changed or in use, and not emptied by
+//! a pass over the whole disk.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::eviction::{Candidate, Eviction};
 use crate::addr::{AddressMap, HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
 use crate::seeded_bugs::Bug;
@@ -57,8 +59,7 @@ pub struct SliceCache {
     entries: AddressMap<SliceKey, Entry>,
     /// How many entries each table has.
     tables: AddressMap<HostCluster, u32>,
-    /// Eviction order: second chance.
-    queue: VecDeque<SliceKey>,
+    eviction: Eviction,
     dirty: BTreeSet<SliceKey>,
     count_max: usize,
     slice_bytes: usize,
@@ -92,12 +93,13 @@ impl SliceCache {
     /// An empty cache that keeps about `bytes_max` bytes in slices of `slice_bytes`.
     pub fn new(bytes_max: u64, slice_bytes: u64) -> Self {
         let count_max = usize::try_from(bytes_max / slice_bytes).unwrap_or(usize::MAX);
+        let count_max = count_max.max(SLICE_COUNT_MIN);
         Self {
             entries: AddressMap::default(),
             tables: AddressMap::default(),
-            queue: VecDeque::new(),
+            eviction: Eviction::new(count_max),
             dirty: BTreeSet::new(),
-            count_max: count_max.max(SLICE_COUNT_MIN),
+            count_max,
             slice_bytes: slice_bytes as usize,
         }
     }
@@ -149,7 +151,7 @@ impl SliceCache {
         assert_eq!(bytes.len(), self.slice_bytes);
         self.make_room();
         self.put(key, Entry::Ready(Slice::new(bytes)));
-        self.queue.push_back(key);
+        self.eviction.admit(key);
     }
 
     fn put(&mut self, key: SliceKey, entry: Entry) -> Option<Entry> {
@@ -191,7 +193,7 @@ impl SliceCache {
         assert!(self.entries.values().all(idle), "only a cache that nobody uses is cleared");
         self.entries.clear();
         self.tables.clear();
-        self.queue.clear();
+        self.eviction.clear();
     }
 
     /// Overwrites bytes of a slice that is in memory.
@@ -200,8 +202,11 @@ impl SliceCache {
             panic!("a change to {key:?}, which is not in memory")
         };
         slice.bytes[offset..offset + new.len()].copy_from_slice(new);
+        let was_clean = slice.dirty == 0;
         slice.dirty |= 1 << (offset as u64 / SECTOR_BYTES);
-        self.dirty.insert(key);
+        if was_clean {
+            self.dirty.insert(key);
+        }
     }
 
     /// Keeps a slice that is in memory there until [`Self::unpin`].
@@ -271,19 +276,23 @@ impl SliceCache {
 
     /// Evicts until there is room for one more slice. Where everything is in use, the cache grows for a while.
     fn make_room(&mut self) {
-        let mut tries = 2 * self.queue.len();
-        while self.entries.len() >= self.count_max && tries > 0 {
-            tries -= 1;
-            let Some(key) = self.queue.pop_front() else { break };
+        let mut turns = self.eviction.turns();
+        while self.entries.len() >= self.count_max && turns > 0 {
+            turns -= 1;
+            let Some(candidate) = self.eviction.next() else { break };
+            let Candidate { key, proven } = candidate;
             match self.entries.get_mut(&key) {
-                Some(Entry::Ready(slice)) if slice.is_evictable() && !slice.recently_used => {
+                Some(Entry::Ready(slice))
+                    if slice.is_evictable() && !(proven && slice.recently_used) =>
+                {
                     self.take(key);
+                    self.eviction.left(candidate);
                 }
                 Some(Entry::Ready(slice)) => {
                     slice.recently_used = false;
-                    self.queue.push_back(key);
+                    self.eviction.keep(candidate);
                 }
-                // Forgotten, and perhaps being loaded again: it is queued anew when it arrives.
+                // Forgotten, and perhaps being loaded again: it is admitted anew when it arrives.
                 Some(Entry::Loading) | None => {}
             }
         }
@@ -317,5 +326,78 @@ mod tests {
         cache.insert_zeroed(key(7, 3));
         cache.forget_table(HostCluster::new(7), 8);
         assert!(!has(&cache), "forgotten");
+    }
+
+    /// Looks `key` up, and loads it where it is missing; whether it was there.
+    fn use_slice(cache: &mut SliceCache, key: SliceKey) -> bool {
+        if cache.get(key).is_some() {
+            return true;
+        }
+        cache.begin_load(key);
+        cache.finish_load(key, Some(vec![0; 512]));
+        false
+    }
+
+    /// A small generator, for the same numbers each time.
+    fn random(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    }
+
+    #[test]
+    fn a_pass_over_the_disk_leaves_what_is_used_again_and_again() {
+        const COUNT_MAX: u64 = 64;
+        let hot_count = COUNT_MAX / 2;
+        let mut cache = SliceCache::new(COUNT_MAX * 512, 512);
+        let (mut state, mut uses, mut hits) = (1, 0, 0);
+        for step in 0..50 * COUNT_MAX {
+            // Each slice of the pass is used by many requests, and never again.
+            for _ in 0..512 {
+                use_slice(&mut cache, key(1000 + step, 0));
+            }
+            // A hot slice has its turn long after it would have been driven out.
+            if step % 4 == 0 {
+                let hit = use_slice(&mut cache, key(random(&mut state) % hot_count, 0));
+                if step > 20 * COUNT_MAX {
+                    uses += 1;
+                    hits += u64::from(hit);
+                }
+            }
+        }
+        assert!(hits * 10 > uses * 9, "{hits} of {uses}");
+    }
+
+    #[test]
+    fn what_is_in_use_stays_and_the_rest_fits() {
+        for seed in 1..=200 {
+            let mut cache = SliceCache::new(32 * 512, 512);
+            let (mut state, mut pinned, mut dirty) = (seed, Vec::new(), Vec::new());
+            for _ in 0..2000 {
+                let key = key(random(&mut state) % 100, 0);
+                use_slice(&mut cache, key);
+                match random(&mut state) % 16 {
+                    0 if pinned.len() < 10 => {
+                        cache.pin(key);
+                        pinned.push(key);
+                    }
+                    1 if dirty.len() < 10 => {
+                        cache.change(key, 0, &[1]);
+                        dirty.push(key);
+                    }
+                    2 => pinned.drain(..).for_each(|key| cache.unpin(key)),
+                    3 => {
+                        let taken = cache.take_dirty();
+                        taken.iter().for_each(|sectors| cache.written(sectors, true));
+                        dirty.clear();
+                    }
+                    _ => {}
+                }
+                let is_there = |key| matches!(cache.entries.get(key), Some(Entry::Ready(_)));
+                assert!(pinned.iter().chain(&dirty).all(is_there), "seed {seed}");
+                assert!(cache.entries.len() <= 32, "seed {seed}: {}", cache.entries.len());
+            }
+        }
     }
 }

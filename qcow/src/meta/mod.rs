@@ -17,6 +17,7 @@ pub mod cache;
 pub mod decoded;
 pub mod drain;
 mod drop;
+mod eviction;
 pub mod guard;
 pub mod lookaside;
 pub mod map;
