@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::eviction::{Candidate, Eviction};
+use super::eviction::{Eviction, Stay, Turn};
 use crate::addr::{AddressMap, HostCluster, SliceKey};
 use crate::limits::SECTOR_BYTES;
 use crate::seeded_bugs::Bug;
@@ -32,7 +32,7 @@ pub struct Slice {
     /// A flush is writing it; a reload from disk could see the past.
     writing: bool,
     pins: u32,
-    recently_used: bool,
+    stay: Stay,
 }
 
 #[derive(Debug)]
@@ -59,15 +59,18 @@ pub struct SliceCache {
     entries: AddressMap<SliceKey, Entry>,
     /// How many entries each table has.
     tables: AddressMap<HostCluster, u32>,
+    /// Which slices are to leave first. Those that have been forgotten are still among them.
     eviction: Eviction,
+    /// At most so many have been forgotten since they were taken out of the order.
+    forgotten: usize,
     dirty: BTreeSet<SliceKey>,
     count_max: usize,
     slice_bytes: usize,
 }
 
 impl Slice {
-    fn new(bytes: Box<[u8]>) -> Self {
-        Self { bytes, dirty: 0, writing: false, pins: 0, recently_used: true }
+    fn new(bytes: Box<[u8]>, stay: Stay) -> Self {
+        Self { bytes, dirty: 0, writing: false, pins: 0, stay }
     }
 
     /// Its bytes.
@@ -98,6 +101,7 @@ impl SliceCache {
             entries: AddressMap::default(),
             tables: AddressMap::default(),
             eviction: Eviction::new(count_max),
+            forgotten: 0,
             dirty: BTreeSet::new(),
             count_max,
             slice_bytes: slice_bytes as usize,
@@ -108,7 +112,7 @@ impl SliceCache {
     pub fn lookup(&mut self, key: SliceKey) -> Lookup<'_> {
         match self.entries.get_mut(&key) {
             Some(Entry::Ready(slice)) => {
-                slice.recently_used = true;
+                slice.stay.note_use(self.eviction.now());
                 Lookup::Hit(slice)
             }
             Some(Entry::Loading) => Lookup::Loading,
@@ -121,6 +125,14 @@ impl SliceCache {
         match self.lookup(key) {
             Lookup::Hit(slice) => Some(slice),
             Lookup::Loading | Lookup::Miss => None,
+        }
+    }
+
+    /// As [`Self::get`], but no use of the slice as far as its eviction goes.
+    fn ready(&mut self, key: SliceKey) -> Option<&mut Slice> {
+        match self.entries.get_mut(&key) {
+            Some(Entry::Ready(slice)) => Some(slice),
+            Some(Entry::Loading) | None => None,
         }
     }
 
@@ -149,9 +161,11 @@ impl SliceCache {
 
     fn insert(&mut self, key: SliceKey, bytes: Box<[u8]>) {
         assert_eq!(bytes.len(), self.slice_bytes);
+        // Its load has kept a place for it.
+        self.take(key);
         self.make_room();
-        self.put(key, Entry::Ready(Slice::new(bytes)));
-        self.eviction.admit(key);
+        let stay = self.eviction.admit(key);
+        self.put(key, Entry::Ready(Slice::new(bytes, stay)));
     }
 
     fn put(&mut self, key: SliceKey, entry: Entry) -> Option<Entry> {
@@ -183,8 +197,21 @@ impl SliceCache {
             let key = SliceKey { table, index };
             if let Some(Entry::Ready(slice)) = self.take(key) {
                 assert!(slice.is_evictable(), "a table that is free is not in use");
+                self.forgotten += 1;
             }
         }
+        if self.forgotten > self.count_max {
+            self.sweep();
+        }
+    }
+
+    /// Takes slices that have been forgotten out of the order in which they would leave.
+    fn sweep(&mut self) {
+        let entries = &self.entries;
+        self.eviction.sweep(|waiting| {
+            matches!(entries.get(&waiting.key), Some(Entry::Ready(slice)) if slice.stay.is_of(waiting))
+        });
+        self.forgotten = 0;
     }
 
     /// Forgets everything: the tables have changed on disk. Nothing is in use or waits to be written.
@@ -194,11 +221,12 @@ impl SliceCache {
         self.entries.clear();
         self.tables.clear();
         self.eviction.clear();
+        self.forgotten = 0;
     }
 
     /// Overwrites bytes of a slice that is in memory.
     pub fn change(&mut self, key: SliceKey, offset: usize, new: &[u8]) {
-        let Some(slice) = self.get(key) else {
+        let Some(slice) = self.ready(key) else {
             panic!("a change to {key:?}, which is not in memory")
         };
         slice.bytes[offset..offset + new.len()].copy_from_slice(new);
@@ -211,14 +239,25 @@ impl SliceCache {
 
     /// Keeps a slice that is in memory there until [`Self::unpin`].
     pub fn pin(&mut self, key: SliceKey) {
-        let slice = self.get(key).expect("only a slice in memory can be pinned");
+        let slice = self.ready(key).expect("only a slice in memory can be pinned");
         slice.pins += 1;
     }
 
     /// Takes back one [`Self::pin`].
     pub fn unpin(&mut self, key: SliceKey) {
-        let slice = self.get(key).expect("a pinned slice stays in memory");
+        let slice = self.ready(key).expect("a pinned slice stays in memory");
         slice.pins -= 1;
+        self.let_wait(key);
+    }
+
+    /// Lets a slice that may no longer be in use have its turn to leave again.
+    fn let_wait(&mut self, key: SliceKey) {
+        if let Some(Entry::Ready(slice)) = self.entries.get_mut(&key)
+            && slice.stay.is_aside()
+            && slice.is_evictable()
+        {
+            self.eviction.wait_again(key, &mut slice.stay);
+        }
     }
 
     /// Whether any slice waits to be written.
@@ -254,7 +293,7 @@ impl SliceCache {
     }
 
     fn take_sectors(&mut self, key: SliceKey) -> DirtySectors {
-        let slice = self.get(key).expect("a changed slice stays in memory");
+        let slice = self.ready(key).expect("a changed slice stays in memory");
         let mask = std::mem::take(&mut slice.dirty);
         slice.writing = true;
         let sector = SECTOR_BYTES as usize;
@@ -266,138 +305,31 @@ impl SliceCache {
 
     /// Ends the write of sectors that [`Self::take_dirty`] gave out; after a failure they are as changed as before.
     pub fn written(&mut self, sectors: &DirtySectors, success: bool) {
-        let Some(slice) = self.get(sectors.key) else { return };
+        let Some(slice) = self.ready(sectors.key) else { return };
         slice.writing = false;
         if !success {
             slice.dirty |= sectors.mask;
             self.dirty.insert(sectors.key);
         }
+        self.let_wait(sectors.key);
     }
 
     /// Evicts until there is room for one more slice. Where everything is in use, the cache grows for a while.
     fn make_room(&mut self) {
-        let mut turns = self.eviction.turns();
-        while self.entries.len() >= self.count_max && turns > 0 {
-            turns -= 1;
-            let Some(candidate) = self.eviction.next() else { break };
-            let Candidate { key, proven } = candidate;
-            match self.entries.get_mut(&key) {
-                Some(Entry::Ready(slice))
-                    if slice.is_evictable() && !(proven && slice.recently_used) =>
-                {
-                    self.take(key);
-                    self.eviction.left(candidate);
+        while self.entries.len() >= self.count_max {
+            let Some(waiting) = self.eviction.next() else { break };
+            // Else it was forgotten, and is perhaps being loaded again or has come anew.
+            if let Some(Entry::Ready(slice)) = self.entries.get_mut(&waiting.key)
+                && slice.stay.is_of(waiting)
+            {
+                let is_in_use = !slice.is_evictable();
+                if self.eviction.take_turn(waiting, &mut slice.stay, is_in_use) == Turn::Leaves {
+                    self.take(waiting.key);
                 }
-                Some(Entry::Ready(slice)) => {
-                    slice.recently_used = false;
-                    self.eviction.keep(candidate);
-                }
-                // Forgotten, and perhaps being loaded again: it is admitted anew when it arrives.
-                Some(Entry::Loading) | None => {}
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(table: u64, index: u32) -> SliceKey {
-        SliceKey { table: HostCluster::new(table), index }
-    }
-
-    #[test]
-    fn a_table_is_there_as_long_as_any_of_its_slices() {
-        let mut cache = SliceCache::new(0, 512);
-        let has = |cache: &SliceCache| cache.has_table(HostCluster::new(7));
-        cache.begin_load(key(7, 0));
-        assert!(has(&cache), "being loaded");
-        cache.finish_load(key(7, 0), None);
-        assert!(!has(&cache), "the load failed");
-        cache.begin_load(key(7, 1));
-        cache.finish_load(key(7, 1), Some(vec![0; 512]));
-        cache.insert_zeroed(key(7, 2));
-        assert!(has(&cache));
-        for table in 100..100 + 4 * SLICE_COUNT_MIN as u64 {
-            cache.insert_zeroed(key(table, 0));
-        }
-        assert!(!has(&cache), "evicted");
-        cache.insert_zeroed(key(7, 3));
-        cache.forget_table(HostCluster::new(7), 8);
-        assert!(!has(&cache), "forgotten");
-    }
-
-    /// Looks `key` up, and loads it where it is missing; whether it was there.
-    fn use_slice(cache: &mut SliceCache, key: SliceKey) -> bool {
-        if cache.get(key).is_some() {
-            return true;
-        }
-        cache.begin_load(key);
-        cache.finish_load(key, Some(vec![0; 512]));
-        false
-    }
-
-    /// A small generator, for the same numbers each time.
-    fn random(state: &mut u64) -> u64 {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        *state
-    }
-
-    #[test]
-    fn a_pass_over_the_disk_leaves_what_is_used_again_and_again() {
-        const COUNT_MAX: u64 = 64;
-        let hot_count = COUNT_MAX / 2;
-        let mut cache = SliceCache::new(COUNT_MAX * 512, 512);
-        let (mut state, mut uses, mut hits) = (1, 0, 0);
-        for step in 0..50 * COUNT_MAX {
-            // Each slice of the pass is used by many requests, and never again.
-            for _ in 0..512 {
-                use_slice(&mut cache, key(1000 + step, 0));
-            }
-            // A hot slice has its turn long after it would have been driven out.
-            if step % 4 == 0 {
-                let hit = use_slice(&mut cache, key(random(&mut state) % hot_count, 0));
-                if step > 20 * COUNT_MAX {
-                    uses += 1;
-                    hits += u64::from(hit);
-                }
-            }
-        }
-        assert!(hits * 10 > uses * 9, "{hits} of {uses}");
-    }
-
-    #[test]
-    fn what_is_in_use_stays_and_the_rest_fits() {
-        for seed in 1..=200 {
-            let mut cache = SliceCache::new(32 * 512, 512);
-            let (mut state, mut pinned, mut dirty) = (seed, Vec::new(), Vec::new());
-            for _ in 0..2000 {
-                let key = key(random(&mut state) % 100, 0);
-                use_slice(&mut cache, key);
-                match random(&mut state) % 16 {
-                    0 if pinned.len() < 10 => {
-                        cache.pin(key);
-                        pinned.push(key);
-                    }
-                    1 if dirty.len() < 10 => {
-                        cache.change(key, 0, &[1]);
-                        dirty.push(key);
-                    }
-                    2 => pinned.drain(..).for_each(|key| cache.unpin(key)),
-                    3 => {
-                        let taken = cache.take_dirty();
-                        taken.iter().for_each(|sectors| cache.written(sectors, true));
-                        dirty.clear();
-                    }
-                    _ => {}
-                }
-                let is_there = |key| matches!(cache.entries.get(key), Some(Entry::Ready(_)));
-                assert!(pinned.iter().chain(&dirty).all(is_there), "seed {seed}");
-                assert!(cache.entries.len() <= 32, "seed {seed}: {}", cache.entries.len());
-            }
-        }
-    }
-}
+mod tests;
