@@ -53,8 +53,9 @@ pub const CHAIN_DEPTH_MAX: usize = 64;
 pub const SLICE_BYTES_MAX: u64 = 4096;
 /// Durable unit of a metadata write: no disk tears a sector, so no table entry is ever torn.
 pub const SECTOR_BYTES: u64 = 512;
-/// Default bytes of L2 slices that are kept in memory (QEMU's default on Linux).
-pub const L2_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
+/// Clusters whose L2 entries are kept in memory by default, those of smaller disks all: 256 GiB in clusters of 64 KiB. That
+/// is 32 MiB, as in QEMU on Linux, or 64 MiB with extended entries, which would reach half as far in the same memory.
+pub const L2_CACHE_CLUSTERS_DEFAULT: u64 = 4 << 20;
 /// Default bytes of refcount slices that are kept in memory.
 pub const REFCOUNT_CACHE_BYTES_DEFAULT: u64 = 8 << 20;
 /// Most bytes of decompressed clusters that an image keeps in memory for small reads: ours; at least one cluster of 2 MiB.

@@ -124,7 +124,7 @@ async fn open(file: &SimDisk, random: &mut Random) -> Image<SimDisk> {
     let options = OpenOptions {
         writable: true,
         format: Some(Format::Qcow2),
-        l2_cache_bytes: if random.below(2) == 0 { 0 } else { 1 << 20 },
+        l2_cache_bytes: Some(if random.below(2) == 0 { 0 } else { 1 << 20 }),
         ..OpenOptions::default()
     };
     Image::open(&OneFile(file.clone()), Path::new("image"), &options).await.expect("open")

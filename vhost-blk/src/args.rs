@@ -94,7 +94,8 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "off")]
     detect_zeroes: DetectZeroes,
 
-    /// Memory for L2 tables in bytes, per image of the chain (suffixes K, M, G, T) [default: 32M]
+    /// Most memory for L2 tables in bytes, per image of the chain, taken as they are read (suffixes K, M, G, T) [default:
+    /// what maps the disk, or 4 Mi clusters of it: 256 GiB in clusters of 64 KiB take 32M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     l2_cache_size: Option<u64>,
 

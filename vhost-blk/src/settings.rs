@@ -122,7 +122,7 @@ impl DiskSettings {
                 Format::Qcow2 => engine::Format::Qcow2,
                 Format::Raw => engine::Format::Raw,
             }),
-            l2_cache_bytes: self.l2_cache_size.unwrap_or(defaults.l2_cache_bytes),
+            l2_cache_bytes: self.l2_cache_size,
             unpackers: Unpackers::threads(unpack_threads()),
             discard: match self.discard {
                 Discard::Unmap => engine::Discard::Unmap,

@@ -209,7 +209,7 @@ async fn open_qcow2<G: Gate>(
     let zero_flag = header.version == Version::V3;
     let l1 = WordTable::new(disk_then.l1_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
-    let map = Map::new(geometry, zero_flag, l1, options.l2_cache_bytes);
+    let map = Map::new(geometry, zero_flag, l1, options.l2_cache_bytes_in(geometry));
     let mut meta = Meta::new(
         map.with_data_at(DataFile::place_of(data.as_ref())),
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,

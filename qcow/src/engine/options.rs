@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::unpack::Unpackers;
+use crate::addr::Geometry;
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::header::Version;
@@ -86,8 +87,9 @@ pub struct OpenOptions {
     pub backing: bool,
     /// What the user says about the images below the top one, in their order; nothing about those beyond the end.
     pub below: Vec<Below>,
-    /// Bytes of L2 tables to keep in memory, per image of the chain.
-    pub l2_cache_bytes: u64,
+    /// Bytes of L2 tables to keep in memory, per image of the chain; taken as tables are read. Where nothing is said, those
+    /// of the whole disk, or of [`limits::L2_CACHE_CLUSTERS_DEFAULT`] clusters of it.
+    pub l2_cache_bytes: Option<u64>,
     /// Who unpacks compressed clusters.
     pub unpackers: Unpackers,
     /// What a discard does.
@@ -114,7 +116,7 @@ impl Default for OpenOptions {
             format: None,
             backing: true,
             below: Vec::new(),
-            l2_cache_bytes: limits::L2_CACHE_BYTES_DEFAULT,
+            l2_cache_bytes: None,
             unpackers: Unpackers::default(),
             discard: Discard::Unmap,
             detect_zeroes: DetectZeroes::Off,
@@ -124,6 +126,14 @@ impl Default for OpenOptions {
             flushes: true,
             adds_mark: true,
         }
+    }
+}
+
+impl OpenOptions {
+    /// Most bytes of L2 tables to keep in memory of an image of this geometry.
+    pub(super) fn l2_cache_bytes_in(&self, geometry: Geometry) -> u64 {
+        let default = limits::L2_CACHE_CLUSTERS_DEFAULT * geometry.l2_entry_bytes();
+        self.l2_cache_bytes.unwrap_or(default)
     }
 }
 
@@ -281,5 +291,28 @@ impl CreateOptions {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_l2_cache_reaches_as_far_whatever_an_entry_takes() {
+        let reach = |geometry: Geometry| {
+            let bytes = OpenOptions::default().l2_cache_bytes_in(geometry);
+            let slices = bytes / geometry.slice_bytes();
+            geometry.bytes(slices * geometry.l2_entries_per_slice())
+        };
+        for bits in limits::CLUSTER_BITS_MIN..=limits::CLUSTER_BITS_MAX {
+            let extended = bits >= limits::EXTENDED_L2_CLUSTER_BITS_MIN;
+            for extended in [false, extended] {
+                let geometry = Geometry::new(bits, 4).with_extended_l2(extended);
+                assert_eq!(reach(geometry), limits::L2_CACHE_CLUSTERS_DEFAULT << bits);
+            }
+        }
+        let options = OpenOptions { l2_cache_bytes: Some(4096), ..OpenOptions::default() };
+        assert_eq!(options.l2_cache_bytes_in(Geometry::new(16, 4)), 4096, "what is said counts");
     }
 }

@@ -300,6 +300,9 @@ impl SliceCache {
         let first = mask.trailing_zeros() as usize * sector;
         let end = (8 - mask.leading_zeros() as usize) * sector;
         let bytes = slice.bytes[first..end].to_vec();
+        if Bug::LoadedWhileWritten.is_seeded() {
+            self.let_wait(key);
+        }
         DirtySectors { key, offset: first as u64, bytes, mask }
     }
 

@@ -58,7 +58,7 @@ pub async fn open(gate: &SimGate, cache: u64) -> qcow::Result<Image<SimDisk>> {
     let options = OpenOptions {
         writable: true,
         format: Some(Format::Qcow2),
-        l2_cache_bytes: cache,
+        l2_cache_bytes: Some(cache),
         discard: Discard::Unmap,
         ..OpenOptions::default()
     };
