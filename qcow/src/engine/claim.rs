@@ -2,9 +2,10 @@
 //! fails.
 
 use super::layer::Qcow2;
+use super::search::SLICES_MAX;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::meta::{Claim, Run};
+use crate::meta::{Asked, Claim, Run};
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -55,19 +56,34 @@ impl<D: Disk> Drop for Claimed<'_, D> {
 impl<D: Disk> Qcow2<D> {
     /// Claims up to `count` clusters in a row, at least one.
     pub(super) async fn claim(&self, count: u64) -> Result<Claimed<'_, D>> {
+        let mut slices = 0;
         loop {
-            let claim = self.ask(|meta| match meta.check_writable() {
-                Ok(()) => meta.claim(count),
-                Err(e) => Ok(Err(e)),
-            });
-            match claim.await? {
-                Claim::Run(run) => {
-                    let claimed = Claimed { image: self, run: Some(run) };
-                    self.make_room(run).await?;
-                    return Ok(claimed);
+            match self.try_claim(count) {
+                Err(need) if slices < SLICES_MAX => {
+                    slices += 1;
+                    Box::pin(self.load(need)).await.map_err(|e| self.named(e))?;
                 }
-                Claim::MissingBlock(index) => self.grow_refcounts(index).await?,
+                Err(_) => {
+                    slices = 0;
+                    Box::pin(self.find_free()).await?;
+                }
+                Ok(claim) => match claim.map_err(|e| self.named(e))? {
+                    Claim::Run(run) => {
+                        let claimed = Claimed { image: self, run: Some(run) };
+                        self.make_room(run).await?;
+                        return Ok(claimed);
+                    }
+                    Claim::MissingBlock(index) => self.grow_refcounts(index).await?,
+                },
             }
+        }
+    }
+
+    fn try_claim(&self, count: u64) -> Asked<Result<Claim>> {
+        let mut meta = lock(&self.meta);
+        match meta.check_writable() {
+            Ok(()) => meta.claim(count),
+            Err(e) => Ok(Err(e)),
         }
     }
 

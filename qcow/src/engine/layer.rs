@@ -95,6 +95,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub drain: Drain,
     /// Held by whoever changes the header or the refcount table.
     pub structure: Exclusive,
+    /// Held by whoever searches the file for free clusters.
+    pub searching: Exclusive,
     /// Held by whoever changes the length of the file; taken after `structure`.
     pub growing: Exclusive,
 }

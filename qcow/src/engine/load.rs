@@ -64,9 +64,10 @@ pub(super) async fn read_words<D: Disk>(
     count: u64,
     what: &str,
 ) -> Result<Vec<u64>> {
-    let bytes = read_bytes(disk, at, count * 8, what).await?;
-    let word = |chunk: &[u8]| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
-    Ok(bytes.chunks_exact(8).map(word).collect())
+    // A table can have many megabytes: no copy more than the words.
+    let mut buffer = read_buffer(disk, at, count * 8, what).await?;
+    let (words, _) = buffer.make_mut().as_chunks();
+    Ok(words.iter().map(|word| u64::from_be_bytes(*word)).collect())
 }
 
 /// The `len` bytes at `at`; `what` they are, for an error.
@@ -76,10 +77,14 @@ pub(super) async fn read_bytes<D: Disk>(
     len: u64,
     what: &str,
 ) -> Result<Vec<u8>> {
+    Ok(read_buffer(disk, at, len, what).await?.to_vec())
+}
+
+async fn read_buffer<D: Disk>(disk: &D, at: HostOffset, len: u64, what: &str) -> Result<Buffer> {
     let buffer = Buffer::zeroed(len as usize);
     let read = disk.read(at, &buffer.payload()).await;
     read.map_err(|e| Error::io(format!("Could not read {what}"), &e))?;
-    Ok(buffer.to_vec())
+    Ok(buffer)
 }
 
 /// Makes sure that what is read from now on is what a power cut would leave. Whoever wrote to the file before - we or

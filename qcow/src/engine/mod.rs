@@ -45,6 +45,7 @@ mod reclaim;
 mod recover;
 mod regions;
 mod resize;
+mod search;
 pub mod snapshot;
 mod surround;
 mod table;

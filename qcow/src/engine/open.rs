@@ -243,6 +243,7 @@ async fn open_qcow2<G: Gate>(
         changed: WaitQueue::default(),
         drain: Drain::default(),
         structure: Exclusive::default(),
+        searching: Exclusive::default(),
         growing: Exclusive::default(),
     })
 }

@@ -23,6 +23,8 @@ pub struct Allocator {
     geometry: Geometry,
     /// Every cluster below is in use.
     lowest_free: HostCluster,
+    /// No cluster below has become free since a search for free ones began.
+    freed_from: HostCluster,
     /// From here on nobody has ever written: these clusters read as zeros.
     fresh_from: HostCluster,
     /// The file reaches up to here at least.
@@ -35,7 +37,8 @@ impl Allocator {
         let fresh_from = HostCluster::new(geometry.clusters_for(file_len));
         // Cluster 0 is the header, whatever its refcount says.
         let file_end = HostCluster::new(file_len / geometry.cluster_size());
-        Self { geometry, lowest_free: HostCluster::new(1), fresh_from, file_end }
+        let freed_from = geometry.host_cluster_end();
+        Self { geometry, lowest_free: HostCluster::new(1), freed_from, fresh_from, file_end }
     }
 
     /// The first `count_max` free clusters in a row, or fewer. Nothing is changed yet but what is known of used ones.
@@ -124,15 +127,44 @@ impl Allocator {
         self.lowest_free
     }
 
-    /// Notes that every cluster from `start` to `end` is in use.
+    /// Where a search for free clusters is to begin. What becomes free from now on, it may miss.
+    pub fn begin_search(&mut self) -> HostCluster {
+        self.freed_from = self.geometry.host_cluster_end();
+        self.lowest_free
+    }
+
+    /// Notes that every cluster from `start`, where the search began, to `end` is in use, as far as it knows.
     pub fn used_up_to(&mut self, start: HostCluster, end: HostCluster) {
         if start <= self.lowest_free {
-            self.lowest_free = self.lowest_free.max(end);
+            self.lowest_free = self.lowest_free.max(end.min(self.freed_from));
         }
     }
 
     /// Notes that the count of `cluster` has become zero.
     pub fn freed(&mut self, cluster: HostCluster) {
         self.lowest_free = self.lowest_free.min(cluster);
+        self.freed_from = self.freed_from.min(cluster);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_does_not_pass_over_what_became_free_meanwhile() {
+        let cluster = HostCluster::new;
+        let mut alloc = Allocator::new(Geometry::new(16, 4), 1 << 30);
+        let start = alloc.begin_search();
+        alloc.used_up_to(start, cluster(100));
+        alloc.freed(cluster(150));
+        alloc.used_up_to(start, cluster(200));
+        assert_eq!(alloc.lowest_free(), cluster(150));
+        alloc.freed(cluster(50));
+        alloc.used_up_to(start, cluster(300));
+        assert_eq!(alloc.lowest_free(), cluster(50));
+        let start = alloc.begin_search();
+        alloc.used_up_to(start, cluster(300));
+        assert_eq!(alloc.lowest_free(), cluster(300));
     }
 }

@@ -128,6 +128,14 @@ impl SliceCache {
         }
     }
 
+    /// The slice's bytes, if it is in memory; no use of it as far as its eviction goes.
+    pub fn peek(&self, key: SliceKey) -> Option<&[u8]> {
+        match self.entries.get(&key)? {
+            Entry::Ready(slice) => Some(slice.bytes()),
+            Entry::Loading => None,
+        }
+    }
+
     /// As [`Self::get`], but no use of the slice as far as its eviction goes.
     fn ready(&mut self, key: SliceKey) -> Option<&mut Slice> {
         match self.entries.get_mut(&key) {

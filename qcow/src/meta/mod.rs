@@ -180,7 +180,9 @@ impl Meta {
     /// # Errors
     /// As [`Self::map_regions`].
     pub fn own_regions(&self, geometry: Geometry) -> Result<Regions> {
-        let mut regions = Regions::default();
+        let tables = [self.map.l1().words(), self.refs.table().words()];
+        let tables = tables.into_iter().flatten().filter(|&&word| word != 0).count();
+        let mut regions = Regions::with_room(tables);
         regions.add(Kind::Header, HostCluster::new(0), 1)?;
         let (first, count) = self.map.l1().span(geometry);
         regions.add(Kind::L1, first, count)?;

@@ -102,6 +102,26 @@ impl Refcounts {
         Ok(zero.map_or(left, |at| (at - index) as u64))
     }
 
+    /// The first cluster from `first` on whose count is zero, or else the one behind the last that `block` counts. Slices
+    /// that are not in memory are as in `bytes`, which were read from the block.
+    pub fn used_end_in(&self, block: HostCluster, first: HostCluster, bytes: &[u8]) -> HostCluster {
+        let order = self.geometry.refcount_order();
+        let len = self.geometry.slice_bytes() as usize;
+        let mut from = first;
+        loop {
+            let (key, index) = self.geometry.refcount_slice(block, from);
+            let stored = &bytes[key.index as usize * len..][..len];
+            let slice = self.slices.peek(key).unwrap_or(stored);
+            if let Some(zero) = first_zero(slice, order, index) {
+                return from.plus((zero - index) as u64);
+            }
+            from = from.plus(self.geometry.refcounts_per_slice() - index as u64);
+            if self.geometry.index_in_refcount_block(from) == 0 {
+                return from;
+            }
+        }
+    }
+
     /// The last cluster below `end`, of those that share a slice with the one before `end`, that is counted above zero;
     /// and the first of all that were looked at.
     pub fn last_used(&mut self, end: HostCluster) -> Asked<(HostCluster, Option<HostCluster>)> {
@@ -282,6 +302,7 @@ pub fn set_count(block: &mut [u8], order: u32, index: usize, count: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::SliceKey;
 
     #[test]
     fn every_width_round_trips_and_disturbs_no_neighbour() {
@@ -311,6 +332,30 @@ mod tests {
             assert_eq!(first_zero(&block, order, 1), Some(count / 2), "order {order}");
             assert_eq!(first_zero(&block, order, count / 2 + 1), Some(count - 1), "order {order}");
         }
+    }
+
+    #[test]
+    fn counts_in_memory_are_right_and_stored_ones_perhaps_not() {
+        let geometry = Geometry::new(16, 4);
+        let block = HostCluster::new(7);
+        let table = RefcountTableEntry::to_block(geometry, block).0;
+        let table = WordTable::new(geometry.host_start(HostCluster::new(1)), vec![table]);
+        let mut refs = Refcounts::new(geometry, table, 1 << 20).expect("a sound table");
+        let end = |refs: &Refcounts, first, stored: &[u8]| {
+            refs.used_end_in(block, HostCluster::new(first), stored).get()
+        };
+        let (per_slice, per_block) =
+            (geometry.refcounts_per_slice(), geometry.refcounts_per_block());
+        let mut stored = vec![1; 65536];
+        assert_eq!(end(&refs, 5, &stored), per_block, "all are in use");
+        refs.slices.insert_zeroed(SliceKey { table: block, index: 1 });
+        assert_eq!(end(&refs, 5, &stored), per_slice, "free in memory");
+        for cluster in per_slice..2 * per_slice {
+            refs.set(HostCluster::new(cluster), 1).expect("in memory");
+        }
+        stored[4096..8192].fill(0);
+        set_count(&mut stored, 4, per_block as usize - 1, 0);
+        assert_eq!(end(&refs, 5, &stored), per_block - 1, "in use in memory");
     }
 
     #[test]

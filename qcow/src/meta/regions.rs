@@ -57,6 +57,13 @@ pub struct Regions {
 }
 
 impl Regions {
+    /// None yet, with room for `count` clusters.
+    pub fn with_room(count: usize) -> Self {
+        let mut clusters = AddressMap::default();
+        clusters.reserve(count);
+        Self { clusters }
+    }
+
     /// Notes that one more pointer names these clusters as `kind`.
     ///
     /// # Errors

@@ -7,14 +7,12 @@ use crate::error::{Error, Result};
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::Run;
-use crate::meta::refs::first_zero;
-use crate::sync::lock;
 
 /// Most bytes of a batch, unless a cluster is larger: few enough to stay in a processor's cache.
 const BATCH_BYTES: u64 = 1 << 20;
 
 /// Memory for one batch.
-pub(super) struct Batch {
+pub(in crate::engine) struct Batch {
     buffer: Buffer,
     len: usize,
     cluster_size: usize,
@@ -81,36 +79,5 @@ impl Batch {
             }
         });
         try_join_all(IN_FLIGHT_MAX, writes).await
-    }
-}
-
-impl<D: Disk> Qcow2<D> {
-    /// Tells the allocator where the first free cluster is. It would find out itself, slice by slice; where all of a large
-    /// file is in use, that takes longer than everything else. What is claimed and not yet written, it finds itself.
-    pub(super) async fn find_free(&self) -> Result<()> {
-        let geometry = self.geometry;
-        let (lowest, blocks): (HostCluster, Vec<HostCluster>) = {
-            let meta = lock(&self.meta);
-            let lowest = meta.alloc.lowest_free();
-            let block = |index| meta.refs.block_at(index as usize);
-            (lowest, (geometry.refcount_block_index(lowest)..).map_while(block).collect())
-        };
-        let mut batch = Batch::new(geometry.cluster_size());
-        let mut from = lowest;
-        for part in blocks.chunks(batch.count_max()) {
-            batch.read(self, part.iter().copied()).await?;
-            for at in 0..part.len() {
-                let start = geometry.index_in_refcount_block(from);
-                let order = geometry.refcount_order();
-                let free = first_zero(batch.cluster(at), order, start as usize);
-                let used = free.map_or(geometry.refcounts_per_block(), |free| free as u64);
-                from = from.plus(used - start);
-                lock(&self.meta).alloc.used_up_to(lowest, from);
-                if free.is_some() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
     }
 }

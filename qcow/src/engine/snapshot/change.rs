@@ -110,7 +110,6 @@ impl<D: Disk> Qcow2<D> {
             return Ok((HostOffset::new(0), None));
         }
         bytes.resize(self.geometry.bytes(clusters) as usize, 0);
-        self.find_free().await?;
         let claimed = self.claim_row(clusters).await?;
         if Bug::NoBarrierBeforeSnapshotSwitch.is_seeded() {
             self.come_to_rest().await?;

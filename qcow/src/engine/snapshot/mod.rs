@@ -19,7 +19,7 @@ use crate::meta::snapshot::SnapshotChoice;
 use crate::sync::lock;
 
 mod apply;
-mod batch;
+pub(super) mod batch;
 mod change;
 mod create;
 mod delete;
