@@ -49,6 +49,7 @@ pub mod gate;
 pub mod limits;
 pub mod meta;
 pub mod seeded_bugs;
+pub mod size;
 pub mod sync;
 
 pub use engine::Image;

@@ -9,8 +9,8 @@ use clap::{ArgAction, Parser, ValueEnum};
 use tracing::Level;
 
 use crate::settings::{Cache, DetectZeroes, Discard, DiskSettings, Format, SocketSettings};
-use crate::size::parse_size;
 use crate::{config_file, inherited};
+use qcow::size::parse_size;
 
 const ABOUT: &str = "Serves disk images as vhost-user-blk devices.";
 

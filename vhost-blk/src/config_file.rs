@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::settings::{Cache, DetectZeroes, Discard, DiskSettings, Format, SocketSettings};
-use crate::size::parse_size;
+use qcow::size::parse_size;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -34,7 +34,6 @@ mod request;
 mod ring_set;
 mod ring_settings;
 mod settings;
-mod size;
 mod socket;
 mod stop;
 mod virtqueue;

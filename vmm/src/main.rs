@@ -1,17 +1,63 @@
-//! `vmm`, the KVM monitor: not built yet. The program says so, and what boots a disk meanwhile.
+//! `vmm`, the monitor: a lean virtual machine on KVM.
 
-use std::env;
 use std::process::ExitCode;
 
-const NOT_BUILT: &str = "vmm: the monitor is not built yet; meanwhile serve the disk with \
-     `vhost-blk` and boot it with QEMU's `-device vhost-user-blk-pci` (`make demo` shows how)";
+use clap::Parser;
 
-const USAGE: &str = "Usage: vmm\n\nThere are no options yet; every call ends with exit code 1.";
+mod acpi;
+mod args;
+mod boot;
+mod devices;
+mod layout;
+mod machine;
+mod outcome;
+mod ram;
+mod vcpu;
+
+use outcome::Outcome;
+
+const EXIT_CANNOT_START: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_CRASHED: u8 = 3;
 
 fn main() -> ExitCode {
-    eprintln!("{NOT_BUILT}");
-    if env::args_os().skip(1).any(|argument| argument == "--help" || argument == "-h") {
-        println!("{USAGE}");
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return answer(&error),
+    };
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(what) => {
+            eprintln!("vmm: {what}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if !machine::has_hardware_support() {
+        eprintln!(
+            "vmm: the processors of this host cannot run guests by themselves: a kernel takes very long to boot here"
+        );
     }
-    ExitCode::FAILURE
+    match machine::run(&settings) {
+        Ok(Outcome::PoweredOff | Outcome::Reset) => ExitCode::SUCCESS,
+        Ok(Outcome::Crashed(why)) => {
+            eprintln!("vmm: the guest crashed: {why}");
+            ExitCode::from(EXIT_CRASHED)
+        }
+        Err(error) => {
+            eprintln!("vmm: {error:#}");
+            ExitCode::from(EXIT_CANNOT_START)
+        }
+    }
+}
+
+/// Gives the help or version that was asked for, or says in one line what is wrong with the arguments.
+fn answer(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    eprintln!("vmm: {} (see --help)", what.join(" ").trim_start_matches("error: "));
+    ExitCode::from(EXIT_USAGE)
 }
