@@ -1,13 +1,17 @@
 //! What the guest is told of the machine through ACPI 6.5, in its hardware-reduced form: processors, interrupt controllers,
-//! the serial line, and how to power off and reset.
+//! the PCI bus, the serial line, and how to power off and reset.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate};
+use acpi_tables::aml::{
+    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed,
+    Method, Name, Notify, Package, Path, ResourceTemplate,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -27,6 +31,8 @@ const HEADER_LEN: u32 = 36;
 
 /// The sleep type of soft off, as `_S5` tells and as it is written to the sleep control register.
 pub const SLEEP_TYPE_OFF: u8 = 5;
+/// What a button's notification says.
+const BUTTON_PRESSED: u8 = 0x80;
 /// What is written to the reset register.
 pub const RESET_VALUE: u8 = 6;
 
@@ -42,8 +48,9 @@ pub fn write(memory: &GuestMemory, cpus: u8) -> Result<u64> {
     let dsdt = tables.put(&dsdt())?;
     let fadt = tables.put(&fadt(dsdt))?;
     let madt = tables.put(&madt(cpus))?;
+    let mcfg = tables.put(&mcfg())?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    [fadt, madt].into_iter().for_each(|table| xsdt.add_entry(table));
+    [fadt, madt, mcfg].into_iter().for_each(|table| xsdt.add_entry(table));
     let xsdt = tables.put(&xsdt)?;
     Tables { memory, at: layout::ACPI }.put(&Rsdp::new(OEM, xsdt))
 }
@@ -76,7 +83,65 @@ fn dsdt() -> Sdt {
     let off = Package::new(vec![&SLEEP_TYPE_OFF]);
     dsdt.append_slice(&bytes(&Name::new(Path::new("_S5_"), &off)));
     dsdt.append_slice(&serial_line());
+    dsdt.append_slice(&pci_bus());
+    dsdt.append_slice(&pci_configuration());
+    dsdt.append_slice(&power_button());
     dsdt
+}
+
+/// The AML of a power button, and of the device through which its interrupt becomes a notification (ACPI 6.5, 5.6.9).
+fn power_button() -> Vec<u8> {
+    let id = Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"));
+    let mut aml = bytes(&Device::new(Path::new("_SB_.PWRB"), vec![&id]));
+    let interrupt = Interrupt::new(true, true, false, false, layout::POWER_BUTTON_LINE);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let button = Path::new("\\_SB_.PWRB");
+    let notify = Notify::new(&button, &BUTTON_PRESSED);
+    let event = Method::new(Path::new("_EVT"), 1, true, vec![&notify]);
+    let id = Name::new(Path::new("_HID"), &"ACPI0013");
+    let unique = Name::new(Path::new("_UID"), &0_u8);
+    let resources = Name::new(Path::new("_CRS"), &resources);
+    aml.extend(bytes(&Device::new(Path::new("_SB_.GED_"), vec![&id, &unique, &resources, &event])));
+    aml
+}
+
+/// The AML of the PCI bus: its number, its ports, and where registers of functions may lie.
+fn pci_bus() -> Vec<u8> {
+    let number = Window::new_bus_number(0_u16, 0);
+    let ports = IO::new(layout::PCI_ADDRESS_PORT, layout::PCI_ADDRESS_PORT, 1, 8);
+    let end = layout::PCI_WINDOW + layout::PCI_WINDOW_LEN - 1;
+    let registers = Window::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        layout::PCI_WINDOW as u32,
+        end as u32,
+        None,
+    );
+    let resources = ResourceTemplate::new(vec![&number, &ports, &registers]);
+    let id = Name::new(Path::new("_HID"), &EISAName::new("PNP0A08"));
+    let compatible = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
+    let segment = Name::new(Path::new("_SEG"), &0_u8);
+    let base = Name::new(Path::new("_BBN"), &0_u8);
+    let unique = Name::new(Path::new("_UID"), &0_u8);
+    let resources = Name::new(Path::new("_CRS"), &resources);
+    let parts: Vec<&dyn Aml> = vec![&id, &compatible, &segment, &base, &unique, &resources];
+    bytes(&Device::new(Path::new("_SB_.PCI0"), parts))
+}
+
+/// The AML that keeps everybody away from the configuration of PCI functions.
+fn pci_configuration() -> Vec<u8> {
+    let place = Memory32Fixed::new(true, layout::ECAM as u32, layout::ECAM_LEN as u32);
+    let resources = ResourceTemplate::new(vec![&place]);
+    let id = Name::new(Path::new("_HID"), &EISAName::new("PNP0C02"));
+    let unique = Name::new(Path::new("_UID"), &1_u8);
+    let resources = Name::new(Path::new("_CRS"), &resources);
+    bytes(&Device::new(Path::new("_SB_.ECAM"), vec![&id, &unique, &resources]))
+}
+
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(layout::ECAM, 0, 0, 0);
+    mcfg
 }
 
 /// The AML of a 16550 with its interrupt and its ports.

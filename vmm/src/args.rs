@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -8,14 +7,16 @@ use qcow::size::parse_size;
 
 use crate::boot::Boot;
 use crate::devices::SerialTarget;
+use crate::disks::{DiskSpec, VhostUserSpec};
 use crate::machine::Settings;
 
 const ABOUT: &str = "Boots Linux in a virtual machine on KVM.";
 
 const AFTER_HELP: &str = "\
-The guest has memory, processors, a serial line (its console is ttyS0) and nothing else: disks are not built yet.
-Exit codes: 0 the guest powered off, 1 cannot start, 2 wrong usage, 3 the guest crashed. A guest that resets its machine \
-ends it, too, with 0.";
+The guest has memory, processors, a serial line (its console is ttyS0), and disks on a PCI bus: first those of --disk, then \
+those of --vhost-user. A disk whose daemon dies waits for the next one, however long that takes. A guest that resets its \
+machine boots anew.
+Exit codes: 0 the guest powered off, 1 cannot start, 2 wrong usage, 3 the guest crashed.";
 
 /// Most processors: as many as have a number in the MADT's short form.
 const CPUS_MAX: i64 = 254;
@@ -44,9 +45,23 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     memory: u64,
 
+    /// A disk image, for which a vhost-blk of its own is started: PATH[,readonly][,queues=N][,cache=writeback|none|unsafe]
+    /// [,format=qcow2|raw]; one queue per processor if nothing is said, two commas for one in the path; may be repeated
+    #[arg(long, value_name = "DISK")]
+    disk: Vec<DiskSpec>,
+
+    /// A vhost-user backend that runs already: SOCKET[,queues=N][,device=N], the virtio device number being that of a disk (2)
+    /// if nothing is said; may be repeated
+    #[arg(long, value_name = "BACKEND")]
+    vhost_user: Vec<VhostUserSpec>,
+
     /// The serial line: tty, off, or file=PATH
     #[arg(long, value_name = "WHERE", default_value = "tty")]
     serial: SerialTarget,
+
+    /// Listen here for pause, resume, shutdown and info: HTTP/1.1 and JSON (curl --unix-socket PATH http://x/v1/info)
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
 
     #[command(flatten)]
     unbuilt: Unbuilt,
@@ -56,24 +71,12 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 struct Unbuilt {
     #[arg(long, hide = true)]
-    disk: Vec<OsString>,
-    #[arg(long, hide = true)]
-    vhost_user: Vec<OsString>,
-    #[arg(long, hide = true)]
-    api_socket: Option<OsString>,
-    #[arg(long, hide = true)]
     report: bool,
 }
 
 impl Unbuilt {
     fn given(&self) -> Option<&'static str> {
-        let all = [
-            (!self.disk.is_empty(), "--disk"),
-            (!self.vhost_user.is_empty(), "--vhost-user"),
-            (self.api_socket.is_some(), "--api-socket"),
-            (self.report, "--report"),
-        ];
-        all.into_iter().find_map(|(given, name)| given.then_some(name))
+        self.report.then_some("--report")
     }
 }
 
@@ -87,6 +90,15 @@ impl Args {
             return Err("--kernel is needed: booting from a disk is not built yet".to_owned());
         };
         let Self { initramfs, cmdline: command_line, cpus, memory, serial, .. } = self;
-        Ok(Settings { boot: Boot { kernel, initramfs, command_line }, cpus, memory, serial })
+        let per_cpu = |disk: DiskSpec| DiskSpec { queues: disk.queues.or(Some(cpus.into())), ..disk };
+        Ok(Settings {
+            boot: Boot { kernel, initramfs, command_line },
+            cpus,
+            memory,
+            disks: self.disk.into_iter().map(per_cpu).collect(),
+            backends: self.vhost_user,
+            serial,
+            api_socket: self.api_socket,
+        })
     }
 }

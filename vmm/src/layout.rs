@@ -5,6 +5,7 @@
 //! 0x0000_7000  zero page or start info   0x0010_0000  kernel
 //! 0x0000_9000  page tables               ...          initramfs, at the end of low memory
 //! 0x0002_0000  command line              0xc000_0000  no memory up to 4 GiB: devices
+//!                                        0xe000_0000  configuration of PCI functions
 //!                                        0x1_0000_0000  the rest of the memory
 //! ```
 
@@ -30,6 +31,14 @@ pub const ACPI: u64 = 0xe_0000;
 pub const KERNEL: u64 = 0x10_0000;
 /// Memory below 4 GiB ends here at the latest.
 pub const DEVICES: u64 = 0xc000_0000;
+/// Registers of PCI functions.
+pub const PCI_WINDOW: u64 = DEVICES;
+/// Bytes for them.
+pub const PCI_WINDOW_LEN: u64 = 0x2000_0000;
+/// Configuration of PCI functions: one bus.
+pub const ECAM: u64 = 0xe000_0000;
+/// Bytes of it.
+pub const ECAM_LEN: u64 = 1 << 20;
 /// Memory goes on here.
 pub const HIGH: u64 = 0x1_0000_0000;
 /// Registers of the interrupt controllers.
@@ -41,10 +50,18 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 /// See [`KVM_TSS`].
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
+/// Names what [`PCI_DATA_PORT`] reaches; both have four ports.
+pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
+/// Configuration of PCI functions, for whoever does not know of [`ECAM`].
+pub const PCI_DATA_PORT: u16 = 0xcfc;
+/// The last of its ports.
+pub const PCI_DATA_PORT_LAST: u16 = 0xcff;
 /// Ports of the first serial line.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Its interrupt line.
 pub const SERIAL_LINE: u32 = 4;
+/// The power button's interrupt line.
+pub const POWER_BUTTON_LINE: u32 = 5;
 /// ACPI's sleep control register; its status register is the next port.
 pub const SLEEP_PORT: u16 = 0x600;
 /// The reset register.
@@ -84,10 +101,12 @@ pub fn memory_map(size: u64) -> Vec<Range> {
         Range { start: 0, len: LOW_END, kind: Kind::Ram },
         Range { start: LOW_END, len: KERNEL - LOW_END, kind: Kind::Reserved },
     ];
+    map.push(Range { start: ECAM, len: ECAM_LEN, kind: Kind::Reserved });
     for (start, len) in ram(size) {
         let first = start.max(KERNEL);
         map.push(Range { start: first, len: start + len - first, kind: Kind::Ram });
     }
+    map.sort_by_key(|range| range.start);
     map
 }
 

@@ -1,23 +1,30 @@
-//! A machine: memory, processors, devices and what is booted on them, put together and run to its end.
-
-#![expect(unsafe_code, reason = "KVM is told where the guest's memory is mapped")]
+//! A machine: memory, processors, devices and what is booted on them, put together and run until it resets or ends.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use anyhow::{Context, Result, anyhow, ensure};
+use kvm_ioctls::{Kvm, VmFd};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::api::{Call, Response, Server, Verb};
 use crate::boot::{self, Boot};
-use crate::devices::{Ports, Power, RawTerminal, SerialLine, SerialTarget};
-use crate::outcome::Outcome;
+use crate::devices::{Devices, Power, RawTerminal, SerialLine, SerialTarget};
+use crate::disks::{DiskSpec, Keeper, VhostUserSpec};
+use crate::interrupts::Interrupts;
+use crate::outcome::{Event, Outcome};
+use crate::pci::{Bus, Function, HostBridge};
 use crate::ram::{self, GuestMemory};
-use crate::vcpu::{self, Vcpu};
-use crate::{acpi, layout};
+use crate::vcpu::{self, Processors, Vcpu};
+use crate::vhost_user::Backend;
+use crate::virtio::{DeviceKind, VirtioFunction};
+use crate::{acpi, kvm, layout};
 
 /// What the user wants to run.
 #[derive(Clone, Debug)]
@@ -28,86 +35,82 @@ pub struct Settings {
     pub cpus: u8,
     /// Memory in bytes.
     pub memory: u64,
+    /// Disks for which a daemon is started.
+    pub disks: Vec<DiskSpec>,
+    /// Backends that run already.
+    pub backends: Vec<VhostUserSpec>,
     /// Where the serial line goes.
     pub serial: SerialTarget,
+    /// Where the API listens.
+    pub api_socket: Option<PathBuf>,
 }
 
-/// Runs a machine to its end.
+/// Runs a machine to its end: a reset lets it boot anew. `keeper` has the daemons of its disks.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn run(settings: &Settings) -> Result<Outcome> {
-    let memory = ram::make(settings.memory)?;
-    let rsdp = acpi::write(&memory, settings.cpus)?;
-    let entry = boot::load(&settings.boot, &memory, settings.memory, rsdp)?;
-    let kvm = open_kvm()?;
-    let vm = make_vm(&kvm, &memory)?;
-    let (end, ended) = channel();
-    let serial = make_serial(&vm, &settings.serial)?;
-    let ports = Arc::new(Ports::new(serial.clone(), Power::new(end.clone())));
-    let cpuid = vcpu::supported(&kvm)?;
-    let make = |id| Vcpu::new(&vm, id, settings.cpus, &cpuid);
-    let vcpus = (0..settings.cpus).map(make).collect::<Result<Vec<_>>>()?;
-    vcpus[0].start_at(entry, &memory)?;
-    let _terminal = listen(&settings.serial, serial)?;
-    for vcpu in vcpus {
-        vcpu.run(memory.clone(), Arc::clone(&ports), end.clone())?;
+pub fn run(settings: &Settings, keeper: Option<&Keeper>) -> Result<Outcome> {
+    let kvm = kvm::open()?;
+    let backends = connect(settings, keeper)?;
+    let serial = SerialLine::new(&settings.serial)?;
+    let (sender, events) = channel();
+    let server = settings.api_socket.as_deref().map(Server::bind).transpose()?;
+    if let Some(server) = &server {
+        let calls = sender.clone();
+        server.serve(move |call| calls.send(Event::Called(call)).is_ok())?;
     }
-    ended.recv().map_err(|_| anyhow!("all processors are gone"))
+    watch_signals(sender.clone())?;
+    let _terminal = listen(&settings.serial, serial.clone())?;
+    loop {
+        let machine = Machine::start(settings, &kvm, &backends, &serial, &sender)?;
+        let outcome = machine.run(&events)?;
+        // Before the memory is let go that they serve.
+        backends.iter().for_each(|backend| backend.stop());
+        if outcome != Outcome::Reset {
+            return Ok(outcome);
+        }
+        // What the processors of this machine had to say is not about the next one.
+        events.try_iter().for_each(refuse);
+    }
 }
 
-fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|e| {
-        let why = io::Error::from(e);
-        match why.kind() {
-            io::ErrorKind::NotFound => anyhow!("/dev/kvm: this host has no KVM"),
-            io::ErrorKind::PermissionDenied => {
-                anyhow!("/dev/kvm: permission denied (is this user in the group 'kvm'?)")
+/// Somebody has called while the machine resets.
+fn refuse(event: Event) {
+    if let Event::Called(call) = event {
+        let _ = call.answer.send(Response::error(409, "the machine is being reset; ask again"));
+    }
+}
+
+/// Pulls the plug on SIGTERM and SIGINT, so that images are closed and the terminal is as it was.
+fn watch_signals(events: Sender<Event>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot catch signals")?;
+    let body = move || {
+        for _ in signals.forever() {
+            if events.send(Event::Ended(Outcome::Unplugged)).is_err() {
+                return;
             }
-            _ => anyhow!("/dev/kvm: {why}"),
         }
-    })?;
-    ensure!(kvm.get_api_version() == 12, "/dev/kvm: an API that is not KVM's");
-    for (cap, name) in [
-        (Cap::Irqchip, "interrupt controllers"),
-        (Cap::Irqfd, "interrupts by eventfd"),
-        (Cap::UserMemory, "memory of programs"),
-        (Cap::SetTssAddr, "a place for its task state"),
-    ] {
-        if !kvm.check_extension(cap) {
-            bail!("/dev/kvm: this KVM lacks {name}");
-        }
-    }
-    Ok(kvm)
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(body)?;
+    Ok(())
 }
 
-fn make_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd> {
-    let vm = kvm.create_vm().context("cannot make a virtual machine")?;
-    vm.set_tss_address(layout::KVM_TSS).context("cannot set the task state's place")?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .context("cannot set the identity map's place")?;
-    vm.create_irq_chip().context("cannot make interrupt controllers")?;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let range = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: needed to give the guest its memory. The mapping is as long as the region, and its file is sealed, so that
-        // all of it can always be used. Whoever runs a processor keeps it mapped, and before that the guest uses nothing. No
-        // reference to it exists.
-        unsafe { vm.set_user_memory_region(range) }.context("cannot give the guest its memory")?;
+/// Connects to all backends, in the order in which the guest is to find them: disks first.
+fn connect(settings: &Settings, keeper: Option<&Keeper>) -> Result<Vec<Arc<Backend>>> {
+    let mut backends = Vec::new();
+    for (index, disk) in settings.disks.iter().enumerate() {
+        let socket = keeper.context("no daemons")?.socket(index);
+        let name = disk.path.display().to_string();
+        let backend =
+            Backend::connect(socket, &name, DeviceKind::BLOCK, disk.queues, settings.cpus);
+        backends.push(Arc::new(backend.with_context(|| format!("{name}: cannot be served"))?));
     }
-    Ok(vm)
-}
-
-fn make_serial(vm: &VmFd, target: &SerialTarget) -> Result<SerialLine> {
-    let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    vm.register_irqfd(&interrupt, layout::SERIAL_LINE)
-        .context("cannot connect the serial line's interrupt")?;
-    SerialLine::new(target, interrupt)
+    for spec in &settings.backends {
+        let name = spec.socket.display().to_string();
+        let backend = Backend::connect(&spec.socket, &name, spec.kind, spec.queues, settings.cpus);
+        backends.push(Arc::new(backend.with_context(|| name)?));
+    }
+    Ok(backends)
 }
 
 /// Gives the guest what is typed, where its serial line is this program's terminal.
@@ -121,9 +124,125 @@ fn listen(target: &SerialTarget, serial: SerialLine) -> Result<Option<RawTermina
     Ok(terminal)
 }
 
-/// Whether the processors of this host can run guests by themselves; otherwise KVM emulates each instruction.
-pub fn has_hardware_support() -> bool {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+/// A machine from its start to its reset or its end.
+#[derive(Debug)]
+struct Machine<'a> {
+    settings: &'a Settings,
+    backends: &'a [Arc<Backend>],
+    processors: Processors,
+    /// As long as this is open, KVM has the eventfds that interrupt.
+    _vm: Arc<VmFd>,
+    events: Sender<Event>,
+    power_button: EventFd,
+    started: Instant,
+    is_held: bool,
+}
+
+impl<'a> Machine<'a> {
+    fn start(
+        settings: &'a Settings,
+        kvm: &Kvm,
+        backends: &'a [Arc<Backend>],
+        serial: &SerialLine,
+        events: &Sender<Event>,
+    ) -> Result<Self> {
+        let memory = ram::make(settings.memory)?;
+        let rsdp = acpi::write(&memory, settings.cpus)?;
+        let entry = boot::load(&settings.boot, &memory, settings.memory, rsdp)?;
+        let vm = Arc::new(kvm::make_vm(kvm, &memory)?);
+        vm.register_irqfd(serial.interrupt(), layout::SERIAL_LINE)
+            .context("cannot connect the serial line's interrupt")?;
+        let power_button = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        vm.register_irqfd(&power_button, layout::POWER_BUTTON_LINE)
+            .context("cannot connect the power button's interrupt")?;
+        let bus = make_bus(&vm, &memory, backends)?;
+        let devices = Arc::new(Devices::new(serial.clone(), Power::new(events.clone()), bus));
+        let cpuid = vcpu::supported(kvm)?;
+        let make = |id| Vcpu::new(&vm, id, settings.cpus, &cpuid);
+        let vcpus = (0..settings.cpus).map(make).collect::<Result<Vec<_>>>()?;
+        vcpus[0].start_at(entry, &memory)?;
+        let processors = Processors::start(vcpus, &memory, &devices, events)?;
+        let (started, is_held) = (Instant::now(), false);
+        let events = events.clone();
+        Ok(Self { settings, backends, processors, _vm: vm, events, power_button, started, is_held })
+    }
+
+    /// Until it resets or ends.
+    fn run(mut self, events: &Receiver<Event>) -> Result<Outcome> {
+        loop {
+            match events.recv().map_err(|_| anyhow!("all processors are gone"))? {
+                Event::Called(call) => self.obey(&call),
+                Event::Ended(outcome) => {
+                    self.processors.stop();
+                    return Ok(outcome);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, call: &Call) {
+        let response = match call.verb {
+            Verb::Info => Response::ok(self.info()),
+            Verb::Pause => {
+                self.processors.hold();
+                self.is_held = true;
+                Response::done()
+            }
+            Verb::Resume => {
+                self.processors.go_on();
+                self.is_held = false;
+                Response::done()
+            }
+            Verb::PowerButton => match self.power_button.write(1) {
+                Ok(()) => Response::done(),
+                Err(error) => Response::error(500, &error.to_string()),
+            },
+            Verb::PullPlug => {
+                // The events end with this one.
+                let _ = self.events.send(Event::Ended(Outcome::Unplugged));
+                Response::done()
+            }
+        };
+        // Whoever asked may be gone.
+        let _ = call.answer.send(response);
+    }
+
+    fn info(&self) -> Value {
+        let disk = |backend: &Arc<Backend>| {
+            json!({
+                "name": backend.name(),
+                "virtio_device": backend.kind().0,
+                "queues": backend.queue_count(),
+                "resumed": backend.resumed(),
+                "lost": backend.is_lost(),
+            })
+        };
+        json!({
+            "state": if self.is_held { "paused" } else { "running" },
+            "cpus": self.settings.cpus,
+            "memory": self.settings.memory,
+            "uptime_ms": self.started.elapsed().as_millis() as u64,
+            "devices": self.backends.iter().map(disk).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// The bus with the bridge and a function for each of `backends`.
+fn make_bus(vm: &Arc<VmFd>, memory: &GuestMemory, backends: &[Arc<Backend>]) -> Result<Bus> {
+    ensure!(
+        backends.len() < Bus::FUNCTION_COUNT_MAX,
+        "{} devices are too many: {} fit on the bus",
+        backends.len(),
+        Bus::FUNCTION_COUNT_MAX - 1
+    );
+    let interrupts = Arc::new(Interrupts::new(Arc::clone(vm)));
+    let mut functions: Vec<Arc<dyn Function>> = vec![Arc::new(HostBridge::new())];
+    for (backend, index) in backends.iter().zip(0..) {
+        let at = layout::PCI_WINDOW + index * VirtioFunction::REGISTERS_LEN;
+        let (vm, interrupts) = (Arc::clone(vm), Arc::clone(&interrupts));
+        let function =
+            VirtioFunction::new(Arc::clone(backend), vm, interrupts, memory.clone(), at)?;
+        functions.push(Arc::new(function));
+    }
+    Ok(Bus::new(functions))
 }

@@ -5,14 +5,21 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod acpi;
+mod api;
 mod args;
 mod boot;
 mod devices;
+mod disks;
+mod interrupts;
+mod kvm;
 mod layout;
 mod machine;
 mod outcome;
+mod pci;
 mod ram;
 mod vcpu;
+mod vhost_user;
+mod virtio;
 
 use outcome::Outcome;
 
@@ -32,13 +39,13 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if !machine::has_hardware_support() {
+    if !kvm::has_hardware_support() {
         eprintln!(
             "vmm: the processors of this host cannot run guests by themselves: a kernel takes very long to boot here"
         );
     }
-    match machine::run(&settings) {
-        Ok(Outcome::PoweredOff | Outcome::Reset) => ExitCode::SUCCESS,
+    match run(&settings) {
+        Ok(Outcome::PoweredOff | Outcome::Reset | Outcome::Unplugged) => ExitCode::SUCCESS,
         Ok(Outcome::Crashed(why)) => {
             eprintln!("vmm: the guest crashed: {why}");
             ExitCode::from(EXIT_CRASHED)
@@ -48,6 +55,16 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_CANNOT_START)
         }
     }
+}
+
+/// Runs the machine, and ends the daemons of its disks with it.
+fn run(settings: &machine::Settings) -> anyhow::Result<Outcome> {
+    // First of all, while there is one thread.
+    let keeper = match settings.disks.as_slice() {
+        [] => None,
+        disks => Some(disks::Keeper::start(disks)?),
+    };
+    machine::run(settings, keeper.as_ref())
 }
 
 /// Gives the help or version that was asked for, or says in one line what is wrong with the arguments.

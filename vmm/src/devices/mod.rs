@@ -1,29 +1,47 @@
-//! What is emulated: a serial line, and the ports that end the machine. Nothing else answers.
+//! What the processors find where there is no memory: the PCI bus, a serial line, and the ports that end the machine. Nothing
+//! else answers.
 
 mod power;
 mod serial;
 
 use crate::layout;
+use crate::pci::Bus;
 
 pub use power::Power;
 pub use serial::{RawTerminal, SerialLine, SerialTarget};
 
-/// All ports of the machine.
+/// All devices of the machine.
 #[derive(Debug)]
-pub struct Ports {
+pub struct Devices {
     serial: SerialLine,
     power: Power,
+    bus: Bus,
 }
 
-impl Ports {
-    /// These devices at their ports.
-    pub fn new(serial: SerialLine, power: Power) -> Self {
-        Self { serial, power }
+impl Devices {
+    /// These devices at their ports and addresses.
+    pub fn new(serial: SerialLine, power: Power, bus: Bus) -> Self {
+        Self { serial, power, bus }
+    }
+
+    /// The guest reads where there is no memory. Where nothing is, all bits are set.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        if !self.bus.read_memory(address, data) {
+            data.fill(0xff);
+        }
+    }
+
+    /// The guest writes where there is no memory. Where nothing is, nothing happens.
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
+        self.bus.write_memory(address, data);
     }
 
     /// The guest reads `data.len()` bytes from `port`. Where nothing is, all bits are set.
-    pub fn read(&self, port: u16, data: &mut [u8]) {
+    pub fn read_port(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
+        if is_of_bus(port, data) {
+            return self.bus.read_port(port, data);
+        }
         let [byte] = data else { return };
         match port {
             _ if serial_register(port).is_some() => {
@@ -36,7 +54,10 @@ impl Ports {
     }
 
     /// The guest writes `data` to `port`. Where nothing is, nothing happens.
-    pub fn write(&self, port: u16, data: &[u8]) {
+    pub fn write_port(&self, port: u16, data: &[u8]) {
+        if is_of_bus(port, data) {
+            return self.bus.write_port(port, data);
+        }
         let &[byte] = data else { return };
         match port {
             layout::SLEEP_PORT => self.power.sleep(byte),
@@ -49,6 +70,12 @@ impl Ports {
             }
         }
     }
+}
+
+/// Whether an access is one to the PCI bus. The reset register lies among its ports, and is one byte.
+fn is_of_bus(port: u16, data: &[u8]) -> bool {
+    let is_reset = port == layout::RESET_PORT && data.len() == 1;
+    (layout::PCI_ADDRESS_PORT..=layout::PCI_DATA_PORT_LAST).contains(&port) && !is_reset
 }
 
 const SLEEP_STATUS_PORT: u16 = layout::SLEEP_PORT + 1;

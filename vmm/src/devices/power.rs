@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use crate::acpi;
-use crate::outcome::Outcome;
+use crate::outcome::{Event, Outcome};
 
 /// Sleep type and enable bit in the sleep control register (ACPI 6.5, 4.8.3.7).
 const SLEEP_TYPE_SHIFT: u32 = 2;
@@ -15,12 +15,12 @@ const PULSE_RESET: u8 = 0xfe;
 /// Tells the machine when the guest is done.
 #[derive(Debug)]
 pub struct Power {
-    end: Sender<Outcome>,
+    end: Sender<Event>,
 }
 
 impl Power {
     /// Says so through `end`.
-    pub fn new(end: Sender<Outcome>) -> Self {
+    pub fn new(end: Sender<Event>) -> Self {
         Self { end }
     }
 
@@ -48,7 +48,7 @@ impl Power {
 
     fn end(&self, outcome: Outcome) {
         // Nobody listens any more where another processor was first.
-        let _ = self.end.send(outcome);
+        let _ = self.end.send(Event::Ended(outcome));
     }
 }
 
@@ -65,11 +65,15 @@ mod tests {
         for value in 0..=u8::MAX {
             power.sleep(value);
         }
-        // The two bits beside type and enable mean nothing.
-        assert_eq!(outcomes.try_iter().filter(|o| *o == Outcome::PoweredOff).count(), 8);
+        let ended = || {
+            let event = outcomes.try_iter();
+            event.map(|event| if let Event::Ended(outcome) = event { outcome } else { unreachable!() })
+        };
+        // The four bits beside type and enable mean nothing.
+        assert_eq!(ended().filter(|outcome| *outcome == Outcome::PoweredOff).count(), 16);
         for value in 0..=u8::MAX {
             power.reset(value);
         }
-        assert_eq!(outcomes.try_iter().collect::<Vec<_>>(), [Outcome::Reset]);
+        assert_eq!(ended().collect::<Vec<_>>(), [Outcome::Reset]);
     }
 }

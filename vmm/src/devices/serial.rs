@@ -43,7 +43,10 @@ type Uart = Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
 
 /// The serial line, shared by all processors.
 #[derive(Clone)]
-pub struct SerialLine(Arc<Mutex<Uart>>);
+pub struct SerialLine {
+    uart: Arc<Mutex<Uart>>,
+    interrupt: Arc<EventFd>,
+}
 
 impl std::fmt::Debug for SerialLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,14 +55,21 @@ impl std::fmt::Debug for SerialLine {
 }
 
 impl SerialLine {
-    /// A serial line to `target` that interrupts through `interrupt`.
-    pub fn new(target: &SerialTarget, interrupt: EventFd) -> Result<Self> {
+    /// A serial line to `target`.
+    pub fn new(target: &SerialTarget) -> Result<Self> {
         let out: Box<dyn Write + Send> = match target {
             SerialTarget::Tty => Box::new(io::stdout()),
             SerialTarget::Off => Box::new(io::sink()),
             SerialTarget::File(path) => Box::new(create(path)?),
         };
-        Ok(Self(Arc::new(Mutex::new(Serial::new(Interrupt(interrupt), out)))))
+        let interrupt = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let uart = Serial::new(Interrupt(Arc::clone(&interrupt)), out);
+        Ok(Self { uart: Arc::new(Mutex::new(uart)), interrupt })
+    }
+
+    /// What is signalled when it interrupts.
+    pub fn interrupt(&self) -> &EventFd {
+        &self.interrupt
     }
 
     /// The guest reads a register.
@@ -89,7 +99,7 @@ impl SerialLine {
     }
 
     fn lock(&self) -> MutexGuard<'_, Uart> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +109,7 @@ fn create(path: &PathBuf) -> Result<File> {
     file.with_context(|| path.display().to_string())
 }
 
-struct Interrupt(EventFd);
+struct Interrupt(Arc<EventFd>);
 
 impl Trigger for Interrupt {
     type E = io::Error;

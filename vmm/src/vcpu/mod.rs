@@ -1,6 +1,7 @@
 //! Virtual processors: what they are told they are, how they start, and the loop in which they run.
 
 mod cpuid;
+mod processors;
 mod registers;
 
 use std::sync::Arc;
@@ -12,11 +13,14 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use crate::boot::Entry;
-use crate::devices::Ports;
-use crate::outcome::Outcome;
+use crate::devices::Devices;
+use crate::outcome::{Event, Outcome};
 use crate::ram::GuestMemory;
 
 pub use cpuid::supported;
+pub use processors::Processors;
+
+use processors::Gate;
 
 /// A processor that has not started yet.
 #[derive(Debug)]
@@ -45,36 +49,42 @@ impl Vcpu {
     pub fn run(
         self,
         memory: GuestMemory,
-        ports: Arc<Ports>,
-        end: Sender<Outcome>,
+        devices: Arc<Devices>,
+        gate: Arc<Gate>,
+        end: Sender<Event>,
     ) -> Result<JoinHandle<()>> {
         let mut fd = self.fd;
         let body = move || {
             let _memory = memory;
-            let outcome = run(&mut fd, &ports);
-            // Nobody listens any more where another processor was first.
-            let _ = end.send(outcome);
+            if let Some(outcome) = run(&mut fd, &devices, &gate) {
+                gate.leave();
+                // Nobody listens any more where another processor was first.
+                let _ = end.send(Event::Ended(outcome));
+            }
         };
         let name = format!("vcpu {}", self.id);
         Builder::new().name(name).spawn(body).context("cannot start a thread")
     }
 }
 
-fn run(fd: &mut VcpuFd, ports: &Ports) -> Outcome {
-    loop {
+/// Until it crashes, and then how, or until it is stopped.
+fn run(fd: &mut VcpuFd, devices: &Devices, gate: &Gate) -> Option<Outcome> {
+    let crashed = |why: String| Some(Outcome::Crashed(why));
+    while gate.pass() {
         match fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => ports.read(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => ports.write(port, data),
-            // Nothing is there, as on a bus that nobody answers on.
-            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr) => {}
-            Ok(VcpuExit::Shutdown) => return Outcome::Crashed("triple fault".to_owned()),
+            Ok(VcpuExit::IoIn(port, data)) => devices.read_port(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => devices.write_port(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => devices.read_memory(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => devices.write_memory(address, data),
+            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Shutdown) => return crashed("triple fault".to_owned()),
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                return Outcome::Crashed(format!("KVM cannot run the guest: reason {reason:#x}"));
+                return crashed(format!("KVM cannot run the guest: reason {reason:#x}"));
             }
-            Ok(other) => return Outcome::Crashed(format!("KVM gave up: {other:?}")),
+            Ok(other) => return crashed(format!("KVM gave up: {other:?}")),
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
-            Err(e) => return Outcome::Crashed(format!("KVM failed: {e}")),
+            Err(e) => return crashed(format!("KVM failed: {e}")),
         }
     }
+    None
 }
