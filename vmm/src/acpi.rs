@@ -66,7 +66,7 @@ impl Tables<'_> {
         let bytes = bytes(table);
         let at = self.at;
         self.at += (bytes.len() as u64).next_multiple_of(64);
-        ensure!(self.at <= layout::KERNEL, "too many processors for the ACPI tables");
+        ensure!(self.at <= layout::RESET_VECTOR, "too many processors for the ACPI tables");
         self.memory.write_slice(&bytes, GuestAddress(at)).context("cannot write ACPI tables")?;
         Ok(at)
     }

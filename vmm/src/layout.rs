@@ -27,6 +27,8 @@ pub const COMMAND_LINE_LEN: u64 = 0x1_0000;
 pub const LOW_END: u64 = 0xa_0000;
 /// Where the RSDP is looked for.
 pub const ACPI: u64 = 0xe_0000;
+/// A processor in real mode starts here after a reset.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The kernel is loaded here at the lowest.
 pub const KERNEL: u64 = 0x10_0000;
 /// Memory below 4 GiB ends here at the latest.

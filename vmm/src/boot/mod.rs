@@ -4,6 +4,7 @@ mod initramfs;
 mod kernel;
 mod linux;
 mod pvh;
+mod reset_vector;
 
 use std::path::PathBuf;
 
@@ -51,6 +52,7 @@ struct Placed {
 /// # Errors
 /// A file cannot be read, is not what it should be, or does not fit.
 pub fn load(boot: &Boot, memory: &GuestMemory, size: u64, rsdp: u64) -> Result<Entry> {
+    reset_vector::write(memory)?;
     let kernel = kernel::load(&boot.kernel, memory)?;
     write_command_line(&boot.command_line, kernel.command_line_max(), memory)?;
     let initramfs = match &boot.initramfs {
