@@ -90,7 +90,8 @@ impl Args {
             return Err("--kernel is needed: booting from a disk is not built yet".to_owned());
         };
         let Self { initramfs, cmdline: command_line, cpus, memory, serial, .. } = self;
-        let per_cpu = |disk: DiskSpec| DiskSpec { queues: disk.queues.or(Some(cpus.into())), ..disk };
+        let per_cpu =
+            |disk: DiskSpec| DiskSpec { queues: disk.queues.or(Some(cpus.into())), ..disk };
         Ok(Settings {
             boot: Boot { kernel, initramfs, command_line },
             cpus,

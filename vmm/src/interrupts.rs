@@ -83,11 +83,8 @@ impl Interrupts {
 }
 
 fn pin(number: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry {
-        gsi: number,
-        type_: KVM_IRQ_ROUTING_IRQCHIP,
-        ..Default::default()
-    };
+    let mut entry =
+        kvm_irq_routing_entry { gsi: number, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
     entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
     entry.u.irqchip.pin = number;
     entry

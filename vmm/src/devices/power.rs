@@ -67,7 +67,9 @@ mod tests {
         }
         let ended = || {
             let event = outcomes.try_iter();
-            event.map(|event| if let Event::Ended(outcome) = event { outcome } else { unreachable!() })
+            event.map(
+                |event| if let Event::Ended(outcome) = event { outcome } else { unreachable!() },
+            )
         };
         // The four bits beside type and enable mean nothing.
         assert_eq!(ended().filter(|outcome| *outcome == Outcome::PoweredOff).count(), 16);

@@ -9,8 +9,8 @@
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -132,7 +132,8 @@ impl Kept {
         let child = self.command(program).spawn();
         // The other daemons are not to have it.
         fcntl(&self.listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        self.child = Some(child.with_context(|| format!("{}: cannot be started", program.display()))?);
+        self.child =
+            Some(child.with_context(|| format!("{}: cannot be started", program.display()))?);
         Ok(())
     }
 

@@ -104,9 +104,9 @@ fn parse_queues(text: &str) -> Result<u16, String> {
 
 fn parse_kind(text: &str) -> Result<DeviceKind, String> {
     let number = text.parse().ok().filter(|number| (1..=DeviceKind::MAX).contains(number));
-    number.map(DeviceKind).ok_or_else(|| {
-        format!("'{text}' is no virtio device number: say 1 to {}", DeviceKind::MAX)
-    })
+    number
+        .map(DeviceKind)
+        .ok_or_else(|| format!("'{text}' is no virtio device number: say 1 to {}", DeviceKind::MAX))
 }
 
 #[cfg(test)]
@@ -117,7 +117,10 @@ mod tests {
     fn disks() {
         let disk: DiskSpec = "a,,b.qcow2,readonly,queues=2,cache=none".parse().expect("good");
         assert_eq!(disk.path, PathBuf::from("a,b.qcow2"));
-        assert_eq!((disk.readonly, disk.queues, disk.cache.as_deref()), (true, Some(2), Some("none")));
+        assert_eq!(
+            (disk.readonly, disk.queues, disk.cache.as_deref()),
+            (true, Some(2), Some("none"))
+        );
         for bad in ["", ",readonly", "a,queues=0", "a,queues=x", "a,cache=fast", "a,x", "a,"] {
             assert!(bad.parse::<DiskSpec>().is_err(), "{bad}");
         }

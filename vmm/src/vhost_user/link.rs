@@ -222,7 +222,9 @@ impl Link {
         let is_idle = |ring: &Ring| ring.is_idle(&running.memory).unwrap_or(false);
         // Which requests it had answered cannot be told from the rings alone: they may be answered in any order.
         if self.inflight.is_none() && !running.rings.iter().all(is_idle) {
-            self.say("the backend kept no record of its requests: the guest has to reset the device");
+            self.say(
+                "the backend kept no record of its requests: the guest has to reset the device",
+            );
             self.running = None;
             self.shared.set_lost(true);
         }

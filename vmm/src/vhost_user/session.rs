@@ -103,10 +103,8 @@ impl Session {
             "the backend does not tell its configuration"
         );
         let flags = VhostUserConfigFlags::empty();
-        let (_, bytes) = self
-            .frontend
-            .get_config(0, len as u32, flags, &vec![0; len])
-            .context("GET_CONFIG")?;
+        let (_, bytes) =
+            self.frontend.get_config(0, len as u32, flags, &vec![0; len]).context("GET_CONFIG")?;
         ensure!(bytes.len() == len, "GET_CONFIG: {} bytes, not {len}", bytes.len());
         Ok(bytes)
     }

@@ -99,7 +99,9 @@ impl Common {
         let queue = self.queue();
         let of_queue = |get: fn(&Queue) -> u64| queue.map_or(0, get);
         match at {
-            DEVICE_FEATURE_SELECT..DEVICE_FEATURE => (DEVICE_FEATURE_SELECT, self.offered_select.into()),
+            DEVICE_FEATURE_SELECT..DEVICE_FEATURE => {
+                (DEVICE_FEATURE_SELECT, self.offered_select.into())
+            }
             DEVICE_FEATURE..DRIVER_FEATURE_SELECT => {
                 (DEVICE_FEATURE, half(self.offered, self.offered_select).into())
             }

@@ -169,8 +169,7 @@ impl VirtioFunction {
             return Ok(());
         }
         for (queue, index) in state.common.queues.iter().zip(0..) {
-            let address =
-                |at| IoEventAddress::Mmio(at + NOTIFICATIONS + index * NOTIFICATION_STEP);
+            let address = |at| IoEventAddress::Mmio(at + NOTIFICATIONS + index * NOTIFICATION_STEP);
             if let Some(before) = state.notified_at {
                 self.vm.unregister_ioevent(&queue.kick, &address(before), NoDatamatch)?;
             }
@@ -326,6 +325,5 @@ fn add_place(space: &mut ConfigSpace, kind: u8, at: u64, len: u64, more: &[u8]) 
 }
 
 const _: () = assert!(MSIX_TABLE + pci::VECTOR_COUNT_MAX as u64 * VECTOR_LEN <= MSIX_PENDING);
-const _: () = assert!(
-    NOTIFICATIONS + pci::VECTOR_COUNT_MAX as u64 * NOTIFICATION_STEP <= MSIX_TABLE
-);
+const _: () =
+    assert!(NOTIFICATIONS + pci::VECTOR_COUNT_MAX as u64 * NOTIFICATION_STEP <= MSIX_TABLE);
