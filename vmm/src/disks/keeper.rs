@@ -26,8 +26,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::spec::DiskSpec;
 
 /// A daemon that has run for less is not started again at once, but after a while that grows.
-const LIFE_SHORT: Duration = Duration::from_secs(2);
-const DELAY_MAX: Duration = Duration::from_secs(5);
+const LIFE_SHORT: Duration = Duration::from_millis(500);
+const DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// The keeper, from the monitor's side. Dropping it ends all daemons and waits for that.
 #[derive(Debug)]
