@@ -61,8 +61,15 @@ pub fn run(settings: &Settings, keeper: Option<&Keeper>) -> Result<Outcome> {
     }
     watch_signals(sender.clone())?;
     let _terminal = listen(&settings.serial, serial.clone())?;
+    let mut is_first = true;
     loop {
-        let machine = Machine::start(settings, &kvm, &backends, &serial, &sender)?;
+        let machine = Machine::make(settings, &kvm, &backends, &serial, &sender)?;
+        if std::mem::take(&mut is_first) && !kvm::has_hardware_support() {
+            eprintln!(
+                "vmm: the processors of this host cannot run guests by themselves: \
+                 a kernel takes very long to boot here, if it does at all"
+            );
+        }
         let outcome = machine.run(&events)?;
         // Before the memory is let go that they serve.
         backends.iter().for_each(|backend| backend.stop());
@@ -129,17 +136,17 @@ fn listen(target: &SerialTarget, serial: SerialLine) -> Result<Option<RawTermina
 struct Machine<'a> {
     settings: &'a Settings,
     backends: &'a [Arc<Backend>],
-    processors: Processors,
+    memory: GuestMemory,
+    devices: Arc<Devices>,
+    vcpus: Vec<Vcpu>,
     /// As long as this is open, KVM has the eventfds that interrupt.
     _vm: Arc<VmFd>,
     events: Sender<Event>,
     power_button: EventFd,
-    started: Instant,
-    is_held: bool,
 }
 
 impl<'a> Machine<'a> {
-    fn start(
+    fn make(
         settings: &'a Settings,
         kvm: &Kvm,
         backends: &'a [Arc<Backend>],
@@ -161,36 +168,35 @@ impl<'a> Machine<'a> {
         let make = |id| Vcpu::new(&vm, id, settings.cpus, &cpuid);
         let vcpus = (0..settings.cpus).map(make).collect::<Result<Vec<_>>>()?;
         vcpus[0].start_at(entry, &memory)?;
-        let processors = Processors::start(vcpus, &memory, &devices, events)?;
-        let (started, is_held) = (Instant::now(), false);
         let events = events.clone();
-        Ok(Self { settings, backends, processors, _vm: vm, events, power_button, started, is_held })
+        Ok(Self { settings, backends, memory, devices, vcpus, _vm: vm, events, power_button })
     }
 
     /// Until it resets or ends.
     fn run(mut self, events: &Receiver<Event>) -> Result<Outcome> {
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let processors = Processors::start(vcpus, &self.memory, &self.devices, &self.events)?;
+        let started = Instant::now();
         loop {
             match events.recv().map_err(|_| anyhow!("all processors are gone"))? {
-                Event::Called(call) => self.obey(&call),
+                Event::Called(call) => self.obey(&call, &processors, started),
                 Event::Ended(outcome) => {
-                    self.processors.stop();
+                    processors.stop();
                     return Ok(outcome);
                 }
             }
         }
     }
 
-    fn obey(&mut self, call: &Call) {
+    fn obey(&self, call: &Call, processors: &Processors, started: Instant) {
         let response = match call.verb {
-            Verb::Info => Response::ok(self.info()),
+            Verb::Info => Response::ok(self.info(processors, started)),
             Verb::Pause => {
-                self.processors.hold();
-                self.is_held = true;
+                processors.hold();
                 Response::done()
             }
             Verb::Resume => {
-                self.processors.go_on();
-                self.is_held = false;
+                processors.go_on();
                 Response::done()
             }
             Verb::PowerButton => match self.power_button.write(1) {
@@ -207,7 +213,7 @@ impl<'a> Machine<'a> {
         let _ = call.answer.send(response);
     }
 
-    fn info(&self) -> Value {
+    fn info(&self, processors: &Processors, started: Instant) -> Value {
         let disk = |backend: &Arc<Backend>| {
             json!({
                 "name": backend.name(),
@@ -218,10 +224,10 @@ impl<'a> Machine<'a> {
             })
         };
         json!({
-            "state": if self.is_held { "paused" } else { "running" },
+            "state": if processors.are_held() { "paused" } else { "running" },
             "cpus": self.settings.cpus,
             "memory": self.settings.memory,
-            "uptime_ms": self.started.elapsed().as_millis() as u64,
+            "uptime_ms": started.elapsed().as_millis() as u64,
             "devices": self.backends.iter().map(disk).collect::<Vec<_>>(),
         })
     }

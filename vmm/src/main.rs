@@ -39,11 +39,6 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if !kvm::has_hardware_support() {
-        eprintln!(
-            "vmm: the processors of this host cannot run guests by themselves: a kernel takes very long to boot here"
-        );
-    }
     match run(&settings) {
         Ok(Outcome::PoweredOff | Outcome::Reset | Outcome::Unplugged) => ExitCode::SUCCESS,
         Ok(Outcome::Crashed(why)) => {

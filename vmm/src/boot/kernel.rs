@@ -71,7 +71,9 @@ pub fn load(path: &Path, memory: &GuestMemory) -> Result<Kernel> {
 fn load_unnamed(path: &Path, memory: &GuestMemory) -> Result<Kernel> {
     let mut file = File::open(path)?;
     let mut magic = [0; 4];
-    file.read_exact(&mut magic).context("not a kernel")?;
+    if file.read(&mut magic)? < magic.len() {
+        bail!("not a kernel: neither a bzImage nor an ELF file");
+    }
     file.rewind()?;
     if &magic == ELF_MAGIC { load_elf(file, memory) } else { load_bzimage(file, memory) }
 }

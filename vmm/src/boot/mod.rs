@@ -54,6 +54,14 @@ struct Placed {
 pub fn load(boot: &Boot, memory: &GuestMemory, size: u64, rsdp: u64) -> Result<Entry> {
     reset_vector::write(memory)?;
     let kernel = kernel::load(&boot.kernel, memory)?;
+    let (needed, low) = (kernel.end(), size.min(layout::DEVICES));
+    ensure!(
+        needed <= low,
+        "{}: the kernel needs {} MiB of memory, and the guest has {}",
+        boot.kernel.display(),
+        needed.div_ceil(1 << 20),
+        low >> 20
+    );
     write_command_line(&boot.command_line, kernel.command_line_max(), memory)?;
     let initramfs = match &boot.initramfs {
         Some(path) => Some(initramfs::load(path, memory, size, kernel.end())?),

@@ -110,6 +110,11 @@ impl Processors {
         self.wait_outside();
     }
 
+    /// Whether they are held.
+    pub fn are_held(&self) -> bool {
+        lock(&self.gate.state).wish == Wish::Hold
+    }
+
     /// Lets held processors go on.
     pub fn go_on(&self) {
         self.wish(Wish::Run);
