@@ -55,6 +55,9 @@ zstd zstd
 mkfs.ext4 e2fsprogs
 debugfs e2fsprogs
 blkdiscard util-linux
+sfdisk fdisk
+mmdebstrap mmdebstrap
+nc.openbsd netcat-openbsd
 COMMANDS
     # The two QEMU packages must be of one version: each release of Debian ties them together, so
     # that installing one alone can remove the other.

@@ -16,6 +16,7 @@ SCRATCH_SIZE=512M
 main() {
     require_programs
     "$HERE/kernel.sh"
+    "$HERE/debian-disk.sh"
     new_work
     CONSOLE=$WORK/console
     mkdir -p "$WORK/small/bin" "$WORK/host/"{bin,guest,programs,modules}
@@ -23,7 +24,10 @@ main() {
     "$HERE/initramfs.sh" "$WORK/host/guest/disk-initramfs" "${PROGRAMS[@]}"
     pack_host "$WORK/host" "$WORK/initramfs"
     truncate -s "$SCRATCH_SIZE" "$WORK/scratch"
-    boot_host "$WORK/initramfs" "$WORK/scratch" "$*" > "$CONSOLE" 2>&1 || true
+    mkdir "$WORK/images"
+    cp "$HERE/../build/debian/disk.qcow2" "$WORK/images/debian.qcow2"
+    mkfs.ext4 -q -F -d "$WORK/images" "$WORK/images.ext4" "$SCRATCH_SIZE"
+    boot_host "$*" > "$CONSOLE" 2>&1 || true
     sed -i 's/\r$//' "$CONSOLE"
     judge
 }
@@ -41,7 +45,7 @@ pack_host() {
     cp "$HERE/nested/scenarios" "$1/scenarios"
     cp "$KERNEL/vmlinuz" "$1/guest/vmlinuz"
     local program
-    for program in "$VMM" "$VHOST_BLK" "$QCOW"; do
+    for program in "$VMM" "$VHOST_BLK" "$QCOW" "$(command -v nc.openbsd)"; do
         copy_program "$program" "$1"
     done
     copy_modules "$1/modules"
@@ -78,12 +82,14 @@ pack() {
 
 # EPYC: `-cpu max` has more than the emulator does right. One processor: with two, that run guests at the same time, the
 # emulator gives a guest with two processors a triple fault sooner or later.
+# boot_host SCENARIOS
 boot_host() {
     timeout "$SECONDS_MAX" qemu-system-x86_64 -accel tcg -cpu EPYC,+svm,+npt -smp 1 -m 3072 -M q35 \
         -nodefaults -no-user-config -display none -serial stdio -no-reboot \
-        -drive "file=$2,format=raw,if=virtio,cache=unsafe" \
-        -kernel "$KERNEL/vmlinuz" -initrd "$1" \
-        -append "console=ttyS0 quiet panic=-1 mitigations=off scenarios=${3// /,}" < /dev/null
+        -drive "file=$WORK/scratch,format=raw,if=virtio,cache=unsafe" \
+        -drive "file=$WORK/images.ext4,format=raw,if=virtio,cache=unsafe" \
+        -kernel "$KERNEL/vmlinuz" -initrd "$WORK/initramfs" \
+        -append "console=ttyS0 quiet panic=-1 mitigations=off scenarios=${1// /,}" < /dev/null
 }
 
 judge() {

@@ -25,7 +25,8 @@ const CPUS_MAX: i64 = 254;
 #[derive(Debug, Parser)]
 #[command(name = "vmm", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Args {
-    /// The kernel: a bzImage, or an ELF file with a PVH entry
+    /// The kernel: a bzImage, or an ELF file with a PVH entry. Without it, kernel, initramfs and command line are read out of
+    /// the first disk of --disk: by GRUB's menu or BLS entries in a /boot on ext4 or FAT
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -33,9 +34,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
 
-    /// The kernel's command line
-    #[arg(long, value_name = "S", default_value = "console=ttyS0")]
-    cmdline: String,
+    /// The kernel's command line [default: console=ttyS0]; without --kernel it is added to what the disk says
+    #[arg(long, value_name = "S")]
+    cmdline: Option<String>,
 
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX))]
@@ -86,14 +87,24 @@ impl Args {
         if let Some(name) = self.unbuilt.given() {
             return Err(format!("{name} is not built yet"));
         }
-        let Some(kernel) = self.kernel else {
-            return Err("--kernel is needed: booting from a disk is not built yet".to_owned());
+        let Self { kernel, initramfs, cmdline, cpus, memory, serial, .. } = self;
+        let boot = match (kernel, self.disk.first()) {
+            (Some(kernel), _) => {
+                let command_line = cmdline.unwrap_or_else(|| "console=ttyS0".to_owned());
+                Boot::Files { kernel, initramfs, command_line }
+            }
+            (None, _) if initramfs.is_some() => {
+                return Err("--initramfs is for a kernel that --kernel names".to_owned());
+            }
+            (None, Some(disk)) => Boot::Disk { disk: disk.clone(), command_line: cmdline },
+            (None, None) => {
+                return Err("nothing to boot: say --disk, or --kernel (see --help)".to_owned());
+            }
         };
-        let Self { initramfs, cmdline: command_line, cpus, memory, serial, .. } = self;
         let per_cpu =
             |disk: DiskSpec| DiskSpec { queues: disk.queues.or(Some(cpus.into())), ..disk };
         Ok(Settings {
-            boot: Boot { kernel, initramfs, command_line },
+            boot,
             cpus,
             memory,
             disks: self.disk.into_iter().map(per_cpu).collect(),

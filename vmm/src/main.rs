@@ -28,6 +28,10 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_CRASHED: u8 = 3;
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    if words.get(1).is_some_and(|word| word == boot::disk::SUBCOMMAND) {
+        return boot::disk::run_reader(&words[2..]);
+    }
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return answer(&error),

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use linux_loader::loader::bootparam::setup_header;
@@ -10,6 +9,7 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Address, GuestAddress};
 
+use super::BootFile;
 use crate::layout;
 use crate::ram::GuestMemory;
 
@@ -60,16 +60,17 @@ impl Kernel {
     }
 }
 
-/// Loads the kernel at `path`.
+/// Loads the kernel.
 ///
 /// # Errors
 /// It cannot be read, is no kernel or an unusual one, or is too large for the memory.
-pub fn load(path: &Path, memory: &GuestMemory) -> Result<Kernel> {
-    load_unnamed(path, memory).with_context(|| path.display().to_string())
+pub fn load(kernel: &BootFile, memory: &GuestMemory) -> Result<Kernel> {
+    load_unnamed(kernel, memory).with_context(|| kernel.name.clone())
 }
 
-fn load_unnamed(path: &Path, memory: &GuestMemory) -> Result<Kernel> {
-    let mut file = File::open(path)?;
+fn load_unnamed(kernel: &BootFile, memory: &GuestMemory) -> Result<Kernel> {
+    let mut file = kernel.file.try_clone()?;
+    file.rewind()?;
     let mut magic = [0; 4];
     if file.read(&mut magic)? < magic.len() {
         bail!("not a kernel: neither a bzImage nor an ELF file");
