@@ -25,6 +25,7 @@ test: deps ## every test: unit, model, differential, and real guests (under 20 m
 	@$(MAKE) --no-print-directory cargo-tests
 	@$(MAKE) --no-print-directory seeded-bugs
 	@testbed/guest-test.sh
+	@testbed/nested-test.sh
 
 # nextest runs the tests of all crates at once, but not the examples in the documentation.
 .PHONY: cargo-tests

@@ -80,7 +80,7 @@ boot_guest() {
     ! grep -q '^STEP .* FAIL' "$CONSOLE_LOG" || fail "in the guest: $(grep '^STEP .* FAIL' "$CONSOLE_LOG")"
     [ $code -ne 124 ] || fail "the guest did not end in time; last: $(last "$CONSOLE_LOG")"
     grep -q '^GUEST-OK$' "$CONSOLE_LOG" ||
-        fail "the guest did not finish (QEMU's exit code $code); last: $(last "$CONSOLE_LOG")"
+        fail "the guest did not finish (the monitor's exit code $code); last: $(last "$CONSOLE_LOG")"
 }
 
 # last LOG: its last words.

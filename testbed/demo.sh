@@ -9,6 +9,7 @@ IMAGE=$DIRECTORY/disk.qcow2
 
 main() {
     require_programs
+    choose_monitor
     "$HERE/kernel.sh"
     rm -rf "$DIRECTORY"
     new_work "$DIRECTORY"
@@ -24,12 +25,25 @@ main() {
     summary
 }
 
+# Our own monitor, where KVM can run a stock kernel.
+choose_monitor() {
+    export MONITOR=qemu
+    if ! { : < /dev/kvm; } 2>/dev/null || ! [ -w /dev/kvm ]; then
+        machine="QEMU's emulator, as there is no KVM here that this user may use"
+    elif ! grep -qE '^flags.* (vmx|svm)( |$)' /proc/cpuinfo; then
+        machine="QEMU's emulator, as the KVM of this host only emulates"
+    else
+        MONITOR=vmm
+        machine="our own monitor (vmm) on KVM"
+    fi
+}
+
 introduce() {
     cat <<TEXT
 
 A virtual machine on a qcow2 disk that our own daemon serves.
-The machine is QEMU's emulator with the stock kernel $(cat "$HERE/../build/kernel/release"): the
-monitor (vmm) is not built yet, and live snapshots come later. This takes about a minute.
+The machine is $machine.
+Its kernel is the stock $(cat "$HERE/../build/kernel/release"). Live snapshots come later. This takes about a minute.
 
 TEXT
 }
