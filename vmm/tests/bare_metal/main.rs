@@ -1,0 +1,129 @@
+//! A guest of our own on the KVM of this machine, whatever that is: it drives virtio-pci, MSI-X masks, several queues, ring
+//! wrap and resets, and the disk is looked at afterwards.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{has_kvm, said, text};
+use tempfile::TempDir;
+
+/// Where the code lies in the file: behind two sectors of set-up code.
+const CODE_AT: usize = 1024;
+/// Where the code begins in what is loaded.
+const ENTRY: usize = 0x200;
+
+/// Compiles the guest, and gives it the header of a Linux kernel.
+fn kernel(directory: &TempDir) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bare_metal");
+    let (elf, flat) = (directory.path().join("guest.elf"), directory.path().join("guest.flat"));
+    run(Command::new("cc")
+        .args([
+            "-std=gnu11",
+            "-Wall",
+            "-Werror",
+            "-Os",
+            "-ffreestanding",
+            "-nostdlib",
+            "-static",
+            "-fno-pie",
+            "-no-pie",
+            "-mgeneral-regs-only",
+            "-mno-red-zone",
+            "-fno-stack-protector",
+            "-fcf-protection=none",
+            "-fno-tree-loop-distribute-patterns",
+            "-Wl,--build-id=none",
+            "-Wl,-z,noexecstack",
+            "-Wl,--no-warn-rwx-segments",
+            "-T",
+        ])
+        .arg(source.join("guest.ld"))
+        .arg("-o")
+        .arg(&elf)
+        .arg(source.join("guest.c")));
+    run(Command::new("objcopy")
+        .args(["-O", "binary", "--set-section-flags", ".all=alloc,load,contents"])
+        .arg(&elf)
+        .arg(&flat));
+    let code = fs::read(&flat).unwrap();
+    let mut bytes = vec![0; CODE_AT + ENTRY];
+    bytes.extend(&code);
+    let mut set = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    // Sectors of set-up code, the boot flag, a jump, the magic, protocol 2.15, loaded high, a 64-bit entry.
+    set(0x1f1, &[1]);
+    set(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]);
+    set(0x202, b"HdrS");
+    set(0x206, &0x20f_u16.to_le_bytes());
+    set(0x211, &[1]);
+    set(0x214, &0x10_0000_u32.to_le_bytes());
+    set(0x236, &1_u16.to_le_bytes());
+    set(0x238, &2047_u32.to_le_bytes());
+    set(0x258, &0x10_0000_u64.to_le_bytes());
+    set(0x260, &(4_u32 << 20).to_le_bytes());
+    let path = directory.path().join("guest");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", said(&output));
+}
+
+/// A daemon of ours, beside the monitor; says why a test is skipped if it has not been built.
+fn daemon() -> Option<PathBuf> {
+    let program = Path::new(env!("CARGO_BIN_EXE_vmm")).with_file_name("vhost-blk");
+    if !program.exists() {
+        eprintln!("skipped: {} has not been built", program.display());
+        return None;
+    }
+    Some(program)
+}
+
+#[test]
+fn a_guest_of_our_own_drives_everything() {
+    if !has_kvm() || daemon().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (image, console) = (directory.path().join("disk.qcow2"), directory.path().join("console"));
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("1M"));
+    // Minutes where it takes seconds: it only ends what would never end.
+    let mut command = Command::new("timeout");
+    let output = command
+        .args(["120", env!("CARGO_BIN_EXE_vmm")])
+        .args(["--memory", "64M", "--kernel", text(&kernel(&directory))])
+        .args(["--disk", &format!("{},queues=2", text(&image))])
+        .args(["--serial", &format!("file={}", text(&console))])
+        .output()
+        .unwrap();
+    let console = fs::read_to_string(&console).unwrap_or_default();
+    assert!(output.status.success() && console.ends_with("DONE\n"), "{}\n{console}", said(&output));
+    assert!(!console.contains("FAIL"), "{console}");
+    for step in ["bus", "rings", "masks", "moved-vector", "moved-registers", "nonsense", "resets"] {
+        assert!(console.contains(&format!("OK {step}\n")), "{step}: {console}");
+    }
+    check_disk(&image, &directory);
+}
+
+/// What the guest has written is on the disk, and the image is clean.
+fn check_disk(image: &Path, directory: &TempDir) {
+    run(Command::new("qemu-img").arg("check").arg(image));
+    let raw = directory.path().join("raw");
+    run(Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(image).arg(&raw));
+    let bytes = fs::read(&raw).unwrap();
+    for queue in 0..2 {
+        for n in 0..24 {
+            // Sector 7 was written to once more.
+            let value: u64 = if (queue, n) == (0, 7) { 0xabc2 } else { 0x1000 * queue + n };
+            let at = (100 * queue + n) as usize * 512;
+            assert_eq!(bytes[at..at + 512], value.to_le_bytes().repeat(64), "sector {}", at / 512);
+        }
+    }
+}
