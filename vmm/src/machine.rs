@@ -21,10 +21,11 @@ use crate::interrupts::Interrupts;
 use crate::outcome::{Event, Outcome};
 use crate::pci::{Bus, Function, HostBridge};
 use crate::ram::{self, GuestMemory};
+use crate::sandbox::Role;
 use crate::vcpu::{self, Processors, Vcpu};
 use crate::vhost_user::Backend;
 use crate::virtio::{DeviceKind, VirtioFunction};
-use crate::{acpi, kvm, layout};
+use crate::{acpi, kvm, layout, sandbox};
 
 /// What the user wants to run.
 #[derive(Clone, Debug)]
@@ -92,6 +93,9 @@ fn refuse(event: Event) {
 fn watch_signals(events: Sender<Event>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot catch signals")?;
     let body = move || {
+        if let Err(error) = sandbox::confine_thread(Role::Listener) {
+            return eprintln!("vmm: signals are not heard: cannot confine a thread: {error:#}");
+        }
         for _ in signals.forever() {
             if events.send(Event::Ended(Outcome::Unplugged)).is_err() {
                 return;
@@ -126,7 +130,10 @@ fn listen(target: &SerialTarget, serial: SerialLine) -> Result<Option<RawTermina
         return Ok(None);
     }
     let terminal = RawTerminal::enter()?;
-    let feed = move || serial.feed(io::stdin());
+    let feed = move || match sandbox::confine_thread(Role::Listener) {
+        Ok(()) => serial.feed(io::stdin()),
+        Err(error) => eprintln!("vmm: keys are not heard: cannot confine a thread: {error:#}"),
+    };
     std::thread::Builder::new().name("serial".to_owned()).spawn(feed)?;
     Ok(terminal)
 }

@@ -17,6 +17,7 @@ mod machine;
 mod outcome;
 mod pci;
 mod ram;
+mod sandbox;
 mod vcpu;
 mod vhost_user;
 mod virtio;
@@ -63,6 +64,7 @@ fn run(settings: &machine::Settings) -> anyhow::Result<Outcome> {
         [] => None,
         disks => Some(disks::Keeper::start(disks)?),
     };
+    sandbox::confine_process()?;
     machine::run(settings, keeper.as_ref())
 }
 

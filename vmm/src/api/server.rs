@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::http::{self, Request, Response};
 use super::{Call, Verb};
+use crate::sandbox::{self, Role};
 
 /// How long a client may take for a request before the next one has its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,6 +34,9 @@ impl Server {
     pub fn serve(&self, machine: impl Fn(Call) -> bool + Send + 'static) -> Result<()> {
         let listener = self.listener.try_clone()?;
         let body = move || {
+            if let Err(error) = sandbox::confine_thread(Role::Api) {
+                return eprintln!("vmm: there is no API: cannot confine a thread: {error:#}");
+            }
             for stream in listener.incoming().flatten() {
                 // A client that breaks off, or sends what is no request, is its own concern.
                 let _ = serve_client(stream, &machine);

@@ -16,6 +16,7 @@ use crate::boot::Entry;
 use crate::devices::Devices;
 use crate::outcome::{Event, Outcome};
 use crate::ram::GuestMemory;
+use crate::sandbox::{self, Role};
 
 pub use cpuid::supported;
 pub use processors::Processors;
@@ -56,7 +57,14 @@ impl Vcpu {
         let mut fd = self.fd;
         let body = move || {
             let _memory = memory;
-            if let Some(outcome) = run(&mut fd, &devices, &gate) {
+            let confined = sandbox::confine_thread(Role::Processor);
+            let crashed =
+                |error| Some(Outcome::Crashed(format!("cannot confine a processor: {error:#}")));
+            let outcome = match confined {
+                Ok(()) => run(&mut fd, &devices, &gate),
+                Err(error) => crashed(error),
+            };
+            if let Some(outcome) = outcome {
                 gate.leave();
                 // Nobody listens any more where another processor was first.
                 let _ = end.send(Event::Ended(outcome));

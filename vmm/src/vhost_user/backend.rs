@@ -14,6 +14,7 @@ use super::Ring;
 use super::link::{Command, Link};
 use super::session::Session;
 use crate::ram::GuestMemory;
+use crate::sandbox::{self, Role};
 use crate::virtio::DeviceKind;
 
 /// What the thread that keeps the conversation shares with processors.
@@ -75,7 +76,11 @@ impl Backend {
         );
         std::thread::Builder::new()
             .name(format!("link {name}").chars().take(15).collect())
-            .spawn(move || link.keep())
+            .spawn(move || match sandbox::confine_thread(Role::Link) {
+                Ok(()) => link.keep(),
+                // Dropped, it answers nobody any more, and the guest waits.
+                Err(error) => eprintln!("vmm: cannot confine a thread: {error:#}"),
+            })
             .context("cannot start a thread")?;
         Ok(Self { commands, bell, shared, name: name.to_owned(), kind, features, queue_count })
     }

@@ -6,7 +6,6 @@
 //! is loaded, and the rest is text of bounded length.
 
 mod bls;
-mod confine;
 mod file_system;
 mod found;
 mod grub;

@@ -14,11 +14,11 @@ use qcow::gate::{BackingPolicy, HostGate};
 use qcow::{ErrorKind, Image};
 use serde_json::json;
 
-use super::confine::confine;
 use super::found::Entry;
 use super::menu::{Chosen, choose};
 use super::view::View;
 use super::{INITRAMFS_LEN_MAX, KERNEL_LEN_MAX};
+use crate::sandbox::confine_reader;
 
 /// The name by which this program knows that it is the child: a user never types it.
 pub const SUBCOMMAND: &str = "read-boot-files";
@@ -44,7 +44,7 @@ fn read(arguments: &[String]) -> Result<serde_json::Value> {
     let initramfs = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     setrlimit(Resource::RLIMIT_CPU, SECONDS_MAX, SECONDS_MAX)?;
     setrlimit(Resource::RLIMIT_AS, MEMORY_MAX, MEMORY_MAX)?;
-    confine()?;
+    confine_reader()?;
     let Chosen { partition, files, entry } = choose(&View::new(image))?;
     let hand_over = |mut to: &File, path: &str, len_max: u64| -> Result<u64> {
         let bytes = files.read(path, len_max)?.with_context(|| format!("{path}: there is none"))?;
