@@ -3,6 +3,7 @@
 //! A [`daemon`] serves [`disk`]s. Each disk has a [`control`] thread, which accepts a frontend on its [`socket`], talks to
 //! it in a [`connection`] by the [`protocol`], and keeps its [`ring_set`]; and one [`worker`] thread per ring, which serves
 //! a [`queue`]: takes [`chain`]s from the [`virtqueue`], parses each into a [`request`], and [`execute`]s it on the image.
+//! The [`inflight`] record lets the next process finish what this one leaves when it is killed.
 //! After an unclean shutdown one thread more gives leaked clusters back: [`recovery`].
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ mod device;
 mod disk;
 mod execute;
 mod image;
+mod inflight;
 mod inherited;
 mod io_thread;
 mod log;

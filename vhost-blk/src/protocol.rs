@@ -19,6 +19,7 @@ use vhost::vhost_user::{
 
 use crate::config_space;
 use crate::device::Device;
+use crate::inflight::Region;
 use crate::memory::{MemoryTable, REGION_COUNT_MAX, RegionError, RegionPlace};
 use crate::ring_set::RingSet;
 use crate::ring_settings::{Kick, RingSettings};
@@ -170,6 +171,7 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
 
@@ -209,12 +211,18 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
         Err(Error::InvalidOperation("a disk shares no objects"))
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("inflight tracking is not offered"))
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let (file, len) = Region::make(queues, size).map_err(|e| self.fatal(&e))?;
+        Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(Error::InvalidOperation("inflight tracking is not offered"))
+    fn set_inflight_fd(&mut self, what: &VhostUserInflight, file: File) -> Result<()> {
+        let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = *what;
+        let region = Region::map(file, mmap_offset, mmap_size, num_queues, queue_size);
+        // Without its record a queue would forget what is in flight, and not every frontend looks at our answer.
+        self.rings.set_inflight(region.map_err(|e| self.fatal(&e))?);
+        Ok(())
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

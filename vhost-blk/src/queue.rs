@@ -78,19 +78,23 @@ impl Server<'_> {
             while let Poll::Ready(done) = requests.poll_next(context) {
                 queue.ring.put_used(done.head, done.written);
             }
-            if self.stopping.is_none() && !self.closed {
+            let ending = self.stopping.is_some() || self.closed;
+            if ending {
+                queue.fetch_unfinished(self.device, requests, start);
+            } else {
                 queue.fetch(self.device, requests, start);
             }
             let busy = queue.publish() || queue.taken > 0;
-            if self.stopping.is_none() && !self.closed && queue.wants_turn(busy, requests) {
+            if !ending && queue.wants_turn(busy, requests) {
                 // By way of the ring, so that I/O and commands have their turn.
                 context.waker().wake_by_ref();
             }
         }
-        if requests.is_empty() && (self.stopping.is_some() || self.closed) {
+        let idle = requests.is_empty() && !self.queue.as_ref().is_some_and(Queue::has_unfinished);
+        if idle && (self.stopping.is_some() || self.closed) {
             self.finish();
         }
-        if self.closed && requests.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        if self.closed && idle { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn take_commands(&mut self) {
@@ -185,6 +189,7 @@ impl Queue {
             return;
         }
         self.ring.disable_kicks();
+        self.fetch_unfinished(device, requests, start);
         while !requests.is_full() && self.taken < TURN_REQUESTS_MAX {
             match self.ring.take() {
                 Ok(None) => break,
@@ -193,6 +198,25 @@ impl Queue {
             }
             self.taken += 1;
         }
+    }
+
+    /// Starts what was taken before the ring started, and has to be done in any case.
+    fn fetch_unfinished<F: Future<Output = Done>>(
+        &mut self,
+        device: &Device,
+        requests: &mut SlotPool<F>,
+        start: &impl Fn(Request) -> F,
+    ) {
+        while !requests.is_full()
+            && let Some(head) = self.ring.take_unfinished()
+        {
+            self.begin(head, device, requests, start);
+            self.taken += 1;
+        }
+    }
+
+    fn has_unfinished(&self) -> bool {
+        self.ring.has_unfinished()
     }
 
     /// Whether to look at the ring again before sleeping, after a turn that was `busy` or not; the guest kicks otherwise.

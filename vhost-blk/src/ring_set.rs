@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::chain::Indirect;
 use crate::command::Start;
 use crate::device::Device;
+use crate::inflight::{Record, RecordError, Region};
 use crate::memory::{MemoryTable, QueueMemory};
 use crate::ring_settings::{Kick, RingSettings};
 use crate::virtqueue::Virtqueue;
@@ -23,6 +24,8 @@ pub enum RingError {
     NoSuchQueue(usize),
     #[error("queue {0} does not lie in the guest's memory, or is not aligned")]
     Place(usize),
+    #[error("queue {index} cannot go on: {source}")]
+    Record { index: usize, source: RecordError },
 }
 
 /// The rings of one disk, each with its worker.
@@ -32,6 +35,8 @@ pub struct RingSet<'a> {
     workers: &'a [Worker],
     rings: Vec<RingSettings>,
     memory: Arc<MemoryTable>,
+    /// Where it is noted what is in flight, if the frontend keeps that.
+    inflight: Option<Arc<Region>>,
 }
 
 impl<'a> RingSet<'a> {
@@ -41,7 +46,7 @@ impl<'a> RingSet<'a> {
         let rings = workers.iter().map(|_| RingSettings::new(size)).collect();
         // What the last driver accepted is not this one's.
         device.forget_features();
-        Self { device, workers, rings, memory: Arc::default() }
+        Self { device, workers, rings, memory: Arc::default(), inflight: None }
     }
 
     /// Ring `index` as the frontend has described it.
@@ -84,6 +89,13 @@ impl<'a> RingSet<'a> {
     pub fn set_memory(&mut self, memory: MemoryTable) {
         self.stop_all();
         self.memory = Arc::new(memory);
+        self.start_covered();
+    }
+
+    /// Notes in `region` what is in flight from now on, and first of all does what it has in flight already.
+    pub fn set_inflight(&mut self, region: Region) {
+        self.stop_all();
+        self.inflight = Some(Arc::new(region));
         self.start_covered();
     }
 
@@ -146,8 +158,9 @@ impl<'a> RingSet<'a> {
         };
         let memory = QueueMemory::new(Arc::clone(&self.memory));
         let event_idx = self.device.has_feature(VIRTIO_RING_F_EVENT_IDX);
-        let queue = Virtqueue::new(&memory, addresses, ring.size, ring.base, event_idx)
+        let mut queue = Virtqueue::new(&memory, addresses, ring.size, ring.base, event_idx)
             .ok_or(RingError::Place(index))?;
+        self.resume(index, &mut queue).map_err(|source| RingError::Record { index, source })?;
         self.workers[index].start(Start {
             ring: queue,
             memory,
@@ -158,6 +171,21 @@ impl<'a> RingSet<'a> {
         });
         tracing::debug!("{}: queue {index} runs with {} entries", self.device.name(), ring.size);
         self.rings[index].running = true;
+        Ok(())
+    }
+
+    /// Lets `queue`, which is ring `index`, go on where its record says that it ended.
+    fn resume(&self, index: usize, queue: &mut Virtqueue) -> Result<(), RecordError> {
+        let Some(region) = &self.inflight else { return Ok(()) };
+        let (region, used_index) = (Arc::clone(region), queue.next_used());
+        let (record, unfinished) = Record::resume(region, index, queue.size(), used_index)?;
+        if !unfinished.is_empty() {
+            let (name, count) = (self.device.name(), unfinished.len());
+            tracing::info!(
+                "{name}: queue {index} begins with {count} requests that were left in flight"
+            );
+        }
+        queue.keep(record, unfinished);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ring::{
     VRING_USED_F_NO_NOTIFY,
 };
 
+use crate::inflight::Record;
 use crate::memory::{QueueMemory, Window};
 
 /// Bytes of a descriptor.
@@ -97,6 +98,10 @@ pub struct Virtqueue {
     next_used: u16,
     /// The used index as the guest knows it.
     published_used: u16,
+    /// Where it is noted which chains are in flight, if the frontend keeps that.
+    record: Option<Record>,
+    /// Chains that were taken before this ring started, and not returned; the first to be done stands last.
+    unfinished: Vec<u16>,
 }
 
 impl Virtqueue {
@@ -126,7 +131,16 @@ impl Virtqueue {
             seen_available: base,
             next_used,
             published_used: next_used,
+            record: None,
+            unfinished: Vec::new(),
         })
+    }
+
+    /// Keeps `record` from now on, which has these chains in flight. The ring goes on behind them.
+    pub fn keep(&mut self, record: Record, unfinished: Vec<u16>) {
+        let taken = self.next_used.wrapping_add(unfinished.len() as u16);
+        (self.next_available, self.seen_available) = (taken, taken);
+        (self.record, self.unfinished) = (Some(record), unfinished);
     }
 
     /// Entries of the ring.
@@ -137,6 +151,21 @@ impl Virtqueue {
     /// The next entry of the available ring to take.
     pub fn next_available(&self) -> u16 {
         self.next_available
+    }
+
+    /// The next entry of the used ring to fill.
+    pub fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
+    /// Whether there are chains left that were taken before the ring started.
+    pub fn has_unfinished(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    /// Takes the next chain that was taken before the ring started, and not returned.
+    pub fn take_unfinished(&mut self) -> Option<u16> {
+        self.unfinished.pop()
     }
 
     /// Takes the next chain that the guest has offered: the index of its first descriptor.
@@ -150,6 +179,9 @@ impl Virtqueue {
             return Err(VirtqueueBroken::Head { head, size: self.size });
         }
         self.next_available = self.next_available.wrapping_add(1);
+        if let Some(record) = &mut self.record {
+            record.take(head);
+        }
         Ok(Some(head))
     }
 
@@ -164,6 +196,9 @@ impl Virtqueue {
         let at = HEADER_LEN + usize::from(self.next_used % self.size) * USED_ENTRY_LEN;
         self.used.store_u32(at, head.into());
         self.used.store_u32(at + 4, written);
+        if let Some(record) = &mut self.record {
+            record.end(head);
+        }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -180,6 +215,9 @@ impl Virtqueue {
         }
         self.used.store_u16(INDEX_AT, new, Ordering::Release);
         self.published_used = new;
+        if let Some(record) = &mut self.record {
+            record.show(new);
+        }
         // The guest writes its event field or flag and then looks at the index; we do the opposite. Without a full
         // barrier both could miss each other.
         fence(Ordering::SeqCst);
