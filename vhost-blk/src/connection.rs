@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use qcow::sync::lock;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::device::Device;
+use crate::backend::Backend;
 use crate::protocol::Protocol;
 use crate::ring_set::RingSet;
 use crate::stop::Stop;
-use crate::worker::Worker;
 
 /// Serves the frontend behind `stream`, and finishes whatever it leaves in flight.
-pub fn serve(stream: UnixStream, device: &Device, workers: &[Worker], stop: &Stop) {
+pub fn serve(stream: UnixStream, backend: &Backend, stop: &Stop) {
+    let device = &*backend.device;
     tracing::debug!("{}: a frontend has connected", device.name());
     let own = match stream.try_clone() {
         Ok(own) => own,
@@ -27,7 +27,7 @@ pub fn serve(stream: UnixStream, device: &Device, workers: &[Worker], stop: &Sto
         }
     };
     let _guard = stop.guard(own);
-    let protocol = Arc::new(Mutex::new(Protocol::new(device, RingSet::new(device, workers))));
+    let protocol = Arc::new(Mutex::new(Protocol::new(device, RingSet::new(backend))));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&protocol));
     let ended = loop {
         match handler.handle_request() {

@@ -1,18 +1,15 @@
 //! One disk from start to end: its image, its socket, its workers, and one frontend after the other.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use qcow::disk::uring;
 
+use crate::backend::Backend;
 use crate::connection;
 use crate::device::{Device, Shape};
 use crate::image::{DiskImage, open_image};
-use crate::recovery::Recovery;
 use crate::settings::DiskSettings;
 use crate::socket::Socket;
 use crate::stop::Stop;
-use crate::worker::Worker;
 
 /// How a disk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +23,7 @@ pub enum Outcome {
 /// A disk that is ready to serve.
 #[derive(Debug)]
 pub struct Disk {
-    image: DiskImage,
-    device: Arc<Device>,
-    workers: Vec<Worker>,
-    recovery: Option<Recovery>,
+    backend: Backend,
     socket: Socket,
     stop: Stop,
 }
@@ -55,13 +49,10 @@ impl Disk {
             queue_size: settings.queue_size,
             pin_memory: settings.pin_memory,
         };
-        let device = Arc::new(Device::new(shape, &settings.file));
         let stop = Stop::new().context("cannot make an eventfd")?;
-        let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device));
-        let workers = (0..settings.num_queues).map(spawn).collect::<Result<_>>()?;
-        let recovery = Recovery::spawn(&image, &device)?;
+        let backend = Backend::new(image, Device::new(shape, &settings.file))?;
         let socket = socket()?;
-        Ok(Self { image, device, workers, recovery, socket, stop })
+        Ok(Self { backend, socket, stop })
     }
 
     /// A handle to stop the disk with.
@@ -71,15 +62,13 @@ impl Disk {
 
     /// Serves frontends until the disk is stopped, then closes the image.
     pub fn serve(self) -> Outcome {
-        let Self { image, device, workers, recovery, socket, stop } = self;
-        tracing::info!("{}: serving {} bytes", device.name(), device.bytes());
-        recovery.iter().for_each(Recovery::start);
-        let accepted = serve_frontends(&image, &device, &workers, &socket, &stop);
+        let Self { backend, socket, stop } = self;
+        tracing::info!("{}: serving {} bytes", backend.device.name(), backend.device.bytes());
+        let accepted = serve_frontends(&backend, &socket, &stop);
         if let Err(e) = &accepted {
-            tracing::error!("{}: {e:#}", device.name());
+            tracing::error!("{}: {e:#}", backend.device.name());
         }
-        drop(recovery);
-        drop(workers);
+        let (image, device) = backend.end();
         device.note_health(image.health());
         if let Err(e) = uring::block_on(image.close()) {
             tracing::error!("cannot close the image: {e}");
@@ -91,9 +80,7 @@ impl Disk {
 
     /// Closes the image of a disk that will not be served after all.
     pub fn close(self) {
-        let Self { image, workers, recovery, .. } = self;
-        drop((workers, recovery));
-        close_unserved(&image);
+        close_unserved(&self.backend.end().0);
     }
 }
 
@@ -103,15 +90,10 @@ fn close_unserved(image: &DiskImage) {
     }
 }
 
-fn serve_frontends(
-    image: &DiskImage,
-    device: &Device,
-    workers: &[Worker],
-    socket: &Socket,
-    stop: &Stop,
-) -> Result<()> {
+fn serve_frontends(backend: &Backend, socket: &Socket, stop: &Stop) -> Result<()> {
+    let Backend { image, device, .. } = backend;
     while let Some(stream) = socket.accept(stop)? {
-        connection::serve(stream, device, workers, stop);
+        connection::serve(stream, backend, stop);
         // The guest that just left will not flush any more.
         if let Err(e) = uring::block_on(image.flush()) {
             device.report(format_args!("cannot flush what the frontend left: {e}"));

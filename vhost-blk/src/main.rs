@@ -1,16 +1,18 @@
 //! `vhost-blk`: serves disk images to virtual machines as vhost-user-blk devices.
 //!
 //! A [`daemon`] serves [`disk`]s. Each disk has a [`control`] thread, which accepts a frontend on its [`socket`], talks to
-//! it in a [`connection`] by the [`protocol`], and keeps its [`ring_set`]; and one [`worker`] thread per ring, which serves
-//! a [`queue`]: takes [`chain`]s from the [`virtqueue`], parses each into a [`request`], and [`execute`]s it on the image.
-//! The [`inflight`] record lets the next process finish what this one leaves when it is killed.
-//! After an unclean shutdown one thread more gives leaked clusters back: [`recovery`].
+//! it in a [`connection`] by the [`protocol`], and keeps its [`ring_set`]. Behind that is a [`backend`], which stays when
+//! frontends come and go: one [`worker`] thread per ring, which serves a [`queue`]: takes [`chain`]s from the [`virtqueue`],
+//! parses each into a [`request`], and [`execute`]s it on the image. A record of what is [`inflight`] lets the next process
+//! finish what this one leaves when it is killed. After an unclean shutdown one thread more gives leaked clusters back:
+//! [`recovery`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 mod args;
+mod backend;
 mod bell;
 mod chain;
 mod command;

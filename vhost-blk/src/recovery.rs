@@ -1,13 +1,17 @@
 //! The thread that gives back what an unclean shutdown has leaked, while the disk is served.
+//!
+//! It begins when the first queue does, and not before: until then a frontend may hand over a log of what the last process
+//! has changed, and what that names is not leaked.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::Result;
 use qcow::disk::uring;
 use qcow::engine::RecoveryEnd;
+use qcow::sync::lock;
 
 use crate::device::Device;
 use crate::image::DiskImage;
@@ -16,7 +20,7 @@ use crate::io_thread;
 /// A thread that waits to be started. Dropped, it is told to stop, and waited for.
 #[derive(Debug)]
 pub struct Recovery {
-    go: Option<Sender<()>>,
+    go: Mutex<Option<Sender<()>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,12 +39,12 @@ impl Recovery {
                 recover(&image, &device, &stopped);
             }
         })?;
-        Ok(Some(Self { go: Some(go), stop, thread: Some(thread) }))
+        Ok(Some(Self { go: Mutex::new(Some(go)), stop, thread: Some(thread) }))
     }
 
-    /// Lets it begin.
+    /// Lets it begin, the first time.
     pub fn start(&self) {
-        if let Some(go) = &self.go {
+        if let Some(go) = lock(&self.go).take() {
             go.send(()).expect("the thread waits for its start");
         }
     }
@@ -49,7 +53,7 @@ impl Recovery {
 impl Drop for Recovery {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.go = None;
+        *lock(&self.go) = None;
         if let Some(thread) = self.thread.take() {
             thread.join().expect("a panic ends the process");
         }

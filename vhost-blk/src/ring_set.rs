@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::backend::Backend;
 use crate::chain::Indirect;
 use crate::command::Start;
-use crate::device::Device;
 use crate::inflight::{Record, RecordError, Region};
 use crate::memory::{MemoryTable, QueueMemory};
+use crate::recovery::Recovery;
 use crate::ring_settings::{Kick, RingSettings};
 use crate::virtqueue::Virtqueue;
-use crate::worker::Worker;
 
 /// A ring that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +31,7 @@ pub enum RingError {
 /// The rings of one disk, each with its worker.
 #[derive(Debug)]
 pub struct RingSet<'a> {
-    device: &'a Device,
-    workers: &'a [Worker],
+    backend: &'a Backend,
     rings: Vec<RingSettings>,
     memory: Arc<MemoryTable>,
     /// Where it is noted what is in flight, if the frontend keeps that.
@@ -40,13 +39,14 @@ pub struct RingSet<'a> {
 }
 
 impl<'a> RingSet<'a> {
-    /// One ring for each of `workers`; none runs.
-    pub fn new(device: &'a Device, workers: &'a [Worker]) -> Self {
+    /// One ring for each worker of `backend`; none runs.
+    pub fn new(backend: &'a Backend) -> Self {
+        let device = &backend.device;
         let size = device.shape().queue_size;
-        let rings = workers.iter().map(|_| RingSettings::new(size)).collect();
+        let rings = backend.workers.iter().map(|_| RingSettings::new(size)).collect();
         // What the last driver accepted is not this one's.
         device.forget_features();
-        Self { device, workers, rings, memory: Arc::default(), inflight: None }
+        Self { backend, rings, memory: Arc::default(), inflight: None }
     }
 
     /// Ring `index` as the frontend has described it.
@@ -80,7 +80,7 @@ impl<'a> RingSet<'a> {
         let ring = &mut self.rings[index];
         ring.call = call.clone();
         if ring.running {
-            self.workers[index].set_call(call);
+            self.backend.workers[index].set_call(call);
         }
         Ok(())
     }
@@ -102,7 +102,7 @@ impl<'a> RingSet<'a> {
     /// Takes over the features that the driver has accepted, while all rings stand still.
     pub fn accept_features(&mut self, features: u64) {
         self.stop_all();
-        self.device.accept_features(features);
+        self.backend.device.accept_features(features);
         self.start_covered();
     }
 
@@ -116,9 +116,9 @@ impl<'a> RingSet<'a> {
     /// Stops all rings, and forgets what the frontend has told about them and what the driver has accepted.
     pub fn reset(&mut self) {
         self.stop_all();
-        let size = self.device.shape().queue_size;
+        let size = self.backend.device.shape().queue_size;
         self.rings.fill_with(|| RingSettings::new(size));
-        self.device.forget_features();
+        self.backend.device.forget_features();
     }
 
     /// Stops all rings.
@@ -129,7 +129,8 @@ impl<'a> RingSet<'a> {
     /// Stops these rings: asks all, then waits for each.
     fn stop(&mut self, indices: impl IntoIterator<Item = usize>) {
         let running = indices.into_iter().filter(|&index| self.rings[index].running);
-        let asked: Vec<_> = running.map(|index| (index, self.workers[index].stop())).collect();
+        let asked: Vec<_> =
+            running.map(|index| (index, self.backend.workers[index].stop())).collect();
         for (index, answer) in asked {
             let ring = &mut self.rings[index];
             ring.running = false;
@@ -141,7 +142,10 @@ impl<'a> RingSet<'a> {
     fn start_covered(&mut self) {
         for index in 0..self.rings.len() {
             if let Err(error) = self.start(index) {
-                tracing::warn!("{}: {error}: it waits for other memory", self.device.name());
+                tracing::warn!(
+                    "{}: {error}: it waits for other memory",
+                    self.backend.device.name()
+                );
             }
         }
     }
@@ -157,11 +161,12 @@ impl<'a> RingSet<'a> {
             Kick::Unknown | Kick::Polled => None,
         };
         let memory = QueueMemory::new(Arc::clone(&self.memory));
-        let event_idx = self.device.has_feature(VIRTIO_RING_F_EVENT_IDX);
+        let event_idx = self.backend.device.has_feature(VIRTIO_RING_F_EVENT_IDX);
         let mut queue = Virtqueue::new(&memory, addresses, ring.size, ring.base, event_idx)
             .ok_or(RingError::Place(index))?;
         self.resume(index, &mut queue).map_err(|source| RingError::Record { index, source })?;
-        self.workers[index].start(Start {
+        self.backend.recovery.iter().for_each(Recovery::start);
+        self.backend.workers[index].start(Start {
             ring: queue,
             memory,
             indirect: self.indirect(ring.size),
@@ -169,7 +174,11 @@ impl<'a> RingSet<'a> {
             call: ring.call.clone(),
             error: ring.error.clone(),
         });
-        tracing::debug!("{}: queue {index} runs with {} entries", self.device.name(), ring.size);
+        tracing::debug!(
+            "{}: queue {index} runs with {} entries",
+            self.backend.device.name(),
+            ring.size
+        );
         self.rings[index].running = true;
         Ok(())
     }
@@ -180,7 +189,7 @@ impl<'a> RingSet<'a> {
         let (region, used_index) = (Arc::clone(region), queue.next_used());
         let (record, unfinished) = Record::resume(region, index, queue.size(), used_index)?;
         if !unfinished.is_empty() {
-            let (name, count) = (self.device.name(), unfinished.len());
+            let (name, count) = (self.backend.device.name(), unfinished.len());
             tracing::info!(
                 "{name}: queue {index} begins with {count} requests that were left in flight"
             );
@@ -190,10 +199,10 @@ impl<'a> RingSet<'a> {
     }
 
     fn indirect(&self, size: u16) -> Indirect {
-        if !self.device.has_feature(VIRTIO_RING_F_INDIRECT_DESC) {
+        if !self.backend.device.has_feature(VIRTIO_RING_F_INDIRECT_DESC) {
             return Indirect::Refused;
         }
         // Drivers fill tables up to the segment limit of the device, however short the ring is.
-        Indirect::UpTo(size.max(self.device.shape().queue_size).into())
+        Indirect::UpTo(size.max(self.backend.device.shape().queue_size).into())
     }
 }
