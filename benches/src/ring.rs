@@ -43,37 +43,37 @@ impl RingLayout {
     }
 
     /// Entry `index` of the descriptor table.
-    pub(crate) fn descriptor(&self, index: u16) -> GuestAddress {
+    pub fn descriptor(&self, index: u16) -> GuestAddress {
         GuestAddress(self.descriptors.0 + DESCRIPTOR_LEN * u64::from(index))
     }
 
     /// Where the driver counts what it offered.
-    pub(crate) fn available_index(&self) -> GuestAddress {
+    pub fn available_index(&self) -> GuestAddress {
         GuestAddress(self.available.0 + 2)
     }
 
     /// Entry of the available ring for that count, modulo the size.
-    pub(crate) fn available_entry(&self, index: u16) -> GuestAddress {
+    pub fn available_entry(&self, index: u16) -> GuestAddress {
         GuestAddress(self.available.0 + 4 + 2 * u64::from(index % self.size))
     }
 
     /// The driver asks for a call when this used entry is written.
-    pub(crate) fn used_event(&self) -> GuestAddress {
+    pub fn used_event(&self) -> GuestAddress {
         GuestAddress(self.available.0 + 4 + 2 * u64::from(self.size))
     }
 
     /// Where the device counts what it completed.
-    pub(crate) fn used_index(&self) -> GuestAddress {
+    pub fn used_index(&self) -> GuestAddress {
         GuestAddress(self.used.0 + 2)
     }
 
     /// Entry of the used ring for that count, modulo the size.
-    pub(crate) fn used_entry(&self, index: u16) -> GuestAddress {
+    pub fn used_entry(&self, index: u16) -> GuestAddress {
         GuestAddress(self.used.0 + 4 + 8 * u64::from(index % self.size))
     }
 
     /// The device asks for a kick when this available entry is written.
-    pub(crate) fn avail_event(&self) -> GuestAddress {
+    pub fn avail_event(&self) -> GuestAddress {
         GuestAddress(self.used.0 + 4 + 8 * u64::from(self.size))
     }
 }
