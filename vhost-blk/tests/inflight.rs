@@ -281,7 +281,7 @@ fn hand_over_rubbish(bed: &Bed, seed: u64) {
         bytes[16 + 16 * head] %= 2;
     }
     file.write_all_at(&bytes, 0).unwrap();
-    if seed % 8 != 0 {
+    if !seed.is_multiple_of(8) {
         file.write_all_at(&[0; 8], 0).unwrap();
         put_header(&file, random.draw() as u16 % (2 * SIZE), random.below(100) as u16);
     }
