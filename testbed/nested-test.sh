@@ -107,6 +107,7 @@ judge() {
     ! grep -q 'FAIL' "$CONSOLE" || fail "see above"
     grep -q '^SCENARIO .* OK' "$CONSOLE" || fail "no scenario ran"
     check_image
+    grep -E '^(small|debian): {.*"exits"' "$CONSOLE" || true
     echo "nested test: ok, $(grep -c '^SCENARIO .* OK' "$CONSOLE") scenarios, $SECONDS s"
 }
 

@@ -64,29 +64,14 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
 
-    #[command(flatten)]
-    unbuilt: Unbuilt,
-}
-
-/// Options that are settled but not built yet. They are known here to be refused in plain words.
-#[derive(Debug, clap::Args)]
-struct Unbuilt {
-    #[arg(long, hide = true)]
+    /// At the end, tell in a line of JSON on standard error what it has cost: time to the first instruction, exits, memory
+    #[arg(long)]
     report: bool,
-}
-
-impl Unbuilt {
-    fn given(&self) -> Option<&'static str> {
-        self.report.then_some("--report")
-    }
 }
 
 impl Args {
     /// The machine that is wanted; in one line why there can be none.
     pub fn settings(self) -> Result<Settings, String> {
-        if let Some(name) = self.unbuilt.given() {
-            return Err(format!("{name} is not built yet"));
-        }
         let Self { kernel, initramfs, cmdline, cpus, memory, serial, .. } = self;
         let boot = match (kernel, self.disk.first()) {
             (Some(kernel), _) => {
@@ -111,6 +96,7 @@ impl Args {
             backends: self.vhost_user,
             serial,
             api_socket: self.api_socket,
+            report: self.report,
         })
     }
 }

@@ -21,8 +21,9 @@ use crate::interrupts::Interrupts;
 use crate::outcome::{Event, Outcome};
 use crate::pci::{Bus, Function, HostBridge};
 use crate::ram::{self, GuestMemory};
+use crate::report::Report;
 use crate::sandbox::Role;
-use crate::vcpu::{self, Processors, Vcpu};
+use crate::vcpu::{self, Exits, Processors, Vcpu};
 use crate::vhost_user::Backend;
 use crate::virtio::{DeviceKind, VirtioFunction};
 use crate::{acpi, kvm, layout, sandbox};
@@ -44,13 +45,15 @@ pub struct Settings {
     pub serial: SerialTarget,
     /// Where the API listens.
     pub api_socket: Option<PathBuf>,
+    /// Whether it is told at the end what the machine has cost.
+    pub report: bool,
 }
 
 /// Runs a machine to its end: a reset lets it boot anew. `keeper` has the daemons of its disks.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn run(settings: &Settings, keeper: Option<&Keeper>) -> Result<Outcome> {
+pub fn run(settings: &Settings, keeper: Option<&Keeper>, mut report: Report) -> Result<Outcome> {
     let kvm = kvm::open()?;
     let backends = connect(settings, keeper)?;
     let serial = SerialLine::new(&settings.serial)?;
@@ -62,6 +65,7 @@ pub fn run(settings: &Settings, keeper: Option<&Keeper>) -> Result<Outcome> {
     }
     watch_signals(sender.clone())?;
     let _terminal = listen(&settings.serial, serial.clone())?;
+    let exits = Arc::new(Exits::default());
     let mut is_first = true;
     loop {
         let machine = Machine::make(settings, &kvm, &backends, &serial, &sender)?;
@@ -71,10 +75,14 @@ pub fn run(settings: &Settings, keeper: Option<&Keeper>) -> Result<Outcome> {
                  a kernel takes very long to boot here, if it does at all"
             );
         }
-        let outcome = machine.run(&events)?;
+        report.note_first_run();
+        let outcome = machine.run(&events, &exits, &mut report)?;
         // Before the memory is let go that they serve.
         backends.iter().for_each(|backend| backend.stop());
         if outcome != Outcome::Reset {
+            if settings.report {
+                eprintln!("{}", report.to_json(&exits, &backends));
+            }
             return Ok(outcome);
         }
         // What the processors of this machine had to say is not about the next one.
@@ -180,14 +188,21 @@ impl<'a> Machine<'a> {
     }
 
     /// Until it resets or ends.
-    fn run(mut self, events: &Receiver<Event>) -> Result<Outcome> {
+    fn run(
+        mut self,
+        events: &Receiver<Event>,
+        exits: &Arc<Exits>,
+        report: &mut Report,
+    ) -> Result<Outcome> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let processors = Processors::start(vcpus, &self.memory, &self.devices, &self.events)?;
+        let processors =
+            Processors::start(vcpus, &self.memory, &self.devices, exits, &self.events)?;
         let started = Instant::now();
         loop {
             match events.recv().map_err(|_| anyhow!("all processors are gone"))? {
                 Event::Called(call) => self.obey(&call, &processors, started),
                 Event::Ended(outcome) => {
+                    report.note_memory();
                     processors.stop();
                     return Ok(outcome);
                 }

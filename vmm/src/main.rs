@@ -17,18 +17,21 @@ mod machine;
 mod outcome;
 mod pci;
 mod ram;
+mod report;
 mod sandbox;
 mod vcpu;
 mod vhost_user;
 mod virtio;
 
 use outcome::Outcome;
+use report::Report;
 
 const EXIT_CANNOT_START: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_CRASHED: u8 = 3;
 
 fn main() -> ExitCode {
+    let report = Report::begin();
     let words: Vec<String> = std::env::args().collect();
     if words.get(1).is_some_and(|word| word == boot::disk::SUBCOMMAND) {
         return boot::disk::run_reader(&words[2..]);
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match run(&settings) {
+    match run(&settings, report) {
         Ok(Outcome::PoweredOff | Outcome::Reset | Outcome::Unplugged) => ExitCode::SUCCESS,
         Ok(Outcome::Crashed(why)) => {
             eprintln!("vmm: the guest crashed: {why}");
@@ -58,14 +61,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs the machine, and ends the daemons of its disks with it.
-fn run(settings: &machine::Settings) -> anyhow::Result<Outcome> {
+fn run(settings: &machine::Settings, report: Report) -> anyhow::Result<Outcome> {
     // First of all, while there is one thread.
     let keeper = match settings.disks.as_slice() {
         [] => None,
         disks => Some(disks::Keeper::start(disks)?),
     };
     sandbox::confine_process()?;
-    machine::run(settings, keeper.as_ref())
+    machine::run(settings, keeper.as_ref(), report)
 }
 
 /// Gives the help or version that was asked for, or says in one line what is wrong with the arguments.

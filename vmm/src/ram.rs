@@ -13,6 +13,8 @@ use crate::layout;
 /// What addresses are of the guest's memory.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
+/// The name of its file, as the host shows it.
+pub const FILE_NAME: &str = "guest-memory";
 /// Least memory, in bytes: a kernel and its initramfs do not fit into less.
 pub const SIZE_MIN: u64 = 32 << 20;
 /// Memory comes in multiples of this, in bytes.
@@ -39,7 +41,7 @@ pub fn make(size: u64) -> Result<GuestMemory> {
 
 /// A file in memory whose length nobody can change: a mapping of it can then always be used.
 fn sealed_file(len: u64) -> Result<File> {
-    let fd = memfd_create("guest memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let fd = memfd_create(FILE_NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let file = File::from(fd);
     file.set_len(len)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;

@@ -145,7 +145,9 @@ fn backends_that_end_at_any_step() {
         let output = with_backend(&socket);
         assert_eq!(backend.join().unwrap(), messages_max);
         if common::said(&output).contains("/dev/null") {
-            assert_refused(&output, 1, "/dev/null: not a kernel");
+            // The backend ends at about the same time, which may be told, too.
+            assert_eq!(output.status.code(), Some(1));
+            assert!(common::said(&output).contains("/dev/null: not a kernel"));
             assert!(messages_max >= 6, "it was asked little");
             return;
         }

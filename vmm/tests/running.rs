@@ -16,6 +16,11 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Most bytes beside the guest's memory.
+const OVERHEAD_MAX: u64 = 5 << 20;
+/// Most lines of code.
+const LINES_MAX: usize = 10_000;
+
 /// A machine whose guest does nothing.
 struct Idle {
     child: Child,
@@ -153,4 +158,36 @@ fn each_thread_is_confined() {
     }
     idle.ask("POST /v1/shutdown", "{\"force\": true}");
     assert!(idle.wait().status.success());
+}
+
+/// What docs/SPECIFICATION.md promises of memory.
+#[test]
+fn the_monitor_needs_little_memory() {
+    if !has_kvm() {
+        return;
+    }
+    let idle = Idle::start(&["--cpus", "4", "--report"]);
+    idle.ask("GET /v1/info", "");
+    idle.ask("POST /v1/shutdown", "{\"force\": true}");
+    let output = idle.wait();
+    let report = said(&output).lines().find_map(|line| serde_json::from_str::<Value>(line).ok());
+    let report = report.unwrap();
+    println!("{report}");
+    let overhead = report["memory_overhead"].as_u64().unwrap();
+    assert!(overhead < OVERHEAD_MAX, "{overhead} bytes beside the guest's memory");
+    assert!(report["until_first_run_us"].as_u64().is_some());
+}
+
+/// What docs/SPECIFICATION.md promises of size.
+#[test]
+fn the_monitor_is_small() {
+    fn lines(path: &Path) -> usize {
+        if path.is_dir() {
+            return fs::read_dir(path).unwrap().map(|entry| lines(&entry.unwrap().path())).sum();
+        }
+        fs::read_to_string(path).unwrap().lines().count()
+    }
+    let count = lines(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    println!("{count} lines");
+    assert!(count < LINES_MAX, "{count}");
 }

@@ -1,6 +1,7 @@
 //! Virtual processors: what they are told they are, how they start, and the loop in which they run.
 
 mod cpuid;
+mod exits;
 mod processors;
 mod registers;
 
@@ -19,6 +20,7 @@ use crate::ram::GuestMemory;
 use crate::sandbox::{self, Role};
 
 pub use cpuid::supported;
+pub use exits::Exits;
 pub use processors::Processors;
 
 use processors::Gate;
@@ -52,6 +54,7 @@ impl Vcpu {
         memory: GuestMemory,
         devices: Arc<Devices>,
         gate: Arc<Gate>,
+        exits: Arc<Exits>,
         end: Sender<Event>,
     ) -> Result<JoinHandle<()>> {
         let mut fd = self.fd;
@@ -61,7 +64,7 @@ impl Vcpu {
             let crashed =
                 |error| Some(Outcome::Crashed(format!("cannot confine a processor: {error:#}")));
             let outcome = match confined {
-                Ok(()) => run(&mut fd, &devices, &gate),
+                Ok(()) => run(&mut fd, &devices, &gate, &exits),
                 Err(error) => crashed(error),
             };
             if let Some(outcome) = outcome {
@@ -76,10 +79,16 @@ impl Vcpu {
 }
 
 /// Until it crashes, and then how, or until it is stopped.
-fn run(fd: &mut VcpuFd, devices: &Devices, gate: &Gate) -> Option<Outcome> {
+fn run(fd: &mut VcpuFd, devices: &Devices, gate: &Gate, exits: &Exits) -> Option<Outcome> {
     let crashed = |why: String| Some(Outcome::Crashed(why));
     while gate.pass() {
-        match fd.run() {
+        let exit = fd.run();
+        match &exit {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => exits.count_port(),
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => exits.count_memory(),
+            _ => exits.count_other(),
+        }
+        match exit {
             Ok(VcpuExit::IoIn(port, data)) => devices.read_port(port, data),
             Ok(VcpuExit::IoOut(port, data)) => devices.write_port(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => devices.read_memory(address, data),

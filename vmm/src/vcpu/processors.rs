@@ -15,7 +15,7 @@ use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
 use qcow::sync::lock;
 
-use super::Vcpu;
+use super::{Exits, Vcpu};
 use crate::devices::Devices;
 use crate::outcome::Event;
 use crate::ram::GuestMemory;
@@ -92,13 +92,20 @@ impl Processors {
         vcpus: Vec<Vcpu>,
         memory: &GuestMemory,
         devices: &Arc<Devices>,
+        exits: &Arc<Exits>,
         end: &Sender<Event>,
     ) -> Result<Self> {
         // The flag is of no use: that there is a handler makes the signal harmless.
         signal_hook::flag::register(KICK as i32, Arc::default()).context("cannot catch signals")?;
         let gate = Arc::new(Gate::new());
         let run = |vcpu: Vcpu| {
-            vcpu.run(memory.clone(), Arc::clone(devices), Arc::clone(&gate), end.clone())
+            vcpu.run(
+                memory.clone(),
+                Arc::clone(devices),
+                Arc::clone(&gate),
+                Arc::clone(exits),
+                end.clone(),
+            )
         };
         let threads = vcpus.into_iter().map(run).collect::<Result<_>>()?;
         Ok(Self { gate, threads })

@@ -1,7 +1,7 @@
 //! A backend, as the device sees it that it serves.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +30,8 @@ pub struct Shared {
     changed: Arc<EventFd>,
     /// How often a new backend took over.
     resumed: AtomicU32,
+    /// How often the thread had something to do.
+    wake_ups: AtomicU64,
 }
 
 /// See the module.
@@ -125,6 +127,11 @@ impl Backend {
         self.shared.resumed.load(Ordering::Relaxed)
     }
 
+    /// How often the thread behind it had something to do.
+    pub fn wake_ups(&self) -> u64 {
+        self.shared.wake_ups.load(Ordering::Relaxed)
+    }
+
     /// The guest reads the device's configuration. Behind its end there are zeros.
     pub fn read_config(&self, at: u64, data: &mut [u8]) {
         let config = lock(&self.shared.config);
@@ -172,6 +179,7 @@ impl Shared {
             lost: AtomicBool::new(false),
             changed: Arc::new(changed),
             resumed: AtomicU32::new(0),
+            wake_ups: AtomicU64::new(0),
         })
     }
 
@@ -208,6 +216,11 @@ impl Shared {
     /// A new backend took over.
     pub fn count_resumed(&self) {
         self.resumed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The thread has something to do.
+    pub fn count_wake_up(&self) {
+        self.wake_ups.fetch_add(1, Ordering::Relaxed);
     }
 
     fn signal(&self) {

@@ -112,6 +112,7 @@ impl Link {
     pub fn keep(mut self) {
         loop {
             let seen = self.wait();
+            self.shared.count_wake_up();
             // Emptied before the inbox is, so that no command slips through.
             let _ = self.bell.read();
             loop {

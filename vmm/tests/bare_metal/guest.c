@@ -289,6 +289,14 @@ static void test_nonsense(void) {
     ok("nonsense");
 }
 
+/* As many requests as the command line says: a number, and nothing else. */
+static void test_many(void) {
+    u64 count = 0;
+    for (volatile char *c = (volatile char *)0x20000; *c >= '0' && *c <= '9'; c++) count = count * 10 + *c - '0';
+    for (u64 n = 0; n < count; n++) ask(n & 1, n & 1, n & 63);
+    ok("many");
+}
+
 __attribute__((used)) static void run(void) {
     map_all();
     init_interrupts();
@@ -303,6 +311,7 @@ __attribute__((used)) static void run(void) {
     test_nonsense();
     test_resets();
     ask(0, 4, 0);
+    test_many();
     say("DONE\n");
     power_off();
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{has_kvm, said, text};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Where the code lies in the file: behind two sectors of set-up code.
@@ -92,24 +93,56 @@ fn a_guest_of_our_own_drives_everything() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (image, console) = (directory.path().join("disk.qcow2"), directory.path().join("console"));
+    let image = make_disk(&directory);
+    let (console, _) = drive(&directory, &image, 0);
+    for step in ["bus", "rings", "masks", "moved-vector", "moved-registers", "nonsense", "resets"] {
+        assert!(console.contains(&format!("OK {step}\n")), "{step}: {console}");
+    }
+    check_disk(&image, &directory);
+}
+
+/// The data path is between the guest, KVM and the daemon: more requests need no more of the monitor.
+#[test]
+fn a_request_costs_the_monitor_nothing() {
+    if !has_kvm() || daemon().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let image = make_disk(&directory);
+    let (_, few) = drive(&directory, &image, 10);
+    let (_, many) = drive(&directory, &image, 1010);
+    println!("with 10 requests: {few}\nwith 1,010: {many}");
+    let exits =
+        |report: &Value| ["port", "memory"].map(|kind| report["exits"][kind].as_u64().unwrap());
+    assert_eq!(exits(&few), exits(&many), "returns from the guest");
+    let wake_ups = |report: &Value| report["devices"][0]["wake_ups"].as_u64().unwrap();
+    assert_eq!(wake_ups(&few), wake_ups(&many), "wake-ups of the thread that knows the daemon");
+}
+
+fn make_disk(directory: &TempDir) -> PathBuf {
+    let image = directory.path().join("disk.qcow2");
     run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("1M"));
+    image
+}
+
+/// Lets the guest drive `image`, with so many requests at the end; what it said, and the monitor's report.
+fn drive(directory: &TempDir, image: &Path, requests: u64) -> (String, Value) {
+    let console = directory.path().join("console");
     // Minutes where it takes seconds: it only ends what would never end.
     let mut command = Command::new("timeout");
     let output = command
         .args(["120", env!("CARGO_BIN_EXE_vmm")])
-        .args(["--memory", "64M", "--kernel", text(&kernel(&directory))])
-        .args(["--disk", &format!("{},queues=2", text(&image))])
+        .args(["--memory", "64M", "--report", "--kernel", text(&kernel(directory))])
+        .args(["--cmdline", &requests.to_string()])
+        .args(["--disk", &format!("{},queues=2", text(image))])
         .args(["--serial", &format!("file={}", text(&console))])
         .output()
         .unwrap();
     let console = fs::read_to_string(&console).unwrap_or_default();
     assert!(output.status.success() && console.ends_with("DONE\n"), "{}\n{console}", said(&output));
     assert!(!console.contains("FAIL"), "{console}");
-    for step in ["bus", "rings", "masks", "moved-vector", "moved-registers", "nonsense", "resets"] {
-        assert!(console.contains(&format!("OK {step}\n")), "{step}: {console}");
-    }
-    check_disk(&image, &directory);
+    let report = said(&output).lines().find_map(|line| serde_json::from_str(line).ok());
+    (console, report.unwrap())
 }
 
 /// What the guest has written is on the disk, and the image is clean.
