@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Denied,
     /// Another program holds the image.
     Locked,
+    /// A redo log that is not of the image as it is now.
+    Stale,
     /// The file does not exist.
     NotFound,
     /// The caller asked for something that makes no sense, such as a range past the end of the disk.

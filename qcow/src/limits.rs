@@ -68,3 +68,8 @@ pub const UNPACKED_ELSEWHERE_MIN: usize = 16 << 10;
 pub const REQUEST_BYTES_MAX: u64 = 1 << 30;
 /// Pieces of one request or flush that are under way at the same time: more only cost memory.
 pub const IN_FLIGHT_MAX: usize = 64;
+/// Records that a redo log has room for by default: ours. Half of them may wait for a flush that nobody asked for, which is
+/// 512 MiB of first writes to clusters of 64 KiB here and there.
+pub const REDO_RECORDS_DEFAULT: u64 = 16_384;
+/// Most clusters that the records of a redo log stand for, and so most that a replay holds in memory: ours.
+pub const REDO_CLUSTERS_MAX: u64 = 1 << 20;

@@ -140,6 +140,24 @@ pub enum Bug {
     MovedFreedTooEarly,
     /// A cluster is used that lies across the end of the file.
     ClusterAcrossTheEnd,
+    /// A redo log is emptied before what it records is in the tables of the file.
+    RedoEmptiedTooEarly,
+    /// A discard or a zeroing is in no redo log.
+    UnmapNotRecorded,
+    /// A write whose record finds no room in the redo log is acknowledged all the same.
+    UnrecordedAcknowledged,
+    /// What a redo log records is kept although a flush has lost it.
+    RedoOutlivesLostFlush,
+    /// A redo log is replayed although the sync of an open has lost what its records name.
+    SessionOutlivesLostSync,
+    /// A replay does not raise the counts of what it maps.
+    ReplayCountsNothing,
+    /// A replay maps clusters that are counted for somebody else.
+    ReplayTakesWhatIsNamed,
+    /// A redo log of another session is replayed.
+    StaleRedoIsReplayed,
+    /// A replay begins a session of its own before all of it is in the file.
+    ReplayForgetsSession,
 }
 
 #[cfg(feature = "seeded-bugs")]

@@ -286,6 +286,10 @@ impl Disk for Recorder {
     fn identity(&self) -> Identity {
         self.disk.identity()
     }
+
+    fn random_number(&self) -> u64 {
+        self.disk.random_number()
+    }
 }
 
 /// Images of QEMU: options, and whether the mark has room.

@@ -42,7 +42,8 @@ impl Recovery {
         Ok(Some(Self { go: Mutex::new(Some(go)), stop, thread: Some(thread) }))
     }
 
-    /// Lets it begin, the first time.
+    /// Lets it begin, unless it has. A redo log that is to be replayed has to be attached before: nothing that it names may
+    /// be given back.
     pub fn start(&self) {
         if let Some(go) = lock(&self.go).take() {
             go.send(()).expect("the thread waits for its start");

@@ -86,4 +86,7 @@ pub trait Disk: Debug + Send + Sync + Sized + 'static {
 
     /// Which file this is.
     fn identity(&self) -> Identity;
+
+    /// A number that nobody can expect: a random one.
+    fn random_number(&self) -> u64;
 }

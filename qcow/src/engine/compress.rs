@@ -166,7 +166,8 @@ impl<D: Disk> Image<D> {
             }
             let writes = rooms.iter().map(|(room, bytes)| (room.extent, bytes.clone()));
             qcow2.write_packed_bytes(writes, &packed.bytes).await?;
-            link(&hold, rooms).map(|()| count)
+            link(&hold, rooms)?;
+            qcow2.make_up_for_redo().await.map(|()| count)
         };
         qcow2.guarded(stored).await
     }

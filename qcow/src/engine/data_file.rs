@@ -180,6 +180,7 @@ impl<D: Disk> Qcow2<D> {
                     let own = HostCluster::new(next.get());
                     let linked = lock(&self.meta).link_held(self.geometry, &held, own, held.span);
                     linked.map_err(|e| self.named(e))?;
+                    self.make_up_for_redo().await?;
                     left = left.after(held.span.count);
                     drop(hold);
                 }

@@ -2,6 +2,8 @@
 //!
 //! Fields alone are changed by `write_header` and `commit_header`, in the one sector that holds them all.
 
+use std::sync::atomic::Ordering;
+
 use super::layer::Qcow2;
 use super::load::read_bytes;
 use crate::addr::HostOffset;
@@ -38,6 +40,9 @@ impl<D: Disk> Qcow2<D> {
             return Err(lost);
         }
         *lock(&self.header) = plan.header;
+        if self.marked.load(Ordering::Acquire) {
+            self.leave_untied_redo();
+        }
         Ok(())
     }
 

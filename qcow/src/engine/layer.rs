@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::foreign::raw::Raw;
 use crate::format::compression::CompressionType;
 use crate::format::header::Header;
+use crate::format::mark::Session;
 use crate::meta::cache::{Lookup, SliceCache};
 use crate::meta::drain::Drain;
 use crate::meta::lookaside::{Lookaside, Right};
@@ -74,6 +75,10 @@ pub(super) struct Qcow2<D: Disk> {
     pub names_backing: AtomicBool,
     /// The header as it is on disk.
     pub header: Mutex<Header>,
+    /// Which session this is, once that is known: see [`Qcow2::session`].
+    pub session: Mutex<Option<Session>>,
+    /// Whether a redo log has been attached.
+    pub records: AtomicBool,
     /// Whether the header says what it must say while the image is being changed.
     pub marked: AtomicBool,
     /// Whether the file says all that it must say while the disk is being changed, of bitmaps too.

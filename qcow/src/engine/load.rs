@@ -9,6 +9,7 @@ use crate::format::header::Header;
 use crate::format::mark::MarkState;
 use crate::format::snapshot::{SnapshotEntry, SnapshotTableReader};
 use crate::limits::SECTOR_BYTES;
+use crate::seeded_bugs::Bug;
 
 /// First bytes of every qcow2 image.
 const MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -105,7 +106,32 @@ pub(super) async fn see_medium_unless_closed<D: Disk>(disk: &D) -> Result<()> {
     {
         return Ok(());
     }
-    forget_cache(disk, synced)
+    let seen = forget_cache(disk, synced);
+    if seen.is_err() {
+        forget_session(disk).await;
+    }
+    seen
+}
+
+/// Sees to it that no redo log is replayed on an image of which the host may have lost what was not durable: the log's
+/// entries would show it. The error that told so is told once. What cannot be read or written now will hardly be the next
+/// time.
+pub(super) async fn forget_session<D: Disk>(disk: &D) {
+    if Bug::SessionOutlivesLostSync.is_seeded() {
+        return;
+    }
+    let Ok((cluster0, file_len)) = read_header_cluster(disk).await else { return };
+    let Ok(header) = Header::parse(&cluster0, file_len) else { return };
+    let Some(mut mark) = header.extensions.mark.filter(|mark| mark.session().is_some()) else {
+        return;
+    };
+    mark.set_session(None);
+    if let Ok(Some(at)) = Header::find_mark(&cluster0)
+        && disk.write(at, &Buffer::from_bytes(mark.head()).payload()).await.is_ok()
+    {
+        // Even where this fails, the page cache has it for everybody but a power cut, which takes the log, too.
+        let _ = disk.sync().await;
+    }
 }
 
 fn forget_cache<D: Disk>(disk: &D, synced: std::io::Result<()>) -> Result<()> {

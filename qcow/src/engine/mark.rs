@@ -8,7 +8,7 @@ use super::layer::Qcow2;
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
 use crate::format::header::Header;
-use crate::format::mark::{MARK_TYPE, Mark, MarkState};
+use crate::format::mark::{MARK_TYPE, Mark, MarkState, Session};
 use crate::meta::regions::Kind;
 use crate::sync::lock;
 
@@ -26,8 +26,21 @@ impl<D: Disk> Qcow2<D> {
         // Also where it says so already: those who wrote it may have been killed before it was durable, or a write of
         // the opposite may have failed after it had reached the disk.
         mark.set(MarkState::Unclean);
+        mark.set_session(Some(self.session()));
         self.write_mark(mark).await?;
         Ok(true)
+    }
+
+    /// The session that this opening of the image is: one of its own, unless it goes on with that of a process that was
+    /// killed.
+    pub(super) fn session(&self) -> Session {
+        *lock(&self.session).get_or_insert_with(|| Session::of(self.disk.random_number()))
+    }
+
+    /// Whether the header's mark says which session changes the image.
+    pub(super) fn states_session(&self) -> bool {
+        let header = lock(&self.header);
+        header.extensions.mark.as_ref().is_some_and(|mark| mark.session().is_some())
     }
 
     /// Gives the image a mark if it has none, durably: what comes next is only safe with one.
@@ -67,7 +80,8 @@ impl<D: Disk> Qcow2<D> {
     }
 
     async fn append_mark(&self) -> Result<()> {
-        let mark = Mark::new(MarkState::Unclean);
+        let mut mark = Mark::new(MarkState::Unclean);
+        mark.set_session(Some(self.session()));
         if self.append_extension(MARK_TYPE, mark.as_bytes()).await? {
             lock(&self.header).extensions.mark = Some(mark);
         } else if !self.insert_mark(mark).await? {

@@ -43,6 +43,7 @@ mod preallocate;
 mod read;
 mod reclaim;
 mod recover;
+mod redo;
 mod regions;
 mod resize;
 mod search;
@@ -54,6 +55,7 @@ mod unpack;
 mod write;
 mod zero;
 
+pub use crate::meta::redo::{SharedWords, words_for};
 pub use crate::meta::snapshot::SnapshotChoice;
 pub use compress::Packed;
 pub use create::{create, create_with_data};
@@ -63,6 +65,7 @@ pub use options::{
     Preallocation,
 };
 pub use recover::{Recovery, RecoveryEnd};
+pub use redo::FoundRedo;
 pub use resize::Resize;
 pub use unpack::Unpackers;
 

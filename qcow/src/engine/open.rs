@@ -10,7 +10,7 @@ use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
 use super::layer::{Layer, Qcow2};
 use super::load::{
-    probe, read_bytes, read_header, read_snapshots, read_words, see_medium,
+    forget_session, probe, read_bytes, read_header, read_snapshots, read_words, see_medium,
     see_medium_unless_closed,
 };
 use super::regions::map_regions;
@@ -182,8 +182,11 @@ async fn open_qcow2<G: Gate>(
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
     let data = DataFile::open(gate, path, &header, chosen(options, top), writable).await?;
-    if let Some(data) = data.as_ref().filter(|_| distrusted) {
-        see_medium(&data.disk).await.map_err(|e| e.in_file(&data.path))?;
+    if let Some(data) = data.as_ref().filter(|_| distrusted)
+        && let Err(e) = see_medium(&data.disk).await
+    {
+        forget_session(&disk).await;
+        return Err(e.in_file(&data.path));
     }
     let state = header.extensions.mark.as_ref().map(Mark::state);
     let unsettled = state == Some(MarkState::Unsettled);
@@ -232,6 +235,8 @@ async fn open_qcow2<G: Gate>(
         adds_mark: options.adds_mark,
         names_backing: AtomicBool::new(header.backing_name.is_some()),
         header: Mutex::new(header),
+        session: Mutex::new(None),
+        records: AtomicBool::new(false),
         marked: AtomicBool::new(false),
         prepared: AtomicBool::new(false),
         laid_out: OnceLock::new(),
@@ -306,6 +311,7 @@ impl<D: Disk> Qcow2<D> {
             self.barrier().await?;
         }
         self.marked.store(true, Ordering::Release);
+        self.leave_untied_redo();
         if to_change_disk {
             self.prepared.store(true, Ordering::Release);
         }

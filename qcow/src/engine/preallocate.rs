@@ -93,7 +93,7 @@ impl<D: Disk> Qcow2<D> {
         if let Some(claimed) = claimed {
             claimed.keep();
         }
-        Ok(())
+        self.make_up_for_redo().await
     }
 
     /// Makes clusters of the file read as zeros, and takes the space for them that `how` asks for.

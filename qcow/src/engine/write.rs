@@ -122,7 +122,7 @@ impl<D: Disk> Image<D> {
     async fn fill_and_link(
         &self,
         qcow2: &Qcow2<D>,
-        allocation: Allocation<'_, D>,
+        mut allocation: Allocation<'_, D>,
         at: u64,
         data: Payload,
     ) -> Result<()> {
@@ -146,7 +146,11 @@ impl<D: Disk> Image<D> {
             return qcow2.write_data(host, &all).await;
         }
         qcow2.write_data(host, &all).await?;
-        qcow2.guarded(async { allocation.link(filled) }).await
+        let linked = async {
+            allocation.link(filled)?;
+            qcow2.make_up_for_redo().await
+        };
+        qcow2.guarded(linked).await
     }
 }
 
@@ -219,12 +223,12 @@ impl<D: Disk> Allocation<'_, D> {
     }
 
     /// Maps the guest clusters to the host clusters, which hold the bytes of the subclusters in `filled` now.
-    fn link(self, filled: Span) -> Result<()> {
+    fn link(&mut self, filled: Span) -> Result<()> {
         let image = self.hold.image;
         let (geometry, held) = (image.geometry, &self.hold.held);
         let linked = lock(&image.meta).link_held(geometry, held, self.host, filled);
         linked.map_err(|e| image.named(e))?;
-        if let Some(claimed) = self.claimed {
+        if let Some(claimed) = self.claimed.take() {
             claimed.keep();
         }
         Ok(())

@@ -275,6 +275,7 @@ impl<D: Disk> Image<D> {
                     qcow2.zero_held(&hold.held, self.virtual_size(), change, discard).await?;
                 }
                 let changed = qcow2.change_held(&hold, change, discard);
+                qcow2.make_up_for_redo().await?;
                 let count = hold.held.span.count;
                 Ok(if changed { Changed::Done(count) } else { Changed::Impossible(count) })
             }

@@ -176,12 +176,17 @@ impl Mapping {
 
     /// The bytes of the entry that says this: 8, or 16 in an image with extended entries.
     pub fn encode(self, geometry: Geometry) -> SmallVec<[u8; 16]> {
+        let words = self.words(geometry).map(u64::to_be_bytes);
+        SmallVec::from_slice(&words.as_flattened()[..geometry.l2_entry_bytes() as usize])
+    }
+
+    /// The words of the entry that says this; the second one is 0 in an image without extended entries.
+    pub fn words(self, geometry: Geometry) -> [u64; 2] {
         if !geometry.has_extended_l2() {
-            return SmallVec::from_slice(&L2Entry::from_mapping(geometry, self).0.to_be_bytes());
+            return [L2Entry::from_mapping(geometry, self).0, 0];
         }
         let entry = ExtendedL2Entry::from_mapping(geometry, self);
-        let words = [entry.descriptor.to_be_bytes(), entry.bitmap.to_be_bytes()];
-        SmallVec::from_slice(words.as_flattened())
+        [entry.descriptor, entry.bitmap]
     }
 }
 

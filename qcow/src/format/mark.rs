@@ -14,6 +14,8 @@ const UNCLEAN: u8 = 1;
 const UNSETTLED: u8 = 2;
 /// Where the state stands, in every version.
 const STATE_AT: usize = 1;
+/// Where the session stands: the rest of the data, in which programs that did not know it kept what they found.
+const SESSION_AT: usize = 2;
 
 /// What a mark says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,31 @@ pub enum MarkState {
     Unsettled,
 }
 
-/// The extension's data, kept byte for byte but for the state.
+/// The number of a session: of one opening of an image, from its first change to its close. It ties a redo log to the image
+/// that it is of (`meta::redo`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session(u64);
+
+impl Session {
+    /// The session that a random number makes; 48 bits of it count.
+    pub fn of(number: u64) -> Self {
+        Self((number & Self::MAX).max(1))
+    }
+
+    /// The session of this number, if it is one.
+    pub fn from_number(number: u64) -> Option<Self> {
+        (1..=Self::MAX).contains(&number).then_some(Self(number))
+    }
+
+    /// Its number, which is not zero.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    const MAX: u64 = (1 << 48) - 1;
+}
+
+/// The extension's data, kept byte for byte but for the state and the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark(Vec<u8>);
 
@@ -80,7 +106,22 @@ impl Mark {
         }
     }
 
-    /// The bytes that a change of state writes, at the start of the data.
+    /// The session that changed the image last, where it is known.
+    pub fn session(&self) -> Option<Session> {
+        let mut word = [0; 8];
+        word[SESSION_AT..].copy_from_slice(self.0.get(SESSION_AT..).filter(|_| self.is_legible())?);
+        Session::from_number(u64::from_be_bytes(word))
+    }
+
+    /// Notes which session changes the image, or that nobody knows; nothing in an illegible mark.
+    pub fn set_session(&mut self, session: Option<Session>) {
+        if self.is_legible() {
+            let number = session.map_or(0, Session::number).to_be_bytes();
+            self.0[SESSION_AT..].copy_from_slice(&number[SESSION_AT..]);
+        }
+    }
+
+    /// The bytes that a change writes, at the start of the data.
     pub fn head(&self) -> &[u8] {
         &self.0[..self.0.len().min(MARK_BYTES)]
     }
@@ -102,6 +143,25 @@ mod tests {
         assert_eq!(mark.state(), MarkState::Unsettled);
         assert!(mark.set(MarkState::Clean));
         assert_eq!(mark.as_bytes(), [1, 0, 9, 8, 7, 6, 5, 4]);
+    }
+
+    #[test]
+    fn a_session_is_told_and_set_beside_the_state() {
+        let mut mark = Mark::new(MarkState::Unclean);
+        assert_eq!(mark.session(), None, "as in all marks of those who did not know it");
+        let session = Session::of(0xfedc_ba98_7654_3210);
+        mark.set_session(Some(session));
+        assert_eq!(mark.session(), Some(session));
+        assert_eq!(mark.as_bytes(), [1, 1, 0xba, 0x98, 0x76, 0x54, 0x32, 0x10]);
+        assert!(mark.set(MarkState::Clean));
+        assert_eq!((mark.state(), mark.session()), (MarkState::Clean, Some(session)));
+        mark.set_session(None);
+        assert_eq!(mark, Mark::new(MarkState::Clean));
+        let mut later = Mark::from_bytes([2, 1, 1, 1, 1, 1, 1, 1]);
+        later.set_session(None);
+        assert_eq!((later.session(), later.as_bytes()), (None, &[2, 1, 1, 1, 1, 1, 1, 1][..]));
+        assert_eq!(Session::of(0).number(), 1, "there is always one");
+        assert_eq!([0, 1 << 48].map(Session::from_number), [None, None]);
     }
 
     #[test]

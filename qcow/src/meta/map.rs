@@ -165,23 +165,29 @@ impl Map {
 
     /// What the entry at `slot` means.
     pub fn mapping(&mut self, slot: Slot) -> Asked<Result<Mapping>> {
-        match self.slices.lookup(slot.key) {
+        let words = match self.slices.lookup(slot.key) {
             Lookup::Hit(slice) if self.geometry.has_extended_l2() => {
-                let [descriptor, bitmap] = [0, 1].map(|word| slice.word(slot.index * 2 + word));
-                let entry = ExtendedL2Entry { descriptor, bitmap };
-                Ok(match self.data_place {
-                    DataPlace::Image => entry.parse(self.geometry),
-                    _ => entry.parse_external(self.geometry),
-                })
+                [0, 1].map(|word| slice.word(slot.index * 2 + word))
             }
-            Lookup::Hit(slice) => {
-                let entry = L2Entry(slice.word(slot.index));
-                Ok(match self.data_place {
-                    DataPlace::Image => entry.parse(self.geometry, self.zero_flag),
-                    _ => entry.parse_external(self.geometry, self.zero_flag),
-                })
-            }
-            Lookup::Loading | Lookup::Miss => Err(Need::L2(slot.key)),
+            Lookup::Hit(slice) => [slice.word(slot.index), 0],
+            Lookup::Loading | Lookup::Miss => return Err(Need::L2(slot.key)),
+        };
+        Ok(self.parse(words))
+    }
+
+    /// What an entry of these words means; the second one counts in an image with extended entries only.
+    pub fn parse(&self, [descriptor, bitmap]: [u64; 2]) -> Result<Mapping> {
+        let in_image = self.data_place == DataPlace::Image;
+        if self.geometry.has_extended_l2() {
+            let entry = ExtendedL2Entry { descriptor, bitmap };
+            return match in_image {
+                true => entry.parse(self.geometry),
+                false => entry.parse_external(self.geometry),
+            };
+        }
+        match in_image {
+            true => L2Entry(descriptor).parse(self.geometry, self.zero_flag),
+            false => L2Entry(descriptor).parse_external(self.geometry, self.zero_flag),
         }
     }
 

@@ -26,6 +26,7 @@ pub mod pack;
 pub mod plan;
 pub mod reclaim;
 pub mod recover;
+pub mod redo;
 pub mod refs;
 pub mod regions;
 pub mod settle;
@@ -42,6 +43,7 @@ use order::Sequencer;
 use pack::Packer;
 use reclaim::{Punched, Reclaim};
 use recover::Changes;
+use redo::Redo;
 use refs::Refcounts;
 use regions::{Kind, Regions};
 use span::Span;
@@ -82,6 +84,8 @@ pub struct Meta {
     pub punches: Reclaim,
     /// Who flushes, and who waits for it.
     pub flush: Sequencer,
+    /// Where changes of mappings are recorded for the next process, if anywhere.
+    redo: Option<Redo>,
     /// What has changed since a scan for leaks began, while there is one.
     changes: Option<Changes>,
     /// Why this image takes no more writes, once that is so.
@@ -105,6 +109,7 @@ impl Meta {
             reclaim: Reclaim::default(),
             punches: Reclaim::default(),
             flush: Sequencer::default(),
+            redo: None,
             changes: None,
             failure: None,
             flush_lost: false,
@@ -149,6 +154,9 @@ impl Meta {
     /// Turns the image read-only because a flush of its file has failed.
     pub fn lose_flush(&mut self, reason: Error) {
         self.flush_lost = true;
+        if !Bug::RedoOutlivesLostFlush.is_seeded() {
+            self.void_redo();
+        }
         self.fail(reason);
     }
 
@@ -299,6 +307,7 @@ impl Meta {
     /// and nothing is on its way to being free.
     pub fn restart(&mut self, l1: WordTable) {
         assert!(self.reclaim.is_idle(), "nothing is being freed");
+        assert!(self.is_redo_empty(), "what waits for no flush is in no redo log");
         self.map.restart(l1);
         self.refs.restart();
         // Its cluster may be among those that have become free.
@@ -307,7 +316,8 @@ impl Meta {
 
     /// Whether so much metadata waits for a flush that writers should start one.
     pub fn wants_flush(&self) -> bool {
-        self.map.slices().is_crowded() || self.refs.slices().is_crowded()
+        let crowded = self.map.slices().is_crowded() || self.refs.slices().is_crowded();
+        crowded || self.redo_wants_flush()
     }
 
     /// How many of the clusters from `first` on can be released in one go, up to `count_max`, and whether this is their

@@ -17,6 +17,7 @@
 use super::Meta;
 use super::cache::DirtySectors;
 use super::reclaim::Unlinked;
+use super::redo::Covered;
 use super::regions::Kind;
 use super::table::TableSector;
 use crate::addr::{Geometry, HostOffset};
@@ -62,6 +63,7 @@ pub struct FlushPlan {
     l1: Vec<TableSector>,
     unlinked: Unlinked,
     punches: Unlinked,
+    redo: Option<Covered>,
 }
 
 impl FlushPlan {
@@ -109,6 +111,7 @@ impl Meta {
             l1: self.map.l1_mut().take_dirty(),
             unlinked: self.reclaim.take_unlinked(),
             punches: self.punches.take_unlinked(),
+            redo: self.cover_redo(),
         }
     }
 
@@ -119,6 +122,8 @@ impl Meta {
         plan.l2.iter().for_each(|s| self.map.slices_mut().written(s, written));
         plan.refcount_table.iter().for_each(|s| self.refs.table_mut().written(s, written));
         plan.l1.iter().for_each(|s| self.map.l1_mut().written(s, written));
+        // Before anything becomes free that a record names.
+        self.end_redo_flush(plan.redo.as_ref(), success);
         if success {
             self.reclaim.add_durable(plan.unlinked.made_durable());
             self.punches.add_durable(plan.punches.made_durable());

@@ -165,6 +165,8 @@ impl Meta {
         let (first, count) = geometry.host_span(extent.offset, extent.len);
         self.check_target(geometry, first, count)?;
         self.relink(geometry, slot, Mapping::Compressed(extent), false);
+        // How often others name its clusters, a record could not tell.
+        self.leave_out_of_redo();
         Ok(())
     }
 }

@@ -478,7 +478,9 @@ impl Meta {
                 Mapping::Data(place)
             };
             self.relink(geometry, held.slot(i), new, false);
+            self.note_redo(geometry, held.first.plus(i), new);
         }
+        self.publish_redo();
         Ok(())
     }
 
@@ -491,7 +493,7 @@ impl Meta {
         change: impl Fn(Mapping) -> Option<Mapping>,
         punch: bool,
     ) -> bool {
-        for slot in (0..held.count).map(|i| held.slot(i)) {
+        for (guest, slot) in (0..held.count).map(|i| (held.first.plus(i), held.slot(i))) {
             let Ok(Ok(old)) = self.map.mapping(slot) else {
                 panic!("a held entry is in memory and sound")
             };
@@ -502,11 +504,15 @@ impl Meta {
             );
             if new != old {
                 self.relink(geometry, slot, new, punch);
+                if !Bug::UnmapNotRecorded.is_seeded() {
+                    self.note_redo(geometry, guest, new);
+                }
                 if Bug::StaleMappingAfterDiscard.is_seeded() {
                     self.map.replace(slot, old);
                 }
             }
         }
+        self.publish_redo();
         true
     }
 

@@ -129,6 +129,10 @@ impl Disk for Mortal {
     fn identity(&self) -> Identity {
         self.disk.identity()
     }
+
+    fn random_number(&self) -> u64 {
+        self.disk.random_number()
+    }
 }
 
 async fn open<D: Disk + Clone>(disk: &D, writable: bool) -> qcow::Result<Image<D>> {

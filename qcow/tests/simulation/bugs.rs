@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use proptest::strategy::Strategy;
 use qcow::seeded_bugs::Bug;
 
-use crate::case::{Case, Start, small_case};
+use crate::case::{Case, Start, redo_case, small_case};
 use crate::crash::{self, Effort, Tally, crash, table_grows};
 use crate::creation::creation;
 use crate::faults::{self, faults};
 use crate::hunt::{Failure, find_from, message_of};
+use crate::kills::{self, kills};
 use crate::qemu::Sampler;
+use crate::redo::{hostile_logs, stale_logs};
 use crate::regressions::POWER_CUTS;
 use crate::schedules::{self, schedule};
 use crate::snapshots;
@@ -39,11 +41,22 @@ enum Finder {
     Regressions,
     /// Power cuts while snapshots come and go.
     Snapshots,
+    /// Kills of processes with a redo log.
+    Kills,
+    /// Faults that befall processes with a redo log, and kills.
+    RedoFaults,
+    /// Redo logs of earlier sessions.
+    StaleLogs,
+    /// Redo logs that somebody has tampered with.
+    HostileLogs,
 }
 
 use Finder::{
-    Creation, Faults, PowerCuts, Regressions, Schedules, SmallSchedules, Snapshots, TableGrowth,
+    Creation, Faults, HostileLogs, Kills, PowerCuts, RedoFaults, Regressions, Schedules,
+    SmallSchedules, Snapshots, StaleLogs, TableGrowth,
 };
+/// Hostile logs that are tried.
+const HOSTILE_LOGS: u64 = 3_000;
 
 /// Which tests find which bug.
 const BUGS: &[(Bug, Finder)] = &[
@@ -104,6 +117,15 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::SnapshotBeforeFlags, Snapshots),
     (Bug::SnapshotFreedTooEarly, Snapshots),
     (Bug::FlagsStayAfterSnapshot, Snapshots),
+    (Bug::RedoEmptiedTooEarly, Kills),
+    (Bug::UnmapNotRecorded, Kills),
+    (Bug::UnrecordedAcknowledged, Kills),
+    (Bug::ReplayCountsNothing, Kills),
+    (Bug::ReplayForgetsSession, Kills),
+    (Bug::RedoOutlivesLostFlush, RedoFaults),
+    (Bug::SessionOutlivesLostSync, RedoFaults),
+    (Bug::StaleRedoIsReplayed, StaleLogs),
+    (Bug::ReplayTakesWhatIsNamed, HostileLogs),
 ];
 
 #[test]
@@ -165,6 +187,14 @@ fn seek(bug: Bug, finder: Finder, attempt: u64) -> Option<Failure> {
             let message = snapshots::find(bug, attempt)?;
             Some(Failure { case: Case::plain(Start::Empty), message, found_after: start.elapsed() })
         }
+        Kills => hunt(bug, attempt, redo_case, kills::SEEDS, |case| {
+            kills(case, &kills::Tally::default());
+        }),
+        RedoFaults => hunt(bug, attempt, redo_case, faults::SEEDS, faulty),
+        StaleLogs => single(bug, Case::plain(Start::Filled), |_| stale_logs()),
+        HostileLogs => single(bug, Case::plain(Start::Filled), |_| {
+            hostile_logs(HOSTILE_LOGS, 1);
+        }),
         Creation => single(bug, Case::plain(Start::Empty), |case| {
             creation(&case.shape);
         }),

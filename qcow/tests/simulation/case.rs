@@ -92,6 +92,8 @@ pub struct Case {
     pub depth: usize,
     /// Bytes of L2 tables in memory; small ones evict all the time.
     pub cache: u64,
+    /// Records that there is room for in a redo log, which outlives kills; none without a log.
+    pub redo: u64,
     pub ops: Vec<Op>,
 }
 
@@ -260,6 +262,12 @@ pub fn small_case() -> impl Strategy<Value = Case> {
     any_case(shape, 0.01, 1..=6, cache, (1u64..=9).boxed(), sizes, 1..14)
 }
 
+/// Small cases with a redo log, sometimes too small for one request.
+pub fn redo_case() -> impl Strategy<Value = Case> {
+    let redo = prop::sample::select(vec![1u64, 3, 8, 100]);
+    (small_case(), redo).prop_map(|(case, redo)| Case { redo, ..case })
+}
+
 /// Cases on images of these shapes, of which the part `extended` has extended L2 entries.
 fn any_case(
     shape: impl Strategy<Value = (u64, u32, u32, bool, Start)>,
@@ -280,6 +288,7 @@ fn any_case(
         shape,
         depth,
         cache,
+        redo: 0,
         ops: inside(shape.size, ops),
     })
 }
@@ -401,11 +410,12 @@ impl fmt::Display for Case {
         let Shape { size, cluster_bits, refcount_order, version3, extended, start } = self.shape;
         let version = if version3 { 3 } else { 2 };
         let entries = if extended { " entries=extended" } else { "" };
-        let Self { seed, depth, cache, .. } = self;
+        let Self { seed, depth, cache, redo, .. } = self;
+        let redo = if *redo > 0 { format!(" redo={redo}") } else { String::new() };
         write!(f, "seed={seed} start={start} size={size} cluster={cluster_bits} ")?;
         write!(
             f,
-            "refcount={refcount_order} version={version}{entries} depth={depth} cache={cache}"
+            "refcount={refcount_order} version={version}{entries} depth={depth} cache={cache}{redo}"
         )?;
         self.ops.iter().try_for_each(|op| write!(f, " {op}"))
     }
@@ -437,6 +447,7 @@ impl FromStr for Case {
                 "entries" => case.shape.extended = value == "extended",
                 "depth" => case.depth = number(value)? as usize,
                 "cache" => case.cache = number(value)?,
+                "redo" => case.redo = number(value)?,
                 _ => return Err(format!("a case has no '{name}'")),
             }
         }
@@ -455,7 +466,7 @@ impl Case {
             extended: false,
             start,
         };
-        Self { seed: 1, shape, depth: 1, cache: 1 << 20, ops: Vec::new() }
+        Self { seed: 1, shape, depth: 1, cache: 1 << 20, redo: 0, ops: Vec::new() }
     }
 }
 
@@ -466,7 +477,7 @@ fn number(text: &str) -> Result<u64, String> {
 #[test]
 fn a_case_is_written_and_read_back() {
     let text = "seed=9 start=backing:5 size=33 cluster=14 refcount=1 version=3 entries=extended \
-                depth=4 cache=0 w1+2 z0+4 u4+4 d8+8 c0+2 r0+16 flush s40 reopen kill recover";
+                depth=4 cache=0 redo=3 w1+2 z0+4 u4+4 d8+8 c0+2 r0+16 flush s40 reopen kill recover";
     let case: Case = text.parse().expect("a case");
     assert_eq!(case.to_string(), text);
     assert_eq!(case.ops.len(), 11);

@@ -8,12 +8,13 @@ use std::sync::atomic::AtomicBool;
 use qcow::ErrorKind;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Fault, Random, SimDisk, World};
-use qcow::engine::{Discard, Format, Image, OpenOptions, RecoveryEnd};
+use qcow::engine::{Discard, Format, FoundRedo, Image, OpenOptions, RecoveryEnd};
 use qcow::exec::SlotPool;
 use qcow::gate::Gate;
 
 use crate::case::{Case, Op, SECTOR};
 use crate::history::{Began, History};
+use crate::memory::Memory;
 use crate::start::{Files, files, initial, sectors};
 
 /// Hands out the image, its backing file and its external data file.
@@ -101,6 +102,8 @@ pub struct Drive<'c> {
     pub world: World,
     pub gate: SimGate,
     pub history: RefCell<History>,
+    /// Where the redo log is, of cases that have one.
+    pub memory: Option<Memory>,
     /// Whether requests may fail.
     faulty: Cell<bool>,
     syncs_lost: Cell<u64>,
@@ -118,6 +121,7 @@ impl<'c> Drive<'c> {
             world,
             gate,
             history: RefCell::new(history),
+            memory: (case.redo > 0).then(|| Memory::new(case.redo)),
             faulty: Cell::new(false),
             syncs_lost: Cell::new(0),
             in_flight: RefCell::default(),
@@ -140,12 +144,17 @@ impl<'c> Drive<'c> {
         ended.unwrap_or(Ending::Stuck)
     }
 
-    /// The process dies. Mappings that no flush has written die with it.
+    /// The process dies. Mappings that no flush has written die with it, unless a redo log has them. Only a fault makes one
+    /// void.
     pub fn kill(&self) {
         self.world.kill();
         let mut history = self.history.borrow_mut();
         history.cut_off();
-        history.lose_unflushed();
+        let is_void = self.memory.as_ref().is_none_or(Memory::is_void);
+        assert!(!is_void || self.memory.is_none() || self.faulty.get(), "a log is void by a fault");
+        if is_void {
+            history.lose_unflushed();
+        }
     }
 
     /// A failed sync may have lost what was written since the last one that succeeded.
@@ -225,7 +234,29 @@ impl<'c> Drive<'c> {
             Ok(image) => image,
             Err(_) => open(&self.gate, self.case.cache).await.expect("open again"),
         };
+        let image = self.attach(image).await;
         self.history.borrow_mut().settle_size(image.virtual_size() / SECTOR);
+        image
+    }
+
+    /// Lets the image go on with the redo log, if there is one.
+    async fn attach(&self, image: Image<SimDisk>) -> Image<SimDisk> {
+        let Some(memory) = &self.memory else { return image };
+        let attached = image.attach_redo_log(memory.share(), FoundRedo::Replay).await;
+        if self.allow(attached, "attach").is_ok() {
+            return image;
+        }
+        // A fault has kept it from being replayed, but only once; or a sync that has failed has made it stale.
+        drop(image);
+        self.kill();
+        let image = open(&self.gate, self.case.cache).await.expect("open again");
+        if let Err(e) = image.attach_redo_log(memory.share(), FoundRedo::Replay).await {
+            assert_eq!(e.kind(), ErrorKind::Stale, "{e}");
+            assert!(self.world.failed_syncs() > 0, "nothing has been lost, and yet: {e}");
+            self.history.borrow_mut().lose_unflushed();
+            let attached = image.attach_redo_log(memory.share(), FoundRedo::Discard).await;
+            attached.expect("begin a log");
+        }
         image
     }
 

@@ -5,14 +5,18 @@ use std::time::Instant;
 
 use qcow::disk::sim::{Fault, Random};
 
-use crate::case::{Case, small_case};
+use proptest::strategy::Strategy;
+
+use crate::case::{Case, redo_case, small_case};
 use crate::cut::Cut;
 use crate::drive::{Drive, Ending};
 use crate::hunt::{expect_none, find, is_soak, message_of, wanted};
+use crate::kills::replay;
 use crate::recover::{expect_clean, recover};
 
-/// Faults that are tried for each change, and pairs of faults in a long run.
+/// Faults that are tried for each change, also of cases with a redo log, and pairs of faults in a long run.
 const FAULTS: u64 = 40_000;
+const REDO_FAULTS: u64 = 10_000;
 const PAIRS_SOAK: u64 = 50_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;
@@ -70,6 +74,9 @@ fn survive(case: &Case, faults: &[(u64, Fault)]) {
     }
     drop(history);
     drive.kill();
+    replay(&drive);
+    // Whoever opens the image without its log finds what was flushed.
+    drive.history.borrow_mut().lose_unflushed();
     let now = drive.history.borrow_mut().begin_now();
     let history = drive.history.borrow();
     let allowed = |values: &[u64]| history.check_whole(now, values);
@@ -78,10 +85,19 @@ fn survive(case: &Case, faults: &[(u64, Fault)]) {
 
 #[test]
 fn no_fault_of_the_host_loses_flushed_data() {
-    let (wanted, done) = (wanted(FAULTS, PAIRS_SOAK), AtomicU64::new(0));
+    hunt_faults(small_case, FAULTS);
+}
+
+#[test]
+fn no_fault_of_the_host_makes_a_redo_log_show_what_was_lost() {
+    hunt_faults(redo_case, REDO_FAULTS);
+}
+
+fn hunt_faults<S: Strategy<Value = Case>>(cases: impl Fn() -> S + Sync, per_change: u64) {
+    let (wanted, done) = (wanted(per_change, PAIRS_SOAK), AtomicU64::new(0));
     let start = Instant::now();
     let enough = || done.load(Ordering::Relaxed) >= wanted;
-    let failure = find(small_case, SEEDS, enough, |case| {
+    let failure = find(cases, SEEDS, enough, |case| {
         let tried = if is_soak() { pairs(case) } else { faults(case) };
         done.fetch_add(tried, Ordering::Relaxed);
     });

@@ -4,10 +4,12 @@
 //! * [`schedules`]: requests that overlap in time and place, in orders that follow a seed, linearizable for each sector.
 //! * [`crash`]: the power is cut at every event of a case, and the states that may be left are opened, checked, compared,
 //!   used and closed; QEMU looks at a sample ([`qemu`]).
+//! * [`kills`]: the process is killed at every event of a case, and its redo log is replayed; [`redo`]: logs that must not
+//!   be, because they are stale or hostile.
 //! * [`sequences`]: every sequence of two requests, with power cuts at every event.
 //! * [`faults`]: a fault at every operation of a case.
 //! * [`snapshots`]: internal snapshots come, go and become the disk, with power cuts at every event;
-//!   [`snapshot_faults`]: with a fault at every operation.
+//!   [`snapshot_faults`]: with a fault at every operation; [`snapshot_kills`]: the process is killed at every event.
 //! * `bugs` (with the feature `seeded-bugs`): bugs that engines have really had, each to be found by one of the above.
 //!
 //! Every case is a line of text that says all. What fails is made small, and the command that repeats it is printed.
@@ -23,12 +25,16 @@ mod drive;
 mod faults;
 mod history;
 mod hunt;
+mod kills;
+mod memory;
 mod qemu;
 mod recover;
+mod redo;
 mod regressions;
 mod schedules;
 mod sequences;
 mod shrink;
 mod snapshot_faults;
+mod snapshot_kills;
 mod snapshots;
 mod start;

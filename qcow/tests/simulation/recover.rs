@@ -74,6 +74,17 @@ async fn look(gate: &SimGate) -> Found {
 /// Goes on with the image as if nothing had happened.
 async fn use_again(shape: &Shape, gate: &SimGate, seed: u64, history: &RefCell<History>) {
     let image = open(gate, 1 << 20).await.expect("open");
+    go_on(shape, gate, seed, history, &image).await;
+}
+
+/// Goes on with an open image until it is closed clean.
+pub async fn go_on(
+    shape: &Shape,
+    gate: &SimGate,
+    seed: u64,
+    history: &RefCell<History>,
+    image: &Image<SimDisk>,
+) {
     let size = image.virtual_size() / SECTOR;
     let write_all = async |stamp: u64, step: u64| {
         for at in (0..size).step_by(step as usize) {
@@ -97,11 +108,11 @@ async fn use_again(shape: &Shape, gate: &SimGate, seed: u64, history: &RefCell<H
     join_all(both).await;
     let recovery = image.recover_leaks(&stop).await.expect("recover");
     assert_eq!(recovery.end, RecoveryEnd::Complete, "nothing disturbs the recovery now");
-    let values = read(&image, 0, size).await.expect("read");
+    let values = read(image, 0, size).await.expect("read");
     assert!((0..).zip(&values).all(|(s, &value)| value == 0xaaaa << 48 | s), "a write is lost");
     expect_raw_data(shape, gate, &values);
     if seed.is_multiple_of(GROW_ONE_IN) && !shape.keeps_size() {
-        grow(&image, size + GROWTH, history).await;
+        grow(image, size + GROWTH, history).await;
     }
     image.close().await.expect("close");
     expect_clean(shape, gate).await;
@@ -142,7 +153,7 @@ fn expect_raw_data(shape: &Shape, gate: &SimGate, values: &[u64]) {
     assert_eq!(first, None, "the raw data file is not the disk");
 }
 
-async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {
+pub async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {
     let mut findings = Vec::new();
     let mut report = |finding: &qcow::engine::check::Finding| findings.push(finding.to_string());
     let summary = check(image, Path::new("image"), Repair::None, &mut report).await;

@@ -3,6 +3,7 @@
 use crate::case::Case;
 use crate::crash::{Effort, Tally, crash};
 use crate::faults::faults;
+use crate::kills::{self, kills};
 use crate::qemu::Sampler;
 use crate::schedules::schedule;
 
@@ -44,7 +45,7 @@ fn faults_that_once_lost_data() {
     }
 }
 
-/// Repeats the case that the environment names: `CRASH_CASE`, `FAULT_CASE` or `SCHEDULE_CASE`.
+/// Repeats the case that the environment names: `CRASH_CASE`, `FAULT_CASE`, `KILL_CASE` or `SCHEDULE_CASE`.
 #[test]
 #[ignore = "needs a case in the environment"]
 fn repeat() {
@@ -57,6 +58,9 @@ fn repeat() {
     }
     if let Some(case) = case("FAULT_CASE") {
         faults(&case);
+    }
+    if let Some(case) = case("KILL_CASE") {
+        kills(&case, &kills::Tally::default());
     }
     if let Some(case) = case("SCHEDULE_CASE") {
         schedule(&case);

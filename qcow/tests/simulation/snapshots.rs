@@ -14,7 +14,7 @@ use qcow::ErrorKind;
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Random, SimDisk, World};
 use qcow::engine::check::{Finding, Repair, check};
-use qcow::engine::{Format, Image, OpenOptions, SnapshotChoice};
+use qcow::engine::{Format, FoundRedo, Image, OpenOptions, SnapshotChoice};
 use qcow::format::header::Header;
 use qcow::format::mark::MarkState;
 
@@ -22,6 +22,7 @@ use crate::case::{SECTOR, Shape, Start};
 use crate::cut::Cut;
 use crate::drive::{SimGate, open, read};
 use crate::hunt::{message_of, wanted};
+use crate::memory::Memory;
 use crate::start::{Files, files, initial, sectors};
 
 /// Cases for each change, and in a long run.
@@ -67,12 +68,12 @@ pub struct Moment {
 }
 
 impl Moment {
-    fn at_rest(content: Content) -> Self {
+    pub fn at_rest(content: Content) -> Self {
         Self { step: None, before: content.clone(), after: content }
     }
 
     /// Panics unless `found` may be found now.
-    fn check(&self, found: &Content) {
+    pub fn check(&self, found: &Content) {
         if *found == self.before || *found == self.after {
             return;
         }
@@ -156,17 +157,14 @@ fn after(step: Step, shape: &Shape, now: &Content, stamp: u64) -> Content {
     next
 }
 
+/// Carries a step out; a write or a discard without making it durable.
 async fn carry_out(image: &Image<SimDisk>, step: Step, stamp: u64) -> qcow::Result<()> {
     match step {
         Step::Write { at, count } => {
             let bytes = sectors((at..at + count).map(|s| stamp | s));
-            image.write(at * SECTOR, &Buffer::from_bytes(&bytes).payload()).await?;
-            image.flush().await
+            image.write(at * SECTOR, &Buffer::from_bytes(&bytes).payload()).await
         }
-        Step::Discard { at, count } => {
-            image.discard(at * SECTOR, count * SECTOR).await?;
-            image.flush().await
-        }
+        Step::Discard { at, count } => image.discard(at * SECTOR, count * SECTOR).await,
         Step::Resize(size) => image.resize(size * SECTOR, true).await,
         Step::Create => {
             image.create_snapshot("name".as_ref(), Duration::from_secs(1)).await.map(drop)
@@ -181,7 +179,7 @@ async fn nth(image: &Image<SimDisk>, index: usize) -> qcow::Result<SnapshotChoic
 }
 
 /// Everything that can be read of the image, by somebody who does not change it.
-async fn content_of(gate: &SimGate) -> Content {
+pub async fn content_of(gate: &SimGate) -> Content {
     let options = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::default() };
     let whole = async |options: &OpenOptions| {
         let image = Image::open(gate, Path::new("image"), options).await.expect("open to read");
@@ -204,6 +202,8 @@ pub struct Scene {
     pub world: World,
     pub gate: SimGate,
     pub moment: RefCell<Moment>,
+    /// Where the redo log is, if there is one. Then not every step is made durable.
+    pub memory: Option<Memory>,
 }
 
 impl Scene {
@@ -215,7 +215,12 @@ impl Scene {
         let snapshots =
             if shape.start == Start::Snapshot { vec![disk.clone()] } else { Vec::new() };
         let moment = RefCell::new(Moment::at_rest(Content { disk, snapshots }));
-        Self { seed, shape, world, gate, moment }
+        Self { seed, shape, world, gate, moment, memory: None }
+    }
+
+    /// The same with a redo log.
+    pub fn with_redo(seed: u64) -> Self {
+        Self { memory: Some(Memory::new(1 + seed % 9)), ..Self::new(seed) }
     }
 
     /// Does up to `count_max` things to the image, one after the other, and closes it.
@@ -224,15 +229,23 @@ impl Scene {
     /// The first one that the image tells of.
     pub async fn play(&self, count_max: u64) -> qcow::Result<()> {
         let mut random = Random::new(self.seed ^ 0x57e9);
-        let mut image = open(&self.gate, 1 << 20).await?;
+        let mut image = self.open().await?;
         for number in 1..=1 + random.below(count_max) {
             self.do_one(&image, &mut random, number << 32).await?;
             if random.below(4) == 0 {
                 image.close().await?;
-                image = open(&self.gate, 1 << 20).await?;
+                image = self.open().await?;
             }
         }
         image.close().await
+    }
+
+    async fn open(&self) -> qcow::Result<Image<SimDisk>> {
+        let image = open(&self.gate, 1 << 20).await?;
+        if let Some(memory) = &self.memory {
+            image.attach_redo_log(memory.share(), FoundRedo::Replay).await?;
+        }
+        Ok(image)
     }
 
     async fn do_one(
@@ -246,7 +259,12 @@ impl Scene {
         *self.moment.borrow_mut() =
             Moment { step: Some(step), after: after(step, &self.shape, &now, stamp), before: now };
         let mut after = self.moment.borrow().after.clone();
-        match carry_out(image, step, stamp).await {
+        let flushes = self.memory.is_none() || (stamp >> 32).is_multiple_of(4);
+        let done = match carry_out(image, step, stamp).await {
+            Ok(()) if flushes => image.flush().await,
+            other => other,
+        };
+        match done {
             Ok(()) => {}
             // Compressed clusters share a cluster of the file, and narrow counts cannot count them all.
             Err(e) if e.kind() == ErrorKind::Invalid && self.shape.refcount_order < 4 => {
@@ -357,7 +375,7 @@ impl Looker {
     }
 }
 
-fn expect_clean(world: &World, gate: &SimGate) {
+pub fn expect_clean(world: &World, gate: &SimGate) {
     let mut wrong = Vec::new();
     let mut report = |finding: &Finding| wrong.push(finding.to_string());
     world

@@ -10,6 +10,7 @@ use super::World;
 use super::content::Content;
 use super::effect::Effect;
 use super::power_cut::PowerCut;
+use super::random::Random;
 use crate::addr::HostOffset;
 use crate::disk::{Disk, FileExtent, Identity, Payload};
 use crate::sync::lock;
@@ -39,6 +40,13 @@ impl SimDisk {
     /// A copy of the file's bytes as they are now.
     pub fn to_vec(&self) -> Vec<u8> {
         self.content().to_vec()
+    }
+
+    /// What the file reads as if the process that drives it is killed at this moment: what is under way happens in part.
+    pub fn killed(&self, random: &mut Random) -> Content {
+        let state = lock(&self.world.state);
+        let in_flight = state.pending.iter().filter(|p| p.file == self.file);
+        state.files[self.file].killed(in_flight.map(|p| &p.effect), random)
     }
 
     /// What a power cut at this moment may leave of the file.
@@ -145,5 +153,9 @@ impl Disk for SimDisk {
 
     fn identity(&self) -> Identity {
         Identity { device: 0, inode: self.file as u64 }
+    }
+
+    fn random_number(&self) -> u64 {
+        lock(&self.world.state).numbers.draw()
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 
 use super::content::{BLOCK_BYTES, Block, Content, pieces};
-use super::effect::{Change, Effect};
+use super::effect::{Change, Effect, some_of};
 use super::power_cut::PowerCut;
 use super::random::Random;
 
@@ -116,6 +116,20 @@ impl File {
                 self.visible.set_block(index, self.durable.block(index));
             }
         }
+    }
+
+    /// What the page cache has after some of each of the effects `in_flight`.
+    pub fn killed<'a>(
+        &self,
+        in_flight: impl Iterator<Item = &'a Effect>,
+        random: &mut Random,
+    ) -> Content {
+        let mut file = Self::new(self.visible.clone());
+        for effect in in_flight {
+            let changes = effect.changes(&file.visible);
+            file.apply(some_of(changes, random), 0);
+        }
+        file.visible
     }
 
     /// What a power cut may leave, if the effects `in_flight` may have begun.

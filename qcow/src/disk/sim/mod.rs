@@ -49,6 +49,8 @@ pub struct World {
 #[derive(Debug)]
 struct State {
     random: Random,
+    /// Numbers for the engine: they change nothing about the order of events.
+    numbers: Random,
     files: Vec<File>,
     pending: Vec<Pending>,
     results: BTreeMap<u64, io::Result<()>>,
@@ -87,6 +89,7 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let state = State {
             random: Random::new(seed),
+            numbers: Random::new(!seed),
             files: Vec::new(),
             pending: Vec::new(),
             results: BTreeMap::new(),
@@ -170,7 +173,6 @@ impl World {
             file.apply(some_of(changes, &mut state.random), state.now);
         }
         state.results.clear();
-        state.faults.clear();
     }
 
     /// Nothing can go on.

@@ -1,6 +1,7 @@
 //! A host file on io_uring: opening, locking, and the operations of [`Disk`].
 
 use std::fs::OpenOptions;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -369,6 +370,11 @@ impl Disk for UringDisk {
 
     fn identity(&self) -> Identity {
         self.identity
+    }
+
+    fn random_number(&self) -> u64 {
+        // The keys of the standard library's hash maps come from the kernel's random numbers.
+        RandomState::new().build_hasher().finish()
     }
 }
 

@@ -191,6 +191,7 @@ impl<D: Disk> Check<'_, D> {
             tally.note(&Finding::NotRepaired { reason }, 1);
             return Ok(None);
         }
+        mark::forget_session(&survey.target).await?;
         let is_sound = !tally.references_hidden && !survey.references.overlap_tables;
         match self.repair {
             Repair::Leaks if tally.rebuild_needed || tally.uncounted => self.give_up(tally),

@@ -75,6 +75,8 @@ impl<D: Disk> Layout<'_, D> {
         let (cluster0, _) = read_header_cluster(self.target.disk).await?;
         if let Some(mut mark) = self.target.header.extensions.mark.clone() {
             mark.set(MarkState::Unsettled);
+            // No redo log of an earlier session goes with what is about to move.
+            mark.set_session(None);
             if let Some(at) = Header::find_mark(&cluster0)? {
                 write(&self.target, at, mark.head(), "close mark").await?;
             }
