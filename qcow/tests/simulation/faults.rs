@@ -16,7 +16,7 @@ use crate::recover::{expect_clean, recover};
 
 /// Faults that are tried for each change, also of cases with a redo log, and pairs of faults in a long run.
 const FAULTS: u64 = 40_000;
-const REDO_FAULTS: u64 = 10_000;
+const REDO_FAULTS: u64 = 3_000;
 const PAIRS_SOAK: u64 = 50_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;

@@ -26,10 +26,10 @@ use crate::start::Files;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 12;
 /// Kills that are looked at for each change, and in a long run.
-const KILLS: u64 = 10_000;
+const KILLS: u64 = 5_000;
 const KILLS_SOAK: u64 = 5_000_000;
 /// States of power cuts of cases with a redo log.
-const STATES: u64 = 10_000;
+const STATES: u64 = 3_000;
 const STATES_SOAK: u64 = 5_000_000;
 /// One kill in so many is looked at although its log is empty.
 const EMPTY_ONE_IN: u64 = 8;

@@ -17,7 +17,7 @@ use crate::recover::{check_tables, expect_clean, go_on};
 use crate::start::{Files, files, sectors};
 
 /// Hostile logs for each change, and in a long run.
-const LOGS: u64 = 3_000;
+const LOGS: u64 = 1_500;
 const LOGS_SOAK: u64 = 300_000;
 /// Where in the memory the header ends, and words of a record.
 const HEADER_WORDS: usize = 8;

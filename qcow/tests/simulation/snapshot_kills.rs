@@ -14,7 +14,7 @@ use crate::snapshots::{Moment, Scene, content_of, expect_clean};
 use crate::start::Files;
 
 /// Cases for each change, and in a long run.
-const CASES: u64 = 100;
+const CASES: u64 = 40;
 const CASES_SOAK: u64 = 20_000;
 /// Most requests of a case.
 const STEPS_MAX: u64 = 10;
