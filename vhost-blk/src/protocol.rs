@@ -220,9 +220,9 @@ impl VhostUserBackendReqHandlerMut for Protocol<'_> {
     fn set_inflight_fd(&mut self, what: &VhostUserInflight, file: File) -> Result<()> {
         let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = *what;
         let region = Region::map(file, mmap_offset, mmap_size, num_queues, queue_size);
-        // Without its record a queue would forget what is in flight, and not every frontend looks at our answer.
-        self.rings.set_inflight(region.map_err(|e| self.fatal(&e))?);
-        Ok(())
+        let region = region.map_err(|e| self.fatal(&e))?;
+        // Without it something would be forgotten, and not every frontend looks at our answer.
+        self.rings.set_inflight(region).map_err(|e| self.fatal(&e))
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

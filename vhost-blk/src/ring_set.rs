@@ -6,12 +6,14 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use qcow::disk::uring;
+use qcow::engine::FoundRedo;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::backend::Backend;
 use crate::chain::Indirect;
 use crate::command::Start;
-use crate::inflight::{Record, RecordError, Region};
+use crate::inflight::{LogRoom, Record, RecordError, Region};
 use crate::memory::{MemoryTable, QueueMemory};
 use crate::recovery::Recovery;
 use crate::ring_settings::{Kick, RingSettings};
@@ -26,6 +28,8 @@ pub enum RingError {
     Place(usize),
     #[error("queue {index} cannot go on: {source}")]
     Record { index: usize, source: RecordError },
+    #[error("the log of what the last process has changed cannot be replayed: {0}")]
+    Log(#[from] qcow::Error),
 }
 
 /// The rings of one disk, each with its worker.
@@ -92,11 +96,28 @@ impl<'a> RingSet<'a> {
         self.start_covered();
     }
 
-    /// Notes in `region` what is in flight from now on, and first of all does what it has in flight already.
-    pub fn set_inflight(&mut self, region: Region) {
+    /// Notes in `region` what is in flight and what has changed from now on. What it has already is carried out first: the
+    /// changes at once, what is in flight when its ring starts.
+    ///
+    /// # Errors
+    /// The changes are not of the image as it is now, or the host failed. No ring runs then.
+    pub fn set_inflight(&mut self, region: Region) -> Result<(), RingError> {
         self.stop_all();
-        self.inflight = Some(Arc::new(region));
+        let region = Arc::new(region);
+        let log = Arc::new(LogRoom(Arc::clone(&region)));
+        let Backend { image, device, .. } = self.backend;
+        let replayed = uring::block_on(image.attach_redo_log(log, FoundRedo::Replay));
+        device.note_health(image.health());
+        let clusters = replayed?;
+        if clusters > 0 {
+            let name = device.name();
+            tracing::info!(
+                "{name}: mapped {clusters} clusters as the last process had, before it was killed"
+            );
+        }
+        self.inflight = Some(region);
         self.start_covered();
+        Ok(())
     }
 
     /// Takes over the features that the driver has accepted, while all rings stand still.

@@ -19,6 +19,9 @@
 //!
 //! A ring goes on at its used index plus what its record has in flight, whatever base the frontend states: that is how many
 //! requests have been taken.
+//!
+//! What has been done and shown to the guest may still be in need of rescue: the mappings that it has changed are in memory
+//! until a flush. The engine's redo log has them, and is replayed before the first ring starts ([`LogRoom`]).
 
 mod record;
 mod region;
@@ -26,4 +29,4 @@ mod region;
 mod tests;
 
 pub use record::{Record, RecordError};
-pub use region::Region;
+pub use region::{LogRoom, Region};

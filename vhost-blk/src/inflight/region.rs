@@ -16,11 +16,13 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use qcow::engine::SharedWords;
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::settings::{QUEUE_COUNT_MAX, QUEUE_SIZE_MAX};
@@ -34,7 +36,8 @@ pub const ENTRY_WORDS: usize = 2;
 /// Words of a cache line.
 const LINE_WORDS: usize = 64 / WORD;
 const PAGE: usize = 4096;
-/// Bytes of the room for the redo log.
+/// Bytes of the room for the redo log: for some 43,000 changes of mappings, half of which may wait for a flush that nobody
+/// asks for.
 const LOG_LEN: usize = 1 << 20;
 
 /// A region that is not taken.
@@ -156,12 +159,27 @@ impl Region {
         &self.words()[start..start + len]
     }
 
+    /// The room for the redo log.
+    fn log(&self) -> &[AtomicU64] {
+        &self.words()[self.shape.log_at() / WORD..]
+    }
+
     fn words(&self) -> &[AtomicU64] {
         let start = self.mapping.as_ptr().cast::<AtomicU64>();
         // SAFETY: needed because memory that is shared by processes has no Rust object. The mapping starts at a page, can be
         // read and written, and lives as long as `self`; no page of it can go away, see the module. Other processes may
         // change it at any time, which is what atomics are for; nothing here refers to it in any other way.
         unsafe { std::slice::from_raw_parts(start, self.shape.len() / WORD) }
+    }
+}
+
+/// The room for the redo log in a region.
+#[derive(Debug)]
+pub struct LogRoom(pub Arc<Region>);
+
+impl SharedWords for LogRoom {
+    fn words(&self) -> &[AtomicU64] {
+        self.0.log()
     }
 }
 
