@@ -5,7 +5,7 @@
 //! Some of these next processes are killed, too, while they replay, and replayed by one more; others lose power, after
 //! which the log is gone and what was flushed is there.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ const EMPTY_ONE_IN: u64 = 8;
 /// One event in so many of a case with a large disk is where it is killed.
 const LARGE_ONE_IN: u64 = 24;
 /// One event in so many of a replay is where it ends early ...
-const AGAIN_ONE_IN: u64 = 12;
+const AGAIN_ONE_IN: u64 = 8;
 /// ... and one in so many of these ends is a power cut.
 const CUT_ONE_IN: u64 = 2;
 
@@ -106,13 +106,13 @@ struct Kills<'t> {
 impl Kills<'_> {
     fn examine(&mut self, killed: Killed) {
         self.tally.kills.fetch_add(1, Ordering::Relaxed);
-        let mut again = Again { random: Random::new(self.random.draw()), killed: None, cut: None };
-        let replayed = revive(self.case, killed, self.random.draw(), &mut again);
+        let mut again = Again::of(Random::new(self.random.draw()));
+        let replayed = revive(self.case, killed, self.random.draw(), Some(&mut again));
         self.tally.replays.fetch_add(u64::from(replayed > 0), Ordering::Relaxed);
         let (seed, case) = (self.random.draw(), self.case);
         if let Some(killed) = again.killed.take() {
             self.tally.again.fetch_add(1, Ordering::Relaxed);
-            revive(case, killed, seed, &mut Again::never());
+            revive(case, killed, seed, None);
         }
         if let Some((files, history)) = again.cut.take() {
             self.tally.cuts.fetch_add(1, Ordering::Relaxed);
@@ -130,13 +130,12 @@ struct Again {
 }
 
 impl Again {
-    /// Neither comes.
-    fn never() -> Self {
-        Self { random: Random::new(0), killed: None, cut: None }
+    fn of(random: Random) -> Self {
+        Self { random, killed: None, cut: None }
     }
 
     fn end_here(&mut self, gate: &SimGate, memory: &Memory, history: &History) {
-        if self.random.below(AGAIN_ONE_IN) != 0 {
+        if memory.is_empty() || self.random.below(AGAIN_ONE_IN) != 0 {
             return;
         }
         if self.random.below(CUT_ONE_IN) != 0 {
@@ -151,17 +150,24 @@ impl Again {
 
 /// The next process: opens the image, replays the log, and finds everything that was acknowledged. Then it goes on until the
 /// image is closed clean. How many clusters it replayed.
-fn revive(case: &Case, killed: Killed, seed: u64, again: &mut Again) -> u64 {
+fn revive(case: &Case, killed: Killed, seed: u64, mut again: Option<&mut Again>) -> u64 {
     let Killed { files, memory, history } = killed;
     let world = World::new(seed);
     let gate = files.put_into(&world);
+    // Before the replay, nothing differs from what the first kill has left.
+    let replaying = Cell::new(false);
     let attach = async {
         let image = open(&gate, case.cache).await.expect("open");
+        replaying.set(true);
         let replayed = image.attach_redo_log(memory.share(), FoundRedo::Replay).await;
         (image, replayed.expect("replay"))
     };
     let (image, replayed) = world
-        .run(attach, || again.end_here(&gate, &memory, &history))
+        .run(attach, || {
+            if let Some(again) = again.as_mut().filter(|_| replaying.get()) {
+                again.end_here(&gate, &memory, &history);
+            }
+        })
         .expect("nothing hangs without a fault");
     world.block_on(async {
         let (summary, findings) = check_tables(&gate.image).await;
@@ -189,7 +195,7 @@ pub fn replay(drive: &Drive<'_>) {
     }
     let history = drive.history.borrow().clone();
     let killed = Killed { files: drive.gate.files(), memory: memory.copy(), history };
-    revive(drive.case, killed, !drive.case.seed, &mut Again::never());
+    revive(drive.case, killed, !drive.case.seed, None);
 }
 
 impl Tally {
