@@ -215,6 +215,7 @@ impl Virtqueue {
         }
         self.used.store_u16(INDEX_AT, new, Ordering::Release);
         self.published_used = new;
+        // Only now: who is killed before this has noted as in flight what the guest was not shown.
         if let Some(record) = &mut self.record {
             record.show(new);
         }

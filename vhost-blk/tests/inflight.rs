@@ -285,6 +285,10 @@ fn hand_over_rubbish(bed: &Bed, seed: u64) {
         file.write_all_at(&[0; 8], 0).unwrap();
         put_header(&file, random.draw() as u16 % (2 * SIZE), random.below(100) as u16);
     }
+    if seed.is_multiple_of(5) {
+        let log: Vec<u8> = (0..4096).map(|_| random.draw() as u8).collect();
+        file.write_all_at(&log, shape.mmap_size - (1 << 20)).unwrap();
+    }
     // Descriptors of small buffers in memory, most of them, that lead anywhere.
     let layout = *guest.queue.layout();
     for index in 0..SIZE {

@@ -19,6 +19,7 @@ mod load;
 mod model;
 
 use benches::frontend::Features;
+use common::SECTOR;
 use disk::{Kind, WINDOW_SECTORS, WINDOWS};
 use image::{assert_only_leaks, is_unclean};
 use load::Load;
@@ -40,6 +41,51 @@ fn a_killed_daemon_loses_nothing_flushed_and_its_leaks_come_back() {
 #[test]
 fn a_guest_that_lives_on_finds_every_request_done() {
     for_each_seed(IMAGES + 1, kill_under_a_guest);
+}
+
+#[test]
+fn a_log_of_an_image_that_somebody_else_has_changed_is_refused() {
+    let kind = Kind::SmallClusters;
+    let bed = kind.bed();
+    let daemon = kind.serve(&bed);
+    let mut session = daemon.connect_with(1, Features::default());
+    session.queue(0).write(0, &[1; SECTOR]).unwrap();
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let other = kind.serve(&bed);
+    other.connect().queue(0).write(64, &[2; SECTOR]).unwrap();
+    other.stop();
+    let mut daemon = kind.serve(&bed);
+    assert!(session.reconnect().is_err());
+    daemon.wait_for("cannot be replayed: ");
+    // A guest that is reset gets a new log.
+    let mut session = daemon.connect();
+    assert_eq!(session.queue(0).read(0, SECTOR as u32).unwrap(), [0; SECTOR]);
+    assert_eq!(session.queue(0).read(64, SECTOR as u32).unwrap(), [2; SECTOR]);
+    drop(session);
+    daemon.stop();
+    kind.assert_spotless(&bed);
+}
+
+#[test]
+fn a_daemon_that_was_stopped_in_order_leaves_nothing_to_replay() {
+    let kind = Kind::SmallClusters;
+    let bed = kind.bed();
+    let daemon = kind.serve(&bed);
+    let mut session = daemon.connect_with(1, Features::default());
+    session.queue(0).write(0, &[1; SECTOR]).unwrap();
+    daemon.stop();
+    kind.assert_spotless(&bed);
+    let daemon = kind.serve(&bed);
+    session.reconnect().unwrap();
+    assert_eq!(session.queue(0).read(0, SECTOR as u32).unwrap(), [1; SECTOR]);
+    session.queue(0).write(8, &[2; SECTOR]).unwrap();
+    // The same daemon again: the log is its own.
+    session.reconnect().unwrap();
+    assert_eq!(session.queue(0).read(8, SECTOR as u32).unwrap(), [2; SECTOR]);
+    session.stop().unwrap();
+    daemon.stop();
+    kind.assert_spotless(&bed);
 }
 
 fn for_each_seed(count: u64, run: fn(u64)) {
@@ -127,6 +173,13 @@ fn kill_under_a_guest(seed: u64) {
     load.check_nothing_lost();
     session.stop().unwrap();
     daemon.stop();
+    if kind != Kind::Raw && is_unclean(&bed) {
+        // The last one was stopped before it had found all leaks.
+        let mut daemon = kind.serve(&bed);
+        let _session = daemon.connect();
+        daemon.wait_for("leaked clusters back");
+        daemon.stop();
+    }
     kind.assert_spotless(&bed);
 }
 
