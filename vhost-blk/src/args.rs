@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{ArgAction, Parser, ValueEnum};
 use tracing::Level;
 
+use crate::sandbox::Sandbox;
 use crate::settings::{Cache, DetectZeroes, Discard, DiskSettings, Format, SocketSettings};
 use crate::{config_file, inherited};
 use qcow::size::parse_size;
@@ -108,6 +109,11 @@ pub struct Args {
     #[arg(long)]
     pin_memory: bool,
 
+    /// Give up files, system calls and privileges that are not needed, before any guest is served. What is not expected
+    /// ends the program with one line. Turn it off to trace or debug, or where the kernel has no seccomp
+    #[arg(long, value_name = "MODE", default_value = "on")]
+    sandbox: Sandbox,
+
     /// How to log to stderr
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
     log: LogFormat,
@@ -137,8 +143,6 @@ struct Unbuilt {
     encrypt_key_file: Option<OsString>,
     #[arg(long, hide = true)]
     encrypt_key_fd: Option<OsString>,
-    #[arg(long, hide = true)]
-    sandbox: Option<OsString>,
 }
 
 /// What log lines look like.
@@ -164,6 +168,11 @@ impl Args {
             1 => Level::DEBUG,
             _ => Level::TRACE,
         }
+    }
+
+    /// Whether to confine the daemon.
+    pub fn sandbox(&self) -> Sandbox {
+        self.sandbox
     }
 
     /// Whether only the capabilities are wanted.
@@ -234,7 +243,6 @@ impl Unbuilt {
             ("control-socket", &self.control_socket),
             ("encrypt-key-file", &self.encrypt_key_file),
             ("encrypt-key-fd", &self.encrypt_key_fd),
-            ("sandbox", &self.sandbox),
         ];
         options.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
     }
@@ -259,7 +267,9 @@ mod tests {
         assert!(parse("x --blk-file a --blk-file b --fd 3 --fd 3").is_err());
         assert!(parse("x --blk-file a --socket-path s --queue-size 100").is_err());
         assert!(
-            parse("x --blk-file a --socket-path s --sandbox on").unwrap_err().contains("not built")
+            parse("x --blk-file a --socket-path s --control-socket c")
+                .unwrap_err()
+                .contains("not built")
         );
     }
 }

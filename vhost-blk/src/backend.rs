@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::device::Device;
 use crate::image::DiskImage;
 use crate::recovery::Recovery;
+use crate::sandbox::Sandbox;
 use crate::worker::Worker;
 
 /// An image, the device that the guest sees, and the threads between them.
@@ -22,11 +23,11 @@ pub struct Backend {
 
 impl Backend {
     /// Makes the threads that `device` needs to serve `image`.
-    pub fn new(image: DiskImage, device: Device) -> Result<Self> {
+    pub fn new(image: DiskImage, device: Device, sandbox: Sandbox) -> Result<Self> {
         let device = Arc::new(device);
-        let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device));
+        let spawn = |index| Worker::spawn(index, image.clone(), Arc::clone(&device), sandbox);
         let workers = (0..device.shape().queue_count).map(spawn).collect::<Result<_>>()?;
-        let recovery = Recovery::spawn(&image, &device)?;
+        let recovery = Recovery::spawn(&image, &device, sandbox)?;
         Ok(Self { image, device, workers, recovery })
     }
 

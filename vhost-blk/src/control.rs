@@ -6,6 +6,8 @@ use anyhow::Result;
 
 use crate::disk::{Disk, Outcome};
 use crate::io_thread;
+use crate::sandbox::{Role, Sandbox};
+use crate::settings::DiskSettings;
 
 /// A thread that waits for the disk it is to serve. Dropped without one, it ends.
 #[derive(Debug)]
@@ -14,10 +16,16 @@ pub struct ControlThread {
 }
 
 impl ControlThread {
-    /// Starts the thread, which will tell `ended` how its disk has ended.
-    pub fn spawn(ended: impl FnOnce(Outcome) + Send + 'static) -> Result<Self> {
+    /// Starts the thread of the disk that `settings` describe. It will tell `ended` how that has ended.
+    pub fn spawn(
+        settings: &DiskSettings,
+        sandbox: Sandbox,
+        ended: impl FnOnce(Outcome) + Send + 'static,
+    ) -> Result<Self> {
         let (disk, inbox) = channel::<Disk>();
-        io_thread::spawn("control".to_owned(), move || {
+        let directory = settings.socket.directory();
+        let confine = move || sandbox.confine(Role::Control(directory.as_deref()));
+        io_thread::spawn("control".to_owned(), confine, move || {
             if let Ok(disk) = inbox.recv() {
                 ended(disk.serve());
             }

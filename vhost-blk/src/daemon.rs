@@ -13,6 +13,7 @@ use crate::EXIT_IMAGE_LOST;
 use crate::control::ControlThread;
 use crate::disk::{Disk, Outcome};
 use crate::io_thread;
+use crate::sandbox::{Role, Sandbox};
 use crate::settings::{DiskSettings, SocketSettings};
 use crate::socket::Socket;
 use crate::stop::Stop;
@@ -30,24 +31,30 @@ enum Event {
 ///
 /// # Errors
 /// Something keeps a disk from starting; then none is served.
-pub fn run(disks: &[DiskSettings]) -> Result<ExitCode> {
+pub fn run(disks: &[DiskSettings], sandbox: Sandbox) -> Result<ExitCode> {
+    sandbox.enter()?;
     raise_descriptor_limit();
     io_thread::prepare_this_thread()?;
     let (events, inbox) = channel();
     // Before the first image is opened, so that no signal leaves one open.
-    watch_signals(events.clone())?;
+    watch_signals(events.clone(), sandbox)?;
     // And before that, all threads: from the first disk that is served on, nothing can fail to start.
-    let spawn = |_| {
+    let spawn = |settings| {
         let events = events.clone();
-        ControlThread::spawn(move |outcome| {
+        ControlThread::spawn(settings, sandbox, move |outcome| {
             // It fails only while the process ends.
             let _ = events.send(Event::Ended(outcome));
         })
     };
     let threads = disks.iter().map(spawn).collect::<Result<Vec<_>>>()?;
     // It ends with the process.
-    io_thread::spawn("upkeep".to_owned(), || uring::serve_upkeep())?;
-    let disks = open_all(disks)?;
+    let confine = move || sandbox.confine(Role::Worker);
+    io_thread::spawn("upkeep".to_owned(), confine, || uring::serve_upkeep())?;
+    let disks = open_all(disks, sandbox)?;
+    if let Err(e) = sandbox.confine(Role::Watcher) {
+        disks.into_iter().for_each(Disk::close);
+        return Err(e);
+    }
     let stops = disks.iter().map(Disk::stopper).collect::<Vec<_>>();
     threads.into_iter().zip(disks).for_each(|(thread, disk)| thread.serve(disk));
     Ok(supervise(&inbox, &stops))
@@ -63,10 +70,10 @@ fn raise_descriptor_limit() {
 }
 
 /// Opens all disks, or none.
-fn open_all(settings: &[DiskSettings]) -> Result<Vec<Disk>> {
+fn open_all(settings: &[DiskSettings], sandbox: Sandbox) -> Result<Vec<Disk>> {
     let mut disks = Vec::new();
     for one in settings {
-        match open(one) {
+        match open(one, sandbox) {
             Ok(disk) => disks.push(disk),
             Err(e) => {
                 disks.into_iter().for_each(Disk::close);
@@ -77,8 +84,8 @@ fn open_all(settings: &[DiskSettings]) -> Result<Vec<Disk>> {
     Ok(disks)
 }
 
-fn open(settings: &DiskSettings) -> Result<Disk> {
-    Disk::open(settings, || match &settings.socket {
+fn open(settings: &DiskSettings, sandbox: Sandbox) -> Result<Disk> {
+    Disk::open(settings, sandbox, || match &settings.socket {
         SocketSettings::Path(path) => Socket::bind(path),
         SocketSettings::Inherited(number, socket) => {
             let socket = socket.try_clone().context("cannot duplicate the socket")?;
@@ -87,18 +94,17 @@ fn open(settings: &DiskSettings) -> Result<Disk> {
     })
 }
 
-fn watch_signals(events: Sender<Event>) -> Result<()> {
+fn watch_signals(events: Sender<Event>, sandbox: Sandbox) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot catch signals")?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for _ in signals.forever() {
-                if events.send(Event::Signal).is_err() {
-                    return;
-                }
+    let confine = move || sandbox.confine(Role::Watcher);
+    // It ends with the process.
+    io_thread::spawn_without_ring("signals".to_owned(), confine, move || {
+        for _ in signals.forever() {
+            if events.send(Event::Signal).is_err() {
+                return;
             }
-        })
-        .context("cannot start a thread")?;
+        }
+    })?;
     Ok(())
 }
 

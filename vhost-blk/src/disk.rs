@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::connection;
 use crate::device::{Device, Shape};
 use crate::image::{DiskImage, open_image};
+use crate::sandbox::Sandbox;
 use crate::settings::DiskSettings;
 use crate::socket::Socket;
 use crate::stop::Stop;
@@ -30,13 +31,19 @@ pub struct Disk {
 
 impl Disk {
     /// Opens the image, then the socket: who can connect will be served. `socket` makes the socket.
-    pub fn open(settings: &DiskSettings, socket: impl FnOnce() -> Result<Socket>) -> Result<Self> {
+    pub fn open(
+        settings: &DiskSettings,
+        sandbox: Sandbox,
+        socket: impl FnOnce() -> Result<Socket>,
+    ) -> Result<Self> {
         let image = open_image(settings)?;
-        Self::prepare(settings, image.clone(), socket).inspect_err(|_| close_unserved(&image))
+        Self::prepare(settings, sandbox, image.clone(), socket)
+            .inspect_err(|_| close_unserved(&image))
     }
 
     fn prepare(
         settings: &DiskSettings,
+        sandbox: Sandbox,
         image: DiskImage,
         socket: impl FnOnce() -> Result<Socket>,
     ) -> Result<Self> {
@@ -50,7 +57,7 @@ impl Disk {
             pin_memory: settings.pin_memory,
         };
         let stop = Stop::new().context("cannot make an eventfd")?;
-        let backend = Backend::new(image, Device::new(shape, &settings.file))?;
+        let backend = Backend::new(image, Device::new(shape, &settings.file), sandbox)?;
         let socket = socket()?;
         Ok(Self { backend, socket, stop })
     }

@@ -37,6 +37,7 @@ mod recovery;
 mod request;
 mod ring_set;
 mod ring_settings;
+mod sandbox;
 mod settings;
 mod socket;
 mod stop;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
     }
     let disks = args.disks();
     log::start(args.log_format(), args.log_level());
-    disks.and_then(|disks| daemon::run(&disks)).unwrap_or_else(|error| {
+    disks.and_then(|disks| daemon::run(&disks, args.sandbox())).unwrap_or_else(|error| {
         eprintln!("vhost-blk: {error:#}");
         ExitCode::from(EXIT_CANNOT_START)
     })

@@ -16,6 +16,7 @@ use qcow::sync::lock;
 use crate::device::Device;
 use crate::image::DiskImage;
 use crate::io_thread;
+use crate::sandbox::{Role, Sandbox};
 
 /// A thread that waits to be started. Dropped, it is told to stop, and waited for.
 #[derive(Debug)]
@@ -27,14 +28,19 @@ pub struct Recovery {
 
 impl Recovery {
     /// Makes the thread; `None` where the image was closed cleanly the last time.
-    pub fn spawn(image: &DiskImage, device: &Arc<Device>) -> Result<Option<Self>> {
+    pub fn spawn(
+        image: &DiskImage,
+        device: &Arc<Device>,
+        sandbox: Sandbox,
+    ) -> Result<Option<Self>> {
         if !image.needs_recovery() {
             return Ok(None);
         }
         let (go, started) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let (image, device, stopped) = (image.clone(), Arc::clone(device), Arc::clone(&stop));
-        let thread = io_thread::spawn("recovery".to_owned(), move || {
+        let confine = move || sandbox.confine(Role::Worker);
+        let thread = io_thread::spawn("recovery".to_owned(), confine, move || {
             if started.recv().is_ok() {
                 recover(&image, &device, &stopped);
             }

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use qcow::disk::uring::CacheMode;
@@ -42,6 +42,15 @@ pub enum SocketSettings {
     Path(PathBuf),
     /// On a listening socket that came as this descriptor.
     Inherited(RawFd, UnixListener),
+}
+
+impl SocketSettings {
+    /// The directory of the socket's file, if the program makes one.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let Self::Path(path) = self else { return None };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Some(parent.unwrap_or(Path::new(".")).to_owned())
+    }
 }
 
 /// Image formats.

@@ -11,6 +11,7 @@ use crate::bell::Bell;
 use crate::command::{Command, Start};
 use crate::device::Device;
 use crate::image::DiskImage;
+use crate::sandbox::{Role, Sandbox};
 use crate::{io_thread, queue};
 
 /// Why waiting for a worker cannot fail: a panic ends the process.
@@ -27,12 +28,21 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread of queue `index`.
-    pub fn spawn(index: u16, image: DiskImage, device: Arc<Device>) -> Result<Self> {
+    pub fn spawn(
+        index: u16,
+        image: DiskImage,
+        device: Arc<Device>,
+        sandbox: Sandbox,
+    ) -> Result<Self> {
         let bell = Bell::new().context("cannot make an eventfd")?;
         let own = bell.clone();
         let (commands, inbox) = channel();
         let serve = move || queue::serve(&image, &device, inbox, &own);
-        let thread = io_thread::spawn(format!("queue {index}"), serve)?;
+        let thread = io_thread::spawn(
+            format!("queue {index}"),
+            move || sandbox.confine(Role::Worker),
+            serve,
+        )?;
         Ok(Self { commands: Some(commands), bell, thread: Some(thread) })
     }
 

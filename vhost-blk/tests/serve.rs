@@ -63,6 +63,22 @@ fn discarded_clusters_give_their_space_back() {
 }
 
 #[test]
+fn compressed_clusters_are_unpacked_by_threads_that_start_late() {
+    let bed = Bed::with_image(&["-f", "raw"]);
+    let content: Vec<u8> = (0..MIB as usize).map(|at| (at / SECTOR % 251) as u8).collect();
+    std::fs::write(bed.path("plain.raw"), &content).unwrap();
+    let mut convert = std::process::Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2", "-c"]);
+    assert!(convert.arg(bed.path("plain.raw")).arg(bed.image()).status().unwrap().success());
+    let daemon = bed.serve(&[]);
+    let mut session = daemon.connect();
+    assert_eq!(session.queue(0).read(0, MIB as u32).unwrap(), content);
+    session.stop().unwrap();
+    daemon.stop();
+    bed.assert_clean();
+}
+
+#[test]
 fn every_cache_mode_and_raw_images() {
     for (create, serve) in [
         (["-f", "qcow2"], ["--cache", "none"]),

@@ -116,7 +116,8 @@ fn wrong_usage_ends_with_code_2() {
     usage(&served(&["--queue-size", "100"]), "power of two");
     usage(&served(&["--detect-zeroes", "unmap", "--discard", "ignore"]), "detect-zeroes");
     usage(&served(&["--control-socket", "c"]), "not built yet");
-    usage(&served(&["--sandbox", "off"]), "not built yet");
+    usage(&served(&["--control-socket", "c"]), "not built yet");
+    usage(&served(&["--sandbox", "maybe"]), "sandbox");
     let output = vhost_blk().arg("--no-such-option").output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
 }

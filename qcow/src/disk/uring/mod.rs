@@ -9,6 +9,7 @@ use std::future::Future;
 mod direct;
 mod file;
 mod lock;
+mod restrict;
 mod ring;
 mod upkeep;
 
