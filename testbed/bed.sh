@@ -70,11 +70,22 @@ start_daemon() {
 # boot_guest SCENARIO SEED: returns when the guest has powered off after doing all its steps.
 boot_guest() {
     local code=0 ended
+    start_guest "$@"
+    wait -n -p ended "$guest_pid" "$daemon_pid" || code=$?
+    [ "$ended" = "$guest_pid" ] || fail "the daemon ended while serving, code $code: $(last "$DAEMON_LOG")"
+    judge_guest $code
+}
+
+# start_guest SCENARIO SEED
+start_guest() {
     "$HERE/initramfs.sh" "$WORK/initramfs" "${PROGRAMS[@]}"
     "$HERE/boot.sh" "$WORK/initramfs" "$SOCKET" "scenario=$1" "seed=$2" > "$CONSOLE_LOG" 2>&1 &
     guest_pid=$!
-    wait -n -p ended "$guest_pid" "$daemon_pid" || code=$?
-    [ "$ended" = "$guest_pid" ] || fail "the daemon ended while serving, code $code: $(last "$DAEMON_LOG")"
+}
+
+# judge_guest CODE: the guest has ended, and its monitor with this code.
+judge_guest() {
+    local code=$1
     guest_pid=''
     sed -i 's/\r$//' "$CONSOLE_LOG"
     ! grep -q '^STEP .* FAIL' "$CONSOLE_LOG" || fail "in the guest: $(grep '^STEP .* FAIL' "$CONSOLE_LOG")"

@@ -4,7 +4,8 @@
 #
 #   boot.sh INITRAMFS SOCKET [KERNEL-ARGUMENT...]      the console goes to stdout
 #
-# Two virtual CPUs and two queues. Ends with the monitor's exit code, or 124 after BOOT_TIMEOUT seconds.
+# With RECONNECT=1 QEMU connects again when the daemon is gone, once a second; our monitor always does. Two virtual CPUs and two
+# queues. Ends with the monitor's exit code, or 124 after BOOT_TIMEOUT seconds.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 MEMORY=384M
@@ -24,6 +25,6 @@ exec timeout --kill-after=5 "${BOOT_TIMEOUT:-300}" qemu-system-x86_64 \
     -accel tcg,thread=multi -cpu max -smp 2 -m "$MEMORY" \
     -object "memory-backend-memfd,id=memory,size=$MEMORY,share=on" -machine q35,memory-backend=memory \
     -nodefaults -no-user-config -display none -serial stdio -no-reboot \
-    -chardev "socket,id=daemon,path=$socket" -device vhost-user-blk-pci,chardev=daemon,num-queues=2 \
+    -chardev "socket,id=daemon,path=$socket${RECONNECT:+,reconnect=1}" -device vhost-user-blk-pci,chardev=daemon,num-queues=2 \
     -kernel "$HERE/../build/kernel/vmlinuz" -initrd "$initramfs" \
     -append "console=ttyS0 quiet panic=-1 $*" </dev/null

@@ -6,8 +6,10 @@
 #
 # exercise: formats, writes, syncs, verifies on two queues, discards; then the image must be clean.
 # no-space: the host's file system fills up under the guest.
+# killed: the daemon is killed again and again under the guest, which must not notice.
 set -euo pipefail
 . "$(dirname "$0")/bed.sh"
+KILLS=${KILLS:-5}
 
 main() {
     local seed=${2:-$RANDOM}
@@ -18,7 +20,8 @@ main() {
         exercise) exercise "$seed" ;;
         no-space) in_mount_namespace "$0" no-space-here "$seed" ;;
         no-space-here) no_space "$seed" ;;
-        *) fail "no scenario is called $1: exercise, no-space" ;;
+        killed) killed "$seed" ;;
+        *) fail "no scenario is called $1: exercise, no-space, killed" ;;
     esac
 }
 
@@ -26,6 +29,7 @@ all() {
     echo "guest tests: $(qemu-system-x86_64 --version | head -n 1), kernel $(cat "$HERE/../build/kernel/release")"
     apart "$0" exercise
     apart "$0" no-space
+    apart "$0" killed
 }
 
 # apart COMMAND...: as a process of its own, which ends when this one is told to.
@@ -76,6 +80,33 @@ no_space() {
     [ $code -eq 0 ] || [ $code -eq 3 ] || fail "qemu-img check found damage (code $code) in $image"
     umount "$WORK/small"
     echo "no-space: ok, $(sed -n 's/^STEP fill OK [^ ]* //p' "$CONSOLE_LOG")"
+}
+
+killed() {
+    echo "killed: start; repeat it with: testbed/guest-test.sh killed $1"
+    new_work
+    local image=$WORK/disk.qcow2 kills=0 code=0
+    make_disk "$image"
+    start_daemon "$image"
+    RECONNECT=1 start_guest killed "$1"
+    until grep -q '^STEP start OK' "$CONSOLE_LOG"; do
+        kill -0 "$guest_pid" 2>/dev/null || fail "the guest did not start; last: $(last "$CONSOLE_LOG")"
+        sleep 0.2
+    done
+    # The load takes longer than that many kills; QEMU comes back within a second.
+    while [ $kills -lt "$KILLS" ] && ! grep -q '^STEP verify' "$CONSOLE_LOG"; do
+        sleep 2
+        kill -KILL "$daemon_pid"
+        wait "$daemon_pid" 2>/dev/null || true
+        kills=$((kills + 1))
+        start_daemon "$image"
+    done
+    wait "$guest_pid" || code=$?
+    judge_guest $code
+    [ $kills -eq "$KILLS" ] || fail "the guest was done after $kills kills"
+    stop_daemon
+    check_clean "$image"
+    echo "killed: ok, the daemon $kills times, $SECONDS s"
 }
 
 main "$@"

@@ -87,6 +87,10 @@ struct Args {
     /// Do not negotiate VIRTIO_RING_F_EVENT_IDX
     #[arg(long)]
     no_event_idx: bool,
+
+    /// Have the daemon keep the record of requests in flight, as monitors do.
+    #[arg(long)]
+    inflight: bool,
     /// Do not negotiate VIRTIO_RING_F_INDIRECT_DESC
     #[arg(long)]
     no_indirect: bool,
@@ -173,7 +177,7 @@ fn job(args: &Args) -> anyhow::Result<Job> {
         features: Features {
             event_idx: !args.no_event_idx,
             indirect: !args.no_indirect,
-            inflight: false,
+            inflight: args.inflight,
         },
         timeout: args.timeout,
     })

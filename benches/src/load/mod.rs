@@ -138,7 +138,9 @@ pub fn run(job: &Job) -> Result<Report> {
             record.as_ref(),
         )?);
     }
-    connection.start(&memory, None, workers.iter_mut().map(Worker::queue))?;
+    let size = workers.first_mut().map_or(0, |worker| worker.queue().layout().size);
+    let inflight = connection.get_inflight(size)?;
+    connection.start(&memory, inflight.as_ref(), workers.iter_mut().map(Worker::queue))?;
 
     let generators = (0..job.queues).map(|index| Generator::new(job, index, &blocks));
     let (window, tally) = measure(job, clocks, &mut workers, generators.collect())?;
