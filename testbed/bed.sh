@@ -76,10 +76,12 @@ boot_guest() {
     judge_guest $code
 }
 
-# start_guest SCENARIO SEED
+# start_guest SCENARIO SEED [WORD=VALUE...]
 start_guest() {
+    local scenario=$1 seed=$2
+    shift 2
     "$HERE/initramfs.sh" "$WORK/initramfs" "${PROGRAMS[@]}"
-    "$HERE/boot.sh" "$WORK/initramfs" "$SOCKET" "scenario=$1" "seed=$2" > "$CONSOLE_LOG" 2>&1 &
+    "$HERE/boot.sh" "$WORK/initramfs" "$SOCKET" "scenario=$scenario" "seed=$seed" "$@" > "$CONSOLE_LOG" 2>&1 &
     guest_pid=$!
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::progress::Progress;
 use crate::stamp::{BLOCK_LEN, Block, Noise, Stamp};
 
 /// Requests of one thread between two flushes.
@@ -36,6 +37,8 @@ pub struct Load<'a> {
     pub seed: u64,
     /// Distance between two blocks of one thread: the number of threads.
     pub stride: u64,
+    /// Is told each request that is done.
+    pub progress: &'a Progress,
 }
 
 /// What was done, and what every block must hold now.
@@ -148,6 +151,7 @@ impl<'a> Worker<'a> {
                 self.load.device.sync_data().context("flush")?;
                 self.done.flushes += 1;
             }
+            self.load.progress.count()?;
         }
         self.done.generations = vec![self.generations];
         Ok(self.done)

@@ -6,6 +6,7 @@
 //! the start. Exit 0 and `VERIFY-OK ...`, or exit 1 and the first wrong block.
 
 mod load;
+mod progress;
 mod stamp;
 
 use std::fs::{File, OpenOptions};
@@ -21,6 +22,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use load::{Load, Share};
+use progress::Progress;
 use stamp::BLOCK_LEN;
 
 /// Writes stamped blocks at random, flushes, reads everything back and compares.
@@ -40,6 +42,12 @@ struct Args {
     /// Repeats the same choice of blocks.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Append `PART k` to this file (a console) when k of --parts parts of the random requests are done.
+    #[arg(long, value_name = "FILE")]
+    tell: Option<PathBuf>,
+    /// Into how many parts --tell divides the random requests.
+    #[arg(long, default_value_t = 10)]
+    parts: u64,
 }
 
 fn main() -> ExitCode {
@@ -56,7 +64,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let device = open_direct(&args.device)?;
     let shares = shares(args)?;
-    let load = Load { device: &device, seed: args.seed, stride: shares.len() as u64 };
+    let total = shares.iter().map(|share| share.requests).sum();
+    let progress = Progress::new(args.tell.as_deref(), total, args.parts)?;
+    let load =
+        Load { device: &device, seed: args.seed, stride: shares.len() as u64, progress: &progress };
     let written = load.write_randomly(&shares)?;
     device.sync_data().context("final flush")?;
     load.verify_all(&shares, &written.generations)?;
