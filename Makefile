@@ -8,9 +8,11 @@ SHELL := /bin/bash
 
 # How long `make fuzz` gives to each target, in seconds.
 FUZZ_SECONDS ?= 60
-# `make soak` multiplies the number of random cases in every randomised test by this ...
+# `make soak` multiplies the number of random cases in every randomised test by this.
 SOAK_FACTOR ?= 20
-# ... and boots this many guests, each with another seed.
+# Where a test that hangs is ended sooner or later.
+NEXTEST_PROFILE ?= default
+# `make soak` boots this many guests, each with another seed.
 SOAK_GUESTS ?= 5
 
 help: ## list the targets
@@ -31,7 +33,7 @@ test: deps ## every test: unit, model, differential, and real guests (under 20 m
 .PHONY: cargo-tests
 cargo-tests:
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		cargo nextest run --workspace --no-fail-fast; \
+		cargo nextest run --workspace --no-fail-fast --profile $(NEXTEST_PROFILE); \
 		cargo test --workspace --doc --quiet; \
 	else \
 		echo "cargo-nextest is not installed; cargo test does the same, more slowly"; \
@@ -87,7 +89,7 @@ fuzz: deps ## every fuzz target for FUZZ_SECONDS (60) each
 
 soak: deps ## hours: 200,000,000 crash states, all else SOAK_FACTOR (20) times as much, SOAK_GUESTS (5) guests
 	@cargo build --release
-	@SOAK_FACTOR=$(SOAK_FACTOR) $(MAKE) --no-print-directory cargo-tests
+	@SOAK_FACTOR=$(SOAK_FACTOR) $(MAKE) --no-print-directory NEXTEST_PROFILE=soak cargo-tests
 	@for (( guest = 0; guest < $(SOAK_GUESTS); guest++ )); do testbed/guest-test.sh; done
 
 clean: ## remove everything that was built, the cached kernel too

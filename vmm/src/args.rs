@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use qcow::size::parse_size;
 
 use crate::boot::Boot;
 use crate::devices::SerialTarget;
 use crate::disks::{DiskSpec, VhostUserSpec};
 use crate::machine::Settings;
+use crate::sizing::{CpuSpec, MemorySpec};
 
 const ABOUT: &str = "Boots Linux in a virtual machine on KVM.";
 
@@ -17,9 +17,6 @@ The guest has memory, processors, a serial line (its console is ttyS0), and disk
 those of --vhost-user. A disk whose daemon dies waits for the next one, however long that takes. A guest that resets its \
 machine boots anew.
 Exit codes: 0 the guest powered off, 1 cannot start, 2 wrong usage, 3 the guest crashed.";
-
-/// Most processors: as many as have a number in the MADT's short form.
-const CPUS_MAX: i64 = 254;
 
 /// What was asked for on the command line.
 #[derive(Debug, Parser)]
@@ -38,13 +35,14 @@ pub struct Args {
     #[arg(long, value_name = "S")]
     cmdline: Option<String>,
 
-    /// Processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX))]
-    cpus: u8,
+    /// Processors: N[,affinity=LIST], the list naming the host's processors that they stay on, in turn (0,2-3)
+    #[arg(long, value_name = "PROCESSORS", default_value = "1")]
+    cpus: CpuSpec,
 
-    /// Memory, a multiple of 2M (suffixes K, M, G, T)
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
-    memory: u64,
+    /// Memory: SIZE[,hugepages][,prefault][,numa=N], the size being a multiple of 2M (suffixes K, M, G, T); from the host's
+    /// huge pages of 2M; all set aside before the guest starts; from the host's NUMA node N
+    #[arg(long, value_name = "MEMORY", default_value = "512M")]
+    memory: MemorySpec,
 
     /// A disk image, for which a vhost-blk of its own is started: PATH[,readonly][,queues=N][,cache=writeback|none|unsafe]
     /// [,format=qcow2|raw]; one queue per processor if nothing is said, two commas for one in the path; may be repeated
@@ -56,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "BACKEND")]
     vhost_user: Vec<VhostUserSpec>,
 
-    /// The serial line: tty, off, or file=PATH
+    /// The serial line: tty, off, file=PATH, or socket=PATH, where one client after the other may listen and type
     #[arg(long, value_name = "WHERE", default_value = "tty")]
     serial: SerialTarget,
 
@@ -86,8 +84,8 @@ impl Args {
                 return Err("nothing to boot: say --disk, or --kernel (see --help)".to_owned());
             }
         };
-        let per_cpu =
-            |disk: DiskSpec| DiskSpec { queues: disk.queues.or(Some(cpus.into())), ..disk };
+        let queues = Some(cpus.count.into());
+        let per_cpu = |disk: DiskSpec| DiskSpec { queues: disk.queues.or(queues), ..disk };
         Ok(Settings {
             boot,
             cpus,

@@ -1,6 +1,5 @@
 //! A machine: memory, processors, devices and what is booted on them, put together and run until it resets or ends.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{Call, Response, Server, Verb};
 use crate::boot::{self, Boot};
-use crate::devices::{Devices, Power, RawTerminal, SerialLine, SerialTarget};
+use crate::devices::{Devices, Power, SerialLine, SerialTarget};
 use crate::disks::{DiskSpec, Keeper, VhostUserSpec};
 use crate::interrupts::Interrupts;
 use crate::outcome::{Event, Outcome};
@@ -23,6 +22,7 @@ use crate::pci::{Bus, Function, HostBridge};
 use crate::ram::{self, GuestMemory};
 use crate::report::Report;
 use crate::sandbox::Role;
+use crate::sizing::{CpuSpec, MemorySpec};
 use crate::vcpu::{self, Exits, Processors, Vcpu};
 use crate::vhost_user::Backend;
 use crate::virtio::{DeviceKind, VirtioFunction};
@@ -33,10 +33,10 @@ use crate::{acpi, kvm, layout, sandbox};
 pub struct Settings {
     /// What is booted.
     pub boot: Boot,
-    /// Processors, at least one.
-    pub cpus: u8,
-    /// Memory in bytes.
-    pub memory: u64,
+    /// Processors.
+    pub cpus: CpuSpec,
+    /// Memory.
+    pub memory: MemorySpec,
     /// Disks for which a daemon is started.
     pub disks: Vec<DiskSpec>,
     /// Backends that run already.
@@ -56,7 +56,7 @@ pub struct Settings {
 pub fn run(settings: &Settings, keeper: Option<&Keeper>, mut report: Report) -> Result<Outcome> {
     let kvm = kvm::open()?;
     let backends = connect(settings, keeper)?;
-    let serial = SerialLine::new(&settings.serial)?;
+    let (serial, input) = SerialLine::open(&settings.serial)?;
     let (sender, events) = channel();
     let server = settings.api_socket.as_deref().map(Server::bind).transpose()?;
     if let Some(server) = &server {
@@ -64,11 +64,14 @@ pub fn run(settings: &Settings, keeper: Option<&Keeper>, mut report: Report) -> 
         server.serve(move |call| calls.send(Event::Called(call)).is_ok())?;
     }
     watch_signals(sender.clone())?;
-    let _terminal = listen(&settings.serial, serial.clone())?;
+    let listening = input.listen(serial.clone())?;
     let exits = Arc::new(Exits::default());
+    let memory = ram::make(&settings.memory)?;
+    let sockets = server.iter().map(Server::path).chain(listening.path());
+    sandbox::confine_main(sockets).context("cannot confine the main thread")?;
     let mut is_first = true;
     loop {
-        let machine = Machine::make(settings, &kvm, &backends, &serial, &sender)?;
+        let machine = Machine::make(settings, &kvm, memory.clone(), &backends, &serial, &sender)?;
         if std::mem::take(&mut is_first) && !kvm::has_hardware_support() {
             eprintln!(
                 "vmm: the processors of this host cannot run guests by themselves: \
@@ -87,6 +90,7 @@ pub fn run(settings: &Settings, keeper: Option<&Keeper>, mut report: Report) -> 
         }
         // What the processors of this machine had to say is not about the next one.
         events.try_iter().for_each(refuse);
+        ram::clear(&memory, &settings.memory)?;
     }
 }
 
@@ -121,29 +125,16 @@ fn connect(settings: &Settings, keeper: Option<&Keeper>) -> Result<Vec<Arc<Backe
         let socket = keeper.context("no daemons")?.socket(index);
         let name = disk.path.display().to_string();
         let backend =
-            Backend::connect(socket, &name, DeviceKind::BLOCK, disk.queues, settings.cpus);
+            Backend::connect(socket, &name, DeviceKind::BLOCK, disk.queues, settings.cpus.count);
         backends.push(Arc::new(backend.with_context(|| format!("{name}: cannot be served"))?));
     }
     for spec in &settings.backends {
         let name = spec.socket.display().to_string();
-        let backend = Backend::connect(&spec.socket, &name, spec.kind, spec.queues, settings.cpus);
+        let backend =
+            Backend::connect(&spec.socket, &name, spec.kind, spec.queues, settings.cpus.count);
         backends.push(Arc::new(backend.with_context(|| name)?));
     }
     Ok(backends)
-}
-
-/// Gives the guest what is typed, where its serial line is this program's terminal.
-fn listen(target: &SerialTarget, serial: SerialLine) -> Result<Option<RawTerminal>> {
-    if *target != SerialTarget::Tty {
-        return Ok(None);
-    }
-    let terminal = RawTerminal::enter()?;
-    let feed = move || match sandbox::confine_thread(Role::Listener) {
-        Ok(()) => serial.feed(io::stdin()),
-        Err(error) => eprintln!("vmm: keys are not heard: cannot confine a thread: {error:#}"),
-    };
-    std::thread::Builder::new().name("serial".to_owned()).spawn(feed)?;
-    Ok(terminal)
 }
 
 /// A machine from its start to its reset or its end.
@@ -164,13 +155,14 @@ impl<'a> Machine<'a> {
     fn make(
         settings: &'a Settings,
         kvm: &Kvm,
+        memory: GuestMemory,
         backends: &'a [Arc<Backend>],
         serial: &SerialLine,
         events: &Sender<Event>,
     ) -> Result<Self> {
-        let memory = ram::make(settings.memory)?;
-        let rsdp = acpi::write(&memory, settings.cpus)?;
-        let entry = boot::load(&settings.boot, &memory, settings.memory, rsdp)?;
+        let cpus = &settings.cpus;
+        let rsdp = acpi::write(&memory, cpus.count)?;
+        let entry = boot::load(&settings.boot, &memory, settings.memory.size, rsdp)?;
         let vm = Arc::new(kvm::make_vm(kvm, &memory)?);
         vm.register_irqfd(serial.interrupt(), layout::SERIAL_LINE)
             .context("cannot connect the serial line's interrupt")?;
@@ -180,8 +172,8 @@ impl<'a> Machine<'a> {
         let bus = make_bus(&vm, &memory, backends)?;
         let devices = Arc::new(Devices::new(serial.clone(), Power::new(events.clone()), bus));
         let cpuid = vcpu::supported(kvm)?;
-        let make = |id| Vcpu::new(&vm, id, settings.cpus, &cpuid);
-        let vcpus = (0..settings.cpus).map(make).collect::<Result<Vec<_>>>()?;
+        let make = |id| Vcpu::new(&vm, id, cpus, &cpuid);
+        let vcpus = (0..cpus.count).map(make).collect::<Result<Vec<_>>>()?;
         vcpus[0].start_at(entry, &memory)?;
         let events = events.clone();
         Ok(Self { settings, backends, memory, devices, vcpus, _vm: vm, events, power_button })
@@ -247,8 +239,8 @@ impl<'a> Machine<'a> {
         };
         json!({
             "state": if processors.are_held() { "paused" } else { "running" },
-            "cpus": self.settings.cpus,
-            "memory": self.settings.memory,
+            "cpus": self.settings.cpus.count,
+            "memory": self.settings.memory.size,
             "uptime_ms": started.elapsed().as_millis() as u64,
             "devices": self.backends.iter().map(disk).collect::<Vec<_>>(),
         })

@@ -13,12 +13,14 @@ mod disks;
 mod interrupts;
 mod kvm;
 mod layout;
+mod listener;
 mod machine;
 mod outcome;
 mod pci;
 mod ram;
 mod report;
 mod sandbox;
+mod sizing;
 mod vcpu;
 mod vhost_user;
 mod virtio;
@@ -62,12 +64,12 @@ fn main() -> ExitCode {
 
 /// Runs the machine, and ends the daemons of its disks with it.
 fn run(settings: &machine::Settings, report: Report) -> anyhow::Result<Outcome> {
+    sandbox::confine_process()?;
     // First of all, while there is one thread.
     let keeper = match settings.disks.as_slice() {
         [] => None,
         disks => Some(disks::Keeper::start(disks)?),
     };
-    sandbox::confine_process()?;
     machine::run(settings, keeper.as_ref(), report)
 }
 

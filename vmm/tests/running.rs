@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -28,8 +28,13 @@ struct Idle {
     _directory: TempDir,
 }
 
-/// A kernel that halts for ever.
+/// A kernel that halts for ever: hlt, and back to it.
 fn idle_kernel(directory: &TempDir) -> PathBuf {
+    kernel_of(directory, &[0xf4, 0xeb, 0xfd])
+}
+
+/// A kernel that consists of `code`, which is entered in 64-bit mode.
+fn kernel_of(directory: &TempDir, code: &[u8]) -> PathBuf {
     let mut bytes = vec![0; 2048];
     let mut set = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
     set(0x1f1, &[1]);
@@ -42,8 +47,7 @@ fn idle_kernel(directory: &TempDir) -> PathBuf {
     set(0x238, &2047_u32.to_le_bytes());
     set(0x258, &0x10_0000_u64.to_le_bytes());
     set(0x260, &(1_u32 << 20).to_le_bytes());
-    // At the 64-bit entry: hlt, and back to it.
-    set(1024 + 0x200, &[0xf4, 0xeb, 0xfd]);
+    set(1024 + 0x200, code);
     let path = directory.path().join("kernel");
     fs::write(&path, bytes).unwrap();
     path
@@ -54,21 +58,14 @@ impl Idle {
         let directory = tempfile::tempdir().unwrap();
         let api = directory.path().join("api");
         let mut command = vmm();
-        command.args([
-            "--kernel",
-            text(&idle_kernel(&directory)),
-            "--memory",
-            "64M",
-            "--serial",
-            "off",
-        ]);
+        command.args(["--kernel", text(&idle_kernel(&directory)), "--serial", "off"]);
+        if !more.contains(&"--memory") {
+            command.args(["--memory", "64M"]);
+        }
         command.args(["--api-socket", text(&api)]).args(more);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let idle = Self { child, api, _directory: directory };
-        while !idle.api.exists() {
-            std::thread::yield_now();
-        }
-        idle
+        connect(&api);
+        Self { child, api, _directory: directory }
     }
 
     fn ask(&self, what: &str, body: &str) -> (u16, Value) {
@@ -80,9 +77,23 @@ impl Idle {
     }
 }
 
+/// Connects as soon as somebody listens there.
+fn connect(path: &Path) -> UnixStream {
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            // A socket has a file before it listens.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                std::thread::yield_now();
+            }
+            Err(e) => panic!("{}: {e}", path.display()),
+        }
+    }
+}
+
 /// The status and the body of the answer.
 fn ask(api: &Path, what: &str, body: &str) -> (u16, Value) {
-    let mut stream = UnixStream::connect(api).unwrap();
+    let mut stream = connect(api);
     let len = body.len();
     write!(stream, "{what} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{body}")
         .unwrap();
@@ -129,6 +140,81 @@ fn a_paused_machine_ends_on_a_signal() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
 }
 
+/// A guest that echoes what it reads from its serial line, and powers off on `q`.
+const ECHO: &[u8] = &[
+    0xba, 0xfd, 0x03, 0x00, 0x00, // again: mov edx, the line's status
+    0xec, // wait: in al, dx
+    0xa8, 0x01, // test al, there is something
+    0x74, 0xfb, // jz wait
+    0xb2, 0xf8, // mov dl, the line's data
+    0xec, // in al, dx
+    0x3c, b'q', // cmp al, 'q'
+    0x74, 0x03, // je off
+    0xee, // out dx, al
+    0xeb, 0xec, // jmp again
+    0x66, 0xba, 0x00, 0x06, // off: mov dx, the port of sleep
+    0xb0, 0x34, // mov al, state 5 and go
+    0xee, // out dx, al
+    0xf4, // hlt
+];
+
+#[test]
+fn a_serial_line_on_a_socket() {
+    if !has_kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let line = directory.path().join("line");
+    let mut command = vmm();
+    command.args(["--kernel", text(&kernel_of(&directory, ECHO)), "--memory", "64M", "--serial"]);
+    command.arg(format!("socket={}", text(&line)));
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    // One client after the other.
+    for said in [&b"first"[..], b"second"] {
+        let mut client = connect(&line);
+        for byte in said {
+            client.write_all(&[*byte]).unwrap();
+            let mut answer = [0];
+            client.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, [*byte]);
+        }
+    }
+    connect(&line).write_all(b"q").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(!line.exists());
+}
+
+#[test]
+fn processors_stay_where_they_are_told_to() {
+    if !has_kvm() {
+        return;
+    }
+    let allowed = field(Path::new("/proc/self/status"), "Cpus_allowed_list:");
+    let last = allowed.rsplit([',', '-']).next().unwrap();
+    let idle = Idle::start(&["--cpus", &format!("2,affinity={last}"), "--memory", "64M,prefault"]);
+    idle.ask("POST /v1/pause", "");
+    let tasks = fs::read_dir(format!("/proc/{}/task", idle.child.id())).unwrap();
+    let mut seen = 0;
+    for task in tasks {
+        let status = task.unwrap().path().join("status");
+        if field(&status, "Name:").starts_with("vcpu") {
+            assert_eq!(field(&status, "Cpus_allowed_list:"), last);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+    idle.ask("POST /v1/shutdown", "{\"force\": true}");
+    assert!(idle.wait().status.success());
+}
+
+/// A field of a `status` in /proc.
+fn field(status: &Path, name: &str) -> String {
+    let status = fs::read_to_string(status).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split('\t').nth(1).unwrap().to_owned()
+}
+
 #[test]
 fn each_thread_is_confined() {
     if !has_kvm() {
@@ -141,19 +227,15 @@ fn each_thread_is_confined() {
     let tasks = format!("/proc/{}/task", idle.child.id());
     let mut seen = Vec::new();
     for task in fs::read_dir(tasks).unwrap() {
-        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split('\t').nth(1).unwrap().to_owned()
-        };
-        let name = field("Name:");
-        assert_eq!(field("NoNewPrivs:"), "1", "{name}");
-        // 2: a filter. The kernel's own thread for KVM is one of the process, too, and the main thread has none.
-        let is_ours = name.starts_with("vcpu") || name == "api" || name == "signals";
-        assert!(!is_ours || field("Seccomp:") == "2", "{name}");
+        let status = task.unwrap().path().join("status");
+        let name = field(&status, "Name:");
+        assert_eq!(field(&status, "NoNewPrivs:"), "1", "{name}");
+        // 2: a filter. The kernel's own thread for KVM is one of the process, too.
+        let is_ours = !name.starts_with("kvm");
+        assert!(!is_ours || field(&status, "Seccomp:") == "2", "{name}");
         seen.push(name);
     }
-    for name in ["vcpu 0", "vcpu 1", "api", "signals"] {
+    for name in ["vmm", "vcpu 0", "vcpu 1", "api", "signals"] {
         assert!(seen.iter().any(|seen| seen == name), "{name}: {seen:?}");
     }
     idle.ask("POST /v1/shutdown", "{\"force\": true}");

@@ -1,8 +1,7 @@
 //! The socket and the thread behind it: one client after the other.
 
-use std::fs;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -10,47 +9,41 @@ use anyhow::{Context, Result};
 
 use super::http::{self, Request, Response};
 use super::{Call, Verb};
+use crate::listener::Listener;
 use crate::sandbox::{self, Role};
 
 /// How long a client may take for a request before the next one has its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A listening socket. Its file is removed when this is dropped.
+/// Where clients of the API come.
 #[derive(Debug)]
-pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub struct Server(Listener);
 
 impl Server {
     /// Listens at `path`, where nothing may be.
     pub fn bind(path: &Path) -> Result<Self> {
-        let listener = UnixListener::bind(path)
-            .with_context(|| format!("{}: cannot make the API socket", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self(Listener::bind(path).context("cannot make the API socket")?))
+    }
+
+    /// Where its socket is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// Serves clients from a thread; each call goes to `machine`, which says whether it takes any.
     pub fn serve(&self, machine: impl Fn(Call) -> bool + Send + 'static) -> Result<()> {
-        let listener = self.listener.try_clone()?;
+        let socket = self.0.socket().try_clone()?;
         let body = move || {
-            if let Err(error) = sandbox::confine_thread(Role::Api) {
+            if let Err(error) = sandbox::confine_thread(Role::Server) {
                 return eprintln!("vmm: there is no API: cannot confine a thread: {error:#}");
             }
-            for stream in listener.incoming().flatten() {
+            for stream in socket.incoming().flatten() {
                 // A client that breaks off, or sends what is no request, is its own concern.
                 let _ = serve_client(stream, &machine);
             }
         };
         std::thread::Builder::new().name("api".to_owned()).spawn(body)?;
         Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Somebody may have removed it.
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::layout;
 use crate::pci::Bus;
 
 pub use power::Power;
-pub use serial::{RawTerminal, SerialLine, SerialTarget};
+pub use serial::{SerialLine, SerialTarget};
 
 /// All devices of the machine.
 #[derive(Debug)]

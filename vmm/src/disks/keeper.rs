@@ -35,7 +35,6 @@ pub struct Keeper {
     pid: Pid,
     /// Closed when the monitor ends, however it does.
     life: Option<UnixStream>,
-    folder: PathBuf,
     sockets: Vec<PathBuf>,
 }
 
@@ -58,12 +57,13 @@ impl Keeper {
         // SAFETY: needed because the daemons have to be started by somebody who is not confined as the monitor is. No other
         // thread exists, so that the child finds every lock free and may do what any program may.
         match unsafe { fork() }.context("cannot start a process")? {
-            ForkResult::Parent { child } => {
-                Ok(Self { pid: child, life: Some(life), folder, sockets })
-            }
+            ForkResult::Parent { child } => Ok(Self { pid: child, life: Some(life), sockets }),
             ForkResult::Child => {
                 drop(life);
-                let code = match keep(&program, kept, &theirs) {
+                let kept = keep(&program, kept, &theirs);
+                // The monitor may remove nothing, or be gone.
+                let _ = fs::remove_dir_all(&folder);
+                let code = match kept {
                     Ok(()) => 0,
                     Err(error) => {
                         eprintln!("vmm: {error:#}");
@@ -84,7 +84,6 @@ impl Keeper {
     pub fn end(&mut self) {
         if self.life.take().is_some() {
             let _ = waitpid(self.pid, None);
-            let _ = fs::remove_dir_all(&self.folder);
         }
     }
 }

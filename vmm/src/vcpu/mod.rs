@@ -12,12 +12,15 @@ use std::thread::{Builder, JoinHandle};
 use anyhow::{Context, Result};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::boot::Entry;
 use crate::devices::Devices;
 use crate::outcome::{Event, Outcome};
 use crate::ram::GuestMemory;
 use crate::sandbox::{self, Role};
+use crate::sizing::CpuSpec;
 
 pub use cpuid::supported;
 pub use exits::Exits;
@@ -29,17 +32,19 @@ use processors::Gate;
 #[derive(Debug)]
 pub struct Vcpu {
     id: u8,
+    /// The host's processor that it stays on.
+    place: Option<usize>,
     fd: VcpuFd,
 }
 
 impl Vcpu {
-    /// Processor `id` of `count`, of the kind that `cpuid` describes. It waits for the first one to start it, unless it is that.
-    pub fn new(vm: &VmFd, id: u8, count: u8, cpuid: &CpuId) -> Result<Self> {
+    /// Processor `id` of `cpus`, of the kind that `cpuid` describes. It waits for the first one to start it, unless it is that.
+    pub fn new(vm: &VmFd, id: u8, cpus: &CpuSpec, cpuid: &CpuId) -> Result<Self> {
         let fd = vm.create_vcpu(id.into()).context("cannot make a processor")?;
-        let own = cpuid::of_processor(cpuid, id, count);
+        let own = cpuid::of_processor(cpuid, id, cpus.count);
         fd.set_cpuid2(&own).context("cannot set what the processor is")?;
         registers::set_common(&fd)?;
-        Ok(Self { id, fd })
+        Ok(Self { id, place: cpus.place(id), fd })
     }
 
     /// Makes it start at `entry`.
@@ -57,15 +62,13 @@ impl Vcpu {
         exits: Arc<Exits>,
         end: Sender<Event>,
     ) -> Result<JoinHandle<()>> {
-        let mut fd = self.fd;
+        let Self { place, mut fd, .. } = self;
         let body = move || {
             let _memory = memory;
-            let confined = sandbox::confine_thread(Role::Processor);
-            let crashed =
-                |error| Some(Outcome::Crashed(format!("cannot confine a processor: {error:#}")));
-            let outcome = match confined {
+            let prepared = stay(place).and_then(|()| sandbox::confine_thread(Role::Processor));
+            let outcome = match prepared {
                 Ok(()) => run(&mut fd, &devices, &gate, &exits),
-                Err(error) => crashed(error),
+                Err(error) => Some(Outcome::Crashed(format!("cannot run a processor: {error:#}"))),
             };
             if let Some(outcome) = outcome {
                 gate.leave();
@@ -76,6 +79,15 @@ impl Vcpu {
         let name = format!("vcpu {}", self.id);
         Builder::new().name(name).spawn(body).context("cannot start a thread")
     }
+}
+
+/// Keeps the calling thread on the host's processor `place`, if there is one.
+fn stay(place: Option<usize>) -> Result<()> {
+    let Some(place) = place else { return Ok(()) };
+    let mut set = CpuSet::new();
+    set.set(place)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .with_context(|| format!("cannot stay on processor {place} of the host"))
 }
 
 /// Until it crashes, and then how, or until it is stopped.

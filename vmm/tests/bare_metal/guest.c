@@ -289,10 +289,24 @@ static void test_nonsense(void) {
     ok("nonsense");
 }
 
+/* What the monitor's --cmdline says. */
+#define COMMAND_LINE ((volatile char *)0x20000)
+
+/* The disk gets another size while it is used: that is an interrupt, another generation, and another capacity. */
+static void watch_size(void) {
+    u8 generation = REG8(common + 0x15);
+    say("SIZE "); say_hex(REG32(config)); say("\n");
+    wait_fired(2, 1);
+    if (REG8(common + 0x15) == generation) fail("size", "of the same generation", generation);
+    say("SIZE "); say_hex(REG32(config)); say("\n");
+    ask(0, 0, REG32(config) - 1);
+    ok("size");
+}
+
 /* As many requests as the command line says: a number, and nothing else. */
 static void test_many(void) {
     u64 count = 0;
-    for (volatile char *c = (volatile char *)0x20000; *c >= '0' && *c <= '9'; c++) count = count * 10 + *c - '0';
+    for (volatile char *c = COMMAND_LINE; *c >= '0' && *c <= '9'; c++) count = count * 10 + *c - '0';
     for (u64 n = 0; n < count; n++) ask(n & 1, n & 1, n & 63);
     ok("many");
 }
@@ -304,6 +318,7 @@ __attribute__((used)) static void run(void) {
     find_structures();
     start();
     ok("start");
+    if (*COMMAND_LINE == 's') { watch_size(); say("DONE\n"); power_off(); }
     test_rings();
     test_masks();
     test_moved_vector();

@@ -7,8 +7,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use common::{has_kvm, said, text};
 use serde_json::Value;
@@ -117,6 +118,92 @@ fn a_request_costs_the_monitor_nothing() {
     assert_eq!(exits(&few), exits(&many), "returns from the guest");
     let wake_ups = |report: &Value| report["devices"][0]["wake_ups"].as_u64().unwrap();
     assert_eq!(wake_ups(&few), wake_ups(&many), "wake-ups of the thread that knows the daemon");
+}
+
+/// QEMU's daemon says that the size of its disk has changed, and the guest learns of it.
+#[test]
+fn a_disk_that_grows_is_noticed() {
+    if !has_kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let image = make_disk(&directory);
+    let (socket, console) = (directory.path().join("socket"), directory.path().join("console"));
+    let mut daemon = QemuDaemon::start(&image, &socket);
+    let mut command = Command::new("timeout");
+    let monitor = command
+        .args(["120", env!("CARGO_BIN_EXE_vmm"), "--memory", "64M", "--cmdline", "size"])
+        .args(["--kernel", text(&kernel(&directory)), "--vhost-user"])
+        .arg(format!("{},queues=2", text(&socket)))
+        .args(["--serial", &format!("file={}", text(&console))])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said_by_guest = || fs::read_to_string(&console).unwrap_or_default();
+    while !said_by_guest().contains("SIZE 0x00000800\n") {
+        assert!(Path::new(&format!("/proc/{}/exe", monitor.id())).exists(), "{}", said_by_guest());
+        std::thread::yield_now();
+    }
+    daemon.resize(3 << 20);
+    let output = monitor.wait_with_output().unwrap();
+    let console = said_by_guest();
+    assert!(output.status.success(), "{}\n{console}", said(&output));
+    assert!(console.contains("SIZE 0x00001800\nOK size\nDONE\n"), "{console}");
+}
+
+/// `qemu-storage-daemon` that serves a disk with two queues. It ends when this is dropped.
+struct QemuDaemon {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl QemuDaemon {
+    fn start(image: &Path, socket: &Path) -> Self {
+        let mut command = Command::new("qemu-storage-daemon");
+        command.args(["--chardev", "stdio,id=monitor", "--monitor", "chardev=monitor"]);
+        let file = format!("driver=file,node-name=file,filename={}", text(image));
+        command.args(["--blockdev", &file]);
+        command.args(["--blockdev", "driver=qcow2,node-name=disk,file=file"]);
+        command.arg("--export").arg(format!(
+            "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path={}",
+            text(socket)
+        ));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        let mut daemon = Self { child, said };
+        daemon.hear("QMP");
+        daemon.say(r#"{"execute": "qmp_capabilities"}"#);
+        daemon
+    }
+
+    fn resize(&mut self, size: u64) {
+        let arguments = format!(r#"{{"node-name": "disk", "size": {size}}}"#);
+        self.say(&format!(r#"{{"execute": "block_resize", "arguments": {arguments}}}"#));
+    }
+
+    /// Sends a command, and waits until it has been carried out.
+    fn say(&mut self, command: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
+        self.hear("return");
+    }
+
+    /// Waits for a line with `what`.
+    fn hear(&mut self, what: &str) {
+        let mut line = String::new();
+        while !line.contains(what) {
+            line.clear();
+            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "qemu-storage-daemon has ended");
+            assert!(!line.contains("\"error\""), "{line}");
+        }
+    }
+}
+
+impl Drop for QemuDaemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn make_disk(directory: &TempDir) -> PathBuf {

@@ -1,42 +1,27 @@
 //! The serial line: a 16550 whose interrupts go straight to KVM.
 
+mod input;
+mod socket;
+mod target;
+mod terminal;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use anyhow::{Context, Result};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Where what the guest says goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SerialTarget {
-    /// This program's standard output; its standard input goes to the guest.
-    Tty,
-    /// Nowhere.
-    Off,
-    /// A file, made anew.
-    File(PathBuf),
-}
+use crate::listener::Listener;
 
-impl FromStr for SerialTarget {
-    type Err = String;
+pub use input::Input;
+pub use target::SerialTarget;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            None if text == "tty" => Ok(Self::Tty),
-            None if text == "off" => Ok(Self::Off),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("socket", _)) => Err("a serial line on a socket is not built yet".to_owned()),
-            _ => Err(format!("'{text}' is no serial line: say tty, off, or file=PATH")),
-        }
-    }
-}
+use socket::Client;
+use terminal::RawTerminal;
 
 /// A 16550 that writes to anything.
 type Uart = Serial<Interrupt, NoEvents, Box<dyn Write + Send>>;
@@ -55,16 +40,21 @@ impl std::fmt::Debug for SerialLine {
 }
 
 impl SerialLine {
-    /// A serial line to `target`.
-    pub fn new(target: &SerialTarget) -> Result<Self> {
-        let out: Box<dyn Write + Send> = match target {
-            SerialTarget::Tty => Box::new(io::stdout()),
-            SerialTarget::Off => Box::new(io::sink()),
-            SerialTarget::File(path) => Box::new(create(path)?),
+    /// A serial line to `target`, and what comes from there.
+    pub fn open(target: &SerialTarget) -> Result<(Self, Input)> {
+        let (out, input): (Box<dyn Write + Send>, _) = match target {
+            SerialTarget::Tty => (Box::new(io::stdout()), Input::Terminal),
+            SerialTarget::Off => (Box::new(io::sink()), Input::Nothing),
+            SerialTarget::File(path) => (Box::new(create(path)?), Input::Nothing),
+            SerialTarget::Socket(path) => {
+                let listener = Listener::bind(path).context("cannot make the serial line")?;
+                let client = Client::default();
+                (Box::new(client.clone()), Input::Socket(listener, client))
+            }
         };
         let interrupt = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let uart = Serial::new(Interrupt(Arc::clone(&interrupt)), out);
-        Ok(Self { uart: Arc::new(Mutex::new(uart)), interrupt })
+        Ok((Self { uart: Arc::new(Mutex::new(uart)), interrupt }, input))
     }
 
     /// What is signalled when it interrupts.
@@ -116,29 +106,5 @@ impl Trigger for Interrupt {
 
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
-    }
-}
-
-/// The terminal as it was, restored when this is dropped.
-#[derive(Debug)]
-pub struct RawTerminal(Termios);
-
-impl RawTerminal {
-    /// Hands every key to the guest, if standard input is a terminal.
-    pub fn enter() -> Result<Option<Self>> {
-        let stdin = io::stdin();
-        let Ok(before) = tcgetattr(stdin.as_fd()) else { return Ok(None) };
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw)
-            .map_err(|e| anyhow!("cannot change the terminal: {}", e.desc()))?;
-        Ok(Some(Self(before)))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &self.0);
     }
 }
