@@ -73,3 +73,12 @@ pub const IN_FLIGHT_MAX: usize = 64;
 pub const REDO_RECORDS_DEFAULT: u64 = 16_384;
 /// Most clusters that the records of a redo log stand for, and so most that a replay holds in memory: ours.
 pub const REDO_CLUSTERS_MAX: u64 = 1 << 20;
+/// Longest passphrase in bytes: ours.
+pub const PASSPHRASE_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of a LUKS header with all its key slots: ours; QEMU and cryptsetup make 2 MiB of them.
+pub const LUKS_HEADER_BYTES_MAX: u64 = 4 << 20;
+/// Most rounds of PBKDF2 that a key slot or the digest of the master key may ask for: ours; ten seconds or more.
+pub const PBKDF2_ITERATIONS_MAX: u32 = 1 << 26;
+/// Most HMACs that one passphrase is tried with on all key slots together: ours; a minute or less. Eight slots of two
+/// seconds each, as QEMU makes them, ask for less on the machine that made them.
+pub const UNLOCK_WORK_MAX: u64 = 1 << 28;
