@@ -1,5 +1,6 @@
 //! The images of the suite.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -61,18 +62,19 @@ pub enum Codec {
 #[derive(Debug)]
 pub struct Images {
     dir: TempDir,
-    backing: Option<PathBuf>,
+    /// The file under the image, by format.
+    backing: BTreeMap<&'static str, PathBuf>,
 }
 
 impl Images {
     /// Makes the image in a directory inside of `work_dir`, through our daemon where a daemon is
-    /// needed. `raw`: as a raw image too, which `Full` and `Thin` have.
+    /// needed. `raw`: as a raw image too, which `Full`, `Thin` and `Overlay` have.
     pub fn make(kind: ImageKind, raw: bool, work_dir: &Path, ours: &Template) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("images-")
             .tempdir_in(work_dir)
             .with_context(|| work_dir.display().to_string())?;
-        let mut images = Self { dir, backing: None };
+        let mut images = Self { dir, backing: BTreeMap::new() };
         let (qcow2, settings) = (images.source("qcow2"), settings("qcow2"));
         match kind {
             ImageKind::Full { size } => image::make_full(&qcow2, size, ours, &settings)?,
@@ -108,9 +110,15 @@ impl Images {
         Ok(copy)
     }
 
-    /// The file under the image.
-    pub fn backing(&self) -> Option<&Path> {
-        self.backing.as_deref()
+    /// The raw file that holds what is under the image.
+    pub fn backing_raw(&self) -> Option<&Path> {
+        self.backing.get("raw").map(PathBuf::as_path)
+    }
+
+    /// `image`, a copy of ours, and the file under it.
+    pub fn below<'a>(&'a self, image: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let format = image.extension().and_then(|format| format.to_str()).unwrap_or_default();
+        self.backing.get(format).map(PathBuf::as_path).into_iter().chain([image])
     }
 
     /// Where a daemon may listen.
@@ -122,7 +130,7 @@ impl Images {
         let backing = self.dir.path().join("backing.qcow2");
         image::make_full(&backing, size, ours, &settings("qcow2"))?;
         let options = ["-b", "backing.qcow2", "-F", "qcow2"];
-        self.backing = Some(backing);
+        self.backing.insert("qcow2", backing);
         image::create(&self.source("qcow2"), "qcow2", size, &options)
     }
 
@@ -137,11 +145,17 @@ impl Images {
         fs::remove_file(&raw).with_context(|| raw.display().to_string())
     }
 
-    fn make_raw(&self, kind: ImageKind, ours: &Template) -> Result<()> {
+    fn make_raw(&mut self, kind: ImageKind, ours: &Template) -> Result<()> {
         let raw = self.source("raw");
         match kind {
             ImageKind::Full { size } => image::make_full(&raw, size, ours, &settings("raw")),
             ImageKind::Thin { size, .. } => image::create(&raw, "raw", size, &[]),
+            ImageKind::Overlay { size } => {
+                let backing = self.dir.path().join("backing.raw");
+                image::make_full(&backing, size, ours, &settings("raw"))?;
+                self.backing.insert("raw", backing);
+                image::create(&raw, "raw", size, &[])
+            }
             _ => anyhow::bail!("{kind:?} has no raw image"),
         }
     }

@@ -50,6 +50,8 @@ pub struct Verdict {
     pub value: f64,
     /// What it has to be.
     pub target: Option<Target>,
+    /// The number that the bare loop has against the same: no daemon can be much better here.
+    pub floor: Option<f64>,
 }
 
 /// What a number tells of.
@@ -114,6 +116,7 @@ impl Outcome {
             against: None,
             value: *wake_ups as f64,
             target: Some(Target::AtMost(0.0)),
+            floor: None,
         }));
         let case = match scenario.work {
             Work::Load(load) => Some(load.case.to_owned()),
@@ -153,18 +156,16 @@ fn ratios(scenario: &Scenario, reports: &BTreeMap<Side, Vec<Report>>) -> Vec<Ver
     let Some(ours) = reports.get(&Side::Ours) else { return verdicts };
     for rival in scenario.rivals {
         let Some(theirs) = reports.get(&rival.side) else { continue };
-        verdicts.push(Verdict {
-            measure: Measure::Throughput,
-            against: Some(rival.side),
-            value: ratio(ours, theirs, |report| report.iops),
-            target: rival.throughput_min.map(Target::AtLeast),
-        });
-        verdicts.push(Verdict {
-            measure: Measure::Cpu,
-            against: Some(rival.side),
-            value: ratio(ours, theirs, |report| report.server_cpu_us_per_request),
-            target: rival.cpu_max.map(Target::AtMost),
-        });
+        let bare = reports.get(&Side::Bare).filter(|_| rival.side != Side::Bare);
+        let mut push = |measure, of: fn(&Report) -> f64, target| {
+            let floor = bare.map(|bare| ratio(bare, theirs, of));
+            let value = ratio(ours, theirs, of);
+            verdicts.push(Verdict { measure, against: Some(rival.side), value, target, floor });
+        };
+        let throughput_min = rival.throughput_min.map(Target::AtLeast);
+        push(Measure::Throughput, |report| report.iops, throughput_min);
+        let cpu_max = rival.cpu_max.map(Target::AtMost);
+        push(Measure::Cpu, |report| report.server_cpu_us_per_request, cpu_max);
     }
     verdicts
 }

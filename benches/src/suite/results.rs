@@ -70,7 +70,8 @@ impl Results {
 
     /// Every target, and every ratio without one.
     pub(super) fn targets(&self) -> Grid {
-        let mut grid = Grid::new(&["case", "measured", "against", "value", "target", "met"]);
+        let mut grid =
+            Grid::new(&["case", "measured", "against", "value", "target", "met", "floor"]);
         for outcome in &self.outcomes {
             for verdict in &outcome.verdicts {
                 grid.push(verdict_row(&outcome.title, verdict));
@@ -115,6 +116,7 @@ impl Results {
             against: None,
             value: mib(bytes),
             target: Some(Target::AtMost(mib(MEMORY_ABOVE_CACHES_MAX as f64))),
+            floor: None,
         };
         Some((case, verdict))
     }
@@ -183,6 +185,7 @@ fn verdict_row(case: &str, verdict: &Verdict) -> Vec<String> {
         format!("{:.2}", verdict.value),
         target,
         met.to_owned(),
+        verdict.floor.map_or(String::new(), |floor| format!("{floor:.2}")),
     ]
 }
 

@@ -19,7 +19,7 @@ pub enum Side {
     Peer,
     /// Our daemon, on a raw image that holds the same.
     OursRaw,
-    /// Nobody: [`crate::load::bare`] on that raw image.
+    /// Nobody: [`crate::load::bare`] on that raw image, copying from the one below if there is one.
     Bare,
 }
 
@@ -234,7 +234,7 @@ pub const ALL: &[Scenario] = &[
         title: "4 KiB random first write over a full backing file, depth 32",
         image: ImageKind::Overlay { size: GIB },
         work: first_writes("write:scattered/64k:4k:32", GIB / (64 * KIB)),
-        rivals: &[peer(0.5, 2.0)],
+        rivals: &[peer(0.5, 2.0), BARE],
         ..USUAL
     },
     Scenario {

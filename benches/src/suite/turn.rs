@@ -48,7 +48,7 @@ impl Turns<'_> {
         let job = self.job(case, load, &socket);
         let Some(template) = self.programs.of(side) else {
             self.settle(image)?;
-            return Ok(bare::run(&job, image, self.scenario.direct)?);
+            return Ok(bare::run(&job, image, self.images.backing_raw(), self.scenario.direct)?);
         };
         let settings = self.settings(side, image, case.queues)?;
         let daemon = Daemon::start(template, image, &socket, &settings)?;
@@ -81,7 +81,7 @@ impl Turns<'_> {
     /// With O_DIRECT no page of the image is in memory: the kernel would have to drop it before it writes.
     fn settle(&self, image: &Path) -> Result<()> {
         nix::unistd::sync();
-        for file in self.images.backing().into_iter().chain([image]) {
+        for file in self.images.below(image) {
             image::cool(file)?;
             if !self.scenario.direct {
                 image::warm(file)?;
