@@ -23,12 +23,13 @@ demo: deps ## boot a stock Linux from a qcow2 disk behind our daemon, and check 
 	@testbed/demo.sh
 
 test: deps ## every test: unit, model, differential, and real guests (under 20 minutes on 2 cores)
-	@cargo build --release
+	@cargo build --workspace --profile test
 	@$(MAKE) --no-print-directory cargo-tests
 	@$(MAKE) --no-print-directory seeded-bugs
-	@testbed/guest-test.sh
-	@testbed/nested-test.sh
+	@BUILD=debug testbed/guest-test.sh
+	@BUILD=debug testbed/nested-test.sh
 
+# Programs are built once, as tests are: optimised, but with what only debug builds check. Guests use these.
 # nextest runs the tests of all crates at once, but not the examples in the documentation.
 .PHONY: cargo-tests
 cargo-tests:
@@ -88,9 +89,9 @@ fuzz: deps ## every fuzz target for FUZZ_SECONDS (60) each
 	done
 
 soak: deps ## hours: 200,000,000 crash states, all else SOAK_FACTOR (20) times as much, SOAK_GUESTS (5) guests
-	@cargo build --release
+	@cargo build --workspace --profile test
 	@SOAK_FACTOR=$(SOAK_FACTOR) $(MAKE) --no-print-directory NEXTEST_PROFILE=soak cargo-tests
-	@for (( guest = 0; guest < $(SOAK_GUESTS); guest++ )); do testbed/guest-test.sh; done
+	@for (( guest = 0; guest < $(SOAK_GUESTS); guest++ )); do BUILD=debug testbed/guest-test.sh; done
 
 clean: ## remove everything that was built, the cached kernel too
 	@cargo clean

@@ -3,11 +3,13 @@
 # uses it, and the checks afterwards. Files go to $WORK, which survives a failure.
 #
 # Overrides, to tell faults of the bed from faults of ours (see qemu-daemon.sh):
-#   QCOW       the image tool (target/release/qcow)
-#   VHOST_BLK  the daemon (target/release/vhost-blk)
+#   BUILD      which build of our programs is used: release, or debug, in which tests are run
+#   QCOW       the image tool (target/$BUILD/qcow)
+#   VHOST_BLK  the daemon (target/$BUILD/vhost-blk)
 export PATH=$PATH:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-TARGET=${CARGO_TARGET_DIR:-$HERE/../target}/release
+export BUILD=${BUILD:-release}
+TARGET=${CARGO_TARGET_DIR:-$HERE/../target}/$BUILD
 QCOW=${QCOW:-$TARGET/qcow}
 VHOST_BLK=${VHOST_BLK:-$TARGET/vhost-blk}
 DISK_SIZE=1G

@@ -14,7 +14,7 @@ initramfs=$1 socket=$2
 shift 2
 
 if [ "${MONITOR:-qemu}" = vmm ]; then
-    exec timeout --kill-after=5 "${BOOT_TIMEOUT:-300}" "${VMM:-${CARGO_TARGET_DIR:-$HERE/../target}/release/vmm}" \
+    exec timeout --kill-after=5 "${BOOT_TIMEOUT:-300}" "${VMM:-${CARGO_TARGET_DIR:-$HERE/../target}/${BUILD:-release}/vmm}" \
         --cpus 2 --memory "$MEMORY" --vhost-user "$socket,queues=2" \
         --kernel "$HERE/../build/kernel/vmlinuz" --initramfs "$initramfs" \
         --cmdline "console=ttyS0 quiet panic=-1 $*" </dev/null

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{Call, Response, Server, Verb};
 use crate::boot::{self, Boot};
-use crate::devices::{Devices, Power, SerialLine, SerialTarget};
+use crate::devices::{Devices, SerialLine, SerialTarget};
 use crate::disks::{DiskSpec, Keeper, VhostUserSpec};
 use crate::interrupts::Interrupts;
 use crate::outcome::{Event, Outcome};
@@ -170,7 +170,7 @@ impl<'a> Machine<'a> {
         vm.register_irqfd(&power_button, layout::POWER_BUTTON_LINE)
             .context("cannot connect the power button's interrupt")?;
         let bus = make_bus(&vm, &memory, backends)?;
-        let devices = Arc::new(Devices::new(serial.clone(), Power::new(events.clone()), bus));
+        let devices = Arc::new(Devices::new(serial.clone(), bus));
         let cpuid = vcpu::supported(kvm)?;
         let make = |id| Vcpu::new(&vm, id, cpus, &cpuid);
         let vcpus = (0..cpus.count).map(make).collect::<Result<Vec<_>>>()?;

@@ -1,6 +1,9 @@
 //! Guest memory: one sealed memfd, mapped once, that backends can share.
 
-#![expect(unsafe_code, reason = "the host is told which of its nodes a mapping is to come from")]
+#![expect(
+    unsafe_code,
+    reason = "the host is told what pages a mapping is to consist of, and from where"
+)]
 
 use std::fs::File;
 use std::io;
@@ -48,6 +51,7 @@ pub fn make(spec: &MemorySpec) -> Result<GuestMemory> {
         if let Some(node) = spec.node {
             bind(&region, node)?;
         }
+        ask_for_large_pages(&region);
         let region = GuestRegionMmap::new(region, GuestAddress(start));
         regions.push(region.context("the guest's memory is too large")?);
         offset += len;
@@ -139,6 +143,17 @@ fn bind(region: &MmapRegion, node: u16) -> Result<()> {
         bail!("cannot take the guest's memory from the host's NUMA node {node}: {error}");
     }
     Ok(())
+}
+
+/// Lets the host use large pages for `region` where it uses them for who asks: `advise` in
+/// /sys/kernel/mm/transparent_hugepage/shmem_enabled. A guest then returns for a fortieth of as many pages.
+fn ask_for_large_pages(region: &MmapRegion) {
+    // SAFETY: needed because madvise takes an address. The range is that of a mapping of ours, and this advice changes none of
+    // its content.
+    let asked =
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
+    // A host without large pages refuses, and that is all right.
+    let _ = asked;
 }
 
 #[cfg(test)]

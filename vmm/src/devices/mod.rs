@@ -5,23 +5,22 @@ mod power;
 mod serial;
 
 use crate::layout;
+use crate::outcome::Outcome;
 use crate::pci::Bus;
 
-pub use power::Power;
 pub use serial::{SerialLine, SerialTarget};
 
 /// All devices of the machine.
 #[derive(Debug)]
 pub struct Devices {
     serial: SerialLine,
-    power: Power,
     bus: Bus,
 }
 
 impl Devices {
     /// These devices at their ports and addresses.
-    pub fn new(serial: SerialLine, power: Power, bus: Bus) -> Self {
-        Self { serial, power, bus }
+    pub fn new(serial: SerialLine, bus: Bus) -> Self {
+        Self { serial, bus }
     }
 
     /// The guest reads where there is no memory. Where nothing is, all bits are set.
@@ -53,20 +52,22 @@ impl Devices {
         }
     }
 
-    /// The guest writes `data` to `port`. Where nothing is, nothing happens.
-    pub fn write_port(&self, port: u16, data: &[u8]) {
+    /// The guest writes `data` to `port`; what becomes of the machine, if that ends it. Where nothing is, nothing happens.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Option<Outcome> {
         if is_of_bus(port, data) {
-            return self.bus.write_port(port, data);
+            self.bus.write_port(port, data);
+            return None;
         }
-        let &[byte] = data else { return };
+        let &[byte] = data else { return None };
         match port {
-            layout::SLEEP_PORT => self.power.sleep(byte),
-            layout::RESET_PORT => self.power.reset(byte),
-            layout::KEYBOARD_PORT => self.power.pulse(byte),
+            layout::SLEEP_PORT => power::sleep(byte),
+            layout::RESET_PORT => power::reset(byte),
+            layout::KEYBOARD_PORT => power::pulse(byte),
             _ => {
                 if let Some(register) = serial_register(port) {
                     self.serial.write(register, byte);
                 }
+                None
             }
         }
     }

@@ -90,7 +90,7 @@ fn stay(place: Option<usize>) -> Result<()> {
         .with_context(|| format!("cannot stay on processor {place} of the host"))
 }
 
-/// Until it crashes, and then how, or until it is stopped.
+/// Until it ends the machine, and then how, or until it is stopped.
 fn run(fd: &mut VcpuFd, devices: &Devices, gate: &Gate, exits: &Exits) -> Option<Outcome> {
     let crashed = |why: String| Some(Outcome::Crashed(why));
     while gate.pass() {
@@ -102,7 +102,12 @@ fn run(fd: &mut VcpuFd, devices: &Devices, gate: &Gate, exits: &Exits) -> Option
         }
         match exit {
             Ok(VcpuExit::IoIn(port, data)) => devices.read_port(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => devices.write_port(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                // A guest that has switched its machine off would wait for that, and ask for it again and again.
+                if let Some(outcome) = devices.write_port(port, data) {
+                    return Some(outcome);
+                }
+            }
             Ok(VcpuExit::MmioRead(address, data)) => devices.read_memory(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => devices.write_memory(address, data),
             Ok(VcpuExit::Intr) => {}
