@@ -100,6 +100,12 @@ impl Verdict {
     pub fn met(&self) -> Option<bool> {
         self.target.map(|target| target.holds(self.value))
     }
+
+    /// Whether not even the bare loop keeps the target.
+    pub fn is_beyond_floor(&self) -> bool {
+        let target = self.target.zip(self.floor);
+        target.is_some_and(|(target, floor)| !target.holds(floor))
+    }
 }
 
 impl Outcome {
@@ -200,6 +206,21 @@ fn above_caches(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_that_the_bare_loop_misses_is_beyond_the_floor() {
+        let verdict = |target, floor| Verdict {
+            measure: Measure::Cpu,
+            against: Some(Side::Peer),
+            value: 1.0,
+            target,
+            floor,
+        };
+        assert!(verdict(Some(Target::AtMost(0.5)), Some(0.6)).is_beyond_floor());
+        assert!(!verdict(Some(Target::AtMost(0.5)), Some(0.5)).is_beyond_floor());
+        assert!(!verdict(Some(Target::AtMost(0.5)), None).is_beyond_floor());
+        assert!(!verdict(None, Some(0.6)).is_beyond_floor());
+    }
 
     #[test]
     fn targets_hold_at_their_bound() {

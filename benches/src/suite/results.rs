@@ -98,12 +98,15 @@ impl Results {
         grid
     }
 
-    /// Targets that were reached, and all targets.
-    pub(super) fn score(&self) -> (usize, usize) {
+    /// How many of the targets were reached, in words.
+    pub(super) fn score(&self) -> String {
         let of_outcomes = self.outcomes.iter().flat_map(|outcome| &outcome.verdicts).cloned();
         let all = of_outcomes.chain(self.memory().map(|(_, verdict)| verdict));
-        let met: Vec<_> = all.filter_map(|verdict| verdict.met()).collect();
-        (met.iter().filter(|met| **met).count(), met.len())
+        let all: Vec<_> = all.filter(|verdict| verdict.target.is_some()).collect();
+        let count = |is: fn(&Verdict) -> bool| all.iter().filter(|verdict| is(verdict)).count();
+        let met = count(|verdict| verdict.met() == Some(true));
+        let beyond = count(|verdict| verdict.met() == Some(false) && verdict.is_beyond_floor());
+        format!("{met} of {} targets met, {beyond} beyond the floor", all.len())
     }
 
     /// The most memory that our daemon took above its caches, and where.
@@ -149,8 +152,7 @@ impl fmt::Display for Results {
         for Failure { name, error } in &self.failures {
             writeln!(f, "{name} failed: {error}")?;
         }
-        let (met, all) = self.score();
-        write!(f, "{met} of {all} targets met")
+        write!(f, "{}", self.score())
     }
 }
 
@@ -176,6 +178,7 @@ fn verdict_row(case: &str, verdict: &Verdict) -> Vec<String> {
     let met = match verdict.met() {
         None => "",
         Some(true) => "yes",
+        Some(false) if verdict.is_beyond_floor() => "NO, nor by the floor",
         Some(false) => "NO",
     };
     vec![
