@@ -317,6 +317,12 @@ impl Buffer {
         buffer
     }
 
+    /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty buffer is nothing special")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// The buffer as a payload; both see the same bytes.
     pub fn payload(&self) -> Payload {
         let start = self.pages.0[0].0.get().cast::<u8>();

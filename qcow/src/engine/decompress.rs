@@ -1,7 +1,5 @@
 //! Reading compressed clusters: each is unpacked once for as long as small reads keep coming back to it.
 
-use std::sync::Arc;
-
 use super::layer::Qcow2;
 use super::unpack::Task;
 use crate::disk::{Buffer, Disk, Payload};
@@ -34,30 +32,27 @@ impl<D: Disk> Qcow2<D> {
                 let mut unpacking = Unpacking { image: self, extent, bytes: None };
                 let len = if whole { cluster_len } else { end.max(DECODED_BYTES_MIN) };
                 let unpacked = self.unpack(extent, len.min(cluster_len)).await?;
-                unpacking.bytes = Some(Arc::clone(&unpacked));
+                unpacking.bytes = Some(unpacked.clone());
                 unpacked
             }
         };
-        into.copy_from(0, &bytes[skip..end]);
+        into.copy_from_payload(&bytes.payload().slice(skip as u64, into.len()));
         Ok(())
     }
 
     /// Unpacks all of a cluster to `into`, which is as long.
     async fn unpack_into(&self, extent: CompressedExtent, into: &Payload) -> Result<()> {
-        let task = self.read_packed(extent, into.len() as usize).await?;
-        let unpacked = match self.unpackers.for_clusters_of(task.cluster_len) {
-            Some(pool) => pool.unpack(task).await.map(|bytes| into.copy_from(0, &bytes)),
-            None => task.run(|bytes| into.copy_from(0, bytes)),
-        };
-        unpacked.map_err(|e| self.unpack_error(extent, e))
+        let unpacked = self.unpack(extent, into.len() as usize).await?;
+        into.copy_from_payload(&unpacked.payload());
+        Ok(())
     }
 
     /// Unpacks at least the first `len` bytes of a cluster: what there is.
-    async fn unpack(&self, extent: CompressedExtent, len: usize) -> Result<Arc<[u8]>> {
+    async fn unpack(&self, extent: CompressedExtent, len: usize) -> Result<Buffer> {
         let task = self.read_packed(extent, len).await?;
-        let unpacked = match self.unpackers.for_clusters_of(task.cluster_len) {
+        let unpacked = match self.unpackers.for_clusters_of(task.cluster_len()) {
             Some(pool) => pool.unpack(task).await,
-            None => task.run(|bytes| Arc::from(bytes)),
+            None => task.run(),
         };
         unpacked.map_err(|e| self.unpack_error(extent, e))
     }
@@ -65,10 +60,10 @@ impl<D: Disk> Qcow2<D> {
     /// Reads the compressed bytes of a cluster of which the first `len` bytes are needed.
     async fn read_packed(&self, extent: CompressedExtent, len: usize) -> Result<Task> {
         // The length is an upper bound of at most two clusters, whatever the image says.
-        let packed = Buffer::zeroed(extent.len as usize);
+        let packed = Buffer::scratch(extent.len as usize);
         self.read_data(extent.offset, &packed.payload()).await?;
         let cluster_len = self.geometry.cluster_size() as usize;
-        Ok(Task { compression: self.compression, packed, cluster_len, len })
+        Ok(Task::new(self.compression, packed, cluster_len, len))
     }
 
     fn unpack_error(&self, extent: CompressedExtent, error: Error) -> Error {
@@ -80,7 +75,7 @@ impl<D: Disk> Qcow2<D> {
 struct Unpacking<'a, D: Disk> {
     image: &'a Qcow2<D>,
     extent: CompressedExtent,
-    bytes: Option<Arc<[u8]>>,
+    bytes: Option<Buffer>,
 }
 
 impl<D: Disk> Drop for Unpacking<'_, D> {

@@ -17,39 +17,58 @@ use crate::sync::{WaitQueue, lock};
 
 thread_local! {
     /// Contexts are large and slow to make: one set for each thread.
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::new(Decompressor::new());
 }
 
-/// What unpacking takes.
-#[derive(Default)]
-struct Scratch {
-    decompressor: Decompressor,
-    /// Room for one cluster.
-    cluster: Vec<u8>,
-}
-
-/// A cluster to be unpacked.
+/// A cluster to be unpacked. Its buffers come from the thread that asks, and go back there, which keeps them for the next one:
+/// memory that one thread takes and another gives back is asked of the kernel anew each time.
 #[derive(Debug)]
 pub(super) struct Task {
-    pub compression: CompressionType,
+    compression: CompressionType,
     /// The compressed bytes, and whatever follows them up to the end of their last sector.
-    pub packed: Buffer,
-    /// Bytes of the cluster.
-    pub cluster_len: usize,
-    /// How many of them, from the start on, are needed.
-    pub len: usize,
+    packed: Buffer,
+    /// Room for the cluster.
+    cluster: Buffer,
+    /// How many of the cluster's bytes, from the start on, are needed.
+    len: usize,
 }
 
 impl Task {
-    /// Unpacks at least what is needed, and hands what there is to `take`.
-    pub fn run<T>(mut self, take: impl FnOnce(&[u8]) -> T) -> Result<T> {
-        SCRATCH.with_borrow_mut(|Scratch { decompressor, cluster }| {
-            cluster.resize(self.cluster_len, 0);
-            let packed = self.packed.make_mut();
-            let filled =
-                decompressor.decompress_start(self.compression, packed, cluster, self.len)?;
-            Ok(take(&cluster[..filled]))
+    /// To unpack at least `len` bytes of the `cluster_len` that are packed in `packed`.
+    pub fn new(
+        compression: CompressionType,
+        packed: Buffer,
+        cluster_len: usize,
+        len: usize,
+    ) -> Self {
+        Self { compression, packed, cluster: Buffer::scratch(cluster_len), len }
+    }
+
+    /// Unpacks at least what is needed: what there is of the cluster, from its start on.
+    pub fn run(mut self) -> Result<Buffer> {
+        let filled = self.unpack()?;
+        Ok(self.take(filled))
+    }
+
+    /// As [`Self::run`], but leaves the bytes here: how many there are.
+    fn unpack(&mut self) -> Result<usize> {
+        let (packed, cluster) = (self.packed.make_mut(), self.cluster.make_mut());
+        DECOMPRESSOR.with_borrow_mut(|decompressor| {
+            decompressor.decompress_start(self.compression, packed, cluster, self.len)
         })
+    }
+
+    /// The first `filled` bytes; no more memory than these take is kept.
+    fn take(mut self, filled: usize) -> Buffer {
+        if filled == self.cluster.make_mut().len() {
+            return self.cluster;
+        }
+        Buffer::from_bytes(&self.cluster.make_mut()[..filled])
+    }
+
+    /// Bytes of the cluster.
+    pub fn cluster_len(&self) -> usize {
+        self.cluster.len()
     }
 }
 
@@ -103,12 +122,13 @@ struct Job {
 
 impl Pool {
     /// Unpacks at least what is needed of a cluster: what there is, from its start on.
-    pub async fn unpack(&self, task: Task) -> Result<Arc<[u8]>> {
+    pub async fn unpack(&self, task: Task) -> Result<Buffer> {
         let reply = Arc::new(Reply::default());
         let answer = Answer(Arc::clone(&reply));
         lock(&self.queue.jobs).waiting.push_back(Job { task, answer });
         self.queue.more.notify_one();
-        reply.given.until(|| lock(&reply.result).take()).await
+        let (task, filled) = reply.given.until(|| lock(&reply.result).take()).await?;
+        Ok(task.take(filled))
     }
 
     /// Whether there are threads, which are started now if they have not been. A host may have none to give.
@@ -120,8 +140,9 @@ impl Pool {
     fn start(&self, index: usize) -> Option<JoinHandle<()>> {
         let queue = Arc::clone(&self.queue);
         let started = Builder::new().name(format!("unpack {index}")).spawn(move || {
-            while let Some(Job { task, answer }) = queue.next() {
-                answer.give(task.run(|bytes| Arc::from(bytes)));
+            while let Some(Job { mut task, answer }) = queue.next() {
+                let filled = task.unpack();
+                answer.give(filled.map(|filled| (task, filled)));
             }
         });
         started.inspect_err(|e| tracing::warn!("no thread to unpack clusters: {e}")).ok()
@@ -151,7 +172,8 @@ impl Queue {
 /// Where a thread leaves what a future waits for.
 #[derive(Debug, Default)]
 struct Reply {
-    result: Mutex<Option<Result<Arc<[u8]>>>>,
+    /// The task, and how many bytes of its cluster there are.
+    result: Mutex<Option<Result<(Task, usize)>>>,
     given: WaitQueue,
 }
 
@@ -160,7 +182,7 @@ struct Reply {
 struct Answer(Arc<Reply>);
 
 impl Answer {
-    fn give(self, result: Result<Arc<[u8]>>) {
+    fn give(self, result: Result<(Task, usize)>) {
         *lock(&self.0.result) = Some(result);
     }
 }
@@ -186,8 +208,7 @@ mod tests {
         let plain = vec![seed; LEN];
         let packed_len = zstd_safe::compress(&mut packed[..], &plain, 1).unwrap();
         packed.truncate(packed_len);
-        let compression = CompressionType::Zstd;
-        Task { compression, packed: Buffer::from_bytes(&packed), cluster_len: LEN, len }
+        Task::new(CompressionType::Zstd, Buffer::from_bytes(&packed), LEN, len)
     }
 
     /// Runs `future` to its end on a thread that has nothing else to do.
@@ -209,7 +230,7 @@ mod tests {
         let tasks = (0..50).map(|seed| pool.unpack(task(seed, LEN)));
         let unpacked = wait(crate::exec::join_all(tasks));
         for (seed, bytes) in (0..).zip(unpacked) {
-            assert_eq!(&bytes.unwrap()[..], vec![seed; LEN]);
+            assert_eq!(bytes.unwrap().to_vec(), vec![seed; LEN]);
         }
         let cut = Task { packed: Buffer::from_bytes(&[1, 2, 3]), ..task(0, LEN) };
         assert_eq!(wait(pool.unpack(cut)).unwrap_err().kind(), ErrorKind::Corrupt);

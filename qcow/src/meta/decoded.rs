@@ -8,9 +8,9 @@
 //! unpacked. What has been asked for once only is thrown out first, so that a scan does not empty the cache.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use crate::addr::{Geometry, HostCluster, HostOffset};
+use crate::disk::Buffer;
 use crate::format::entry::CompressedExtent;
 
 /// The first byte of compressed data, and the upper bound of its length: an image may name the same bytes in two ways.
@@ -33,7 +33,7 @@ enum Entry {
     Unpacking,
     Ready {
         /// The cluster's bytes from its start on, perhaps not all.
-        bytes: Arc<[u8]>,
+        bytes: Buffer,
         recently_used: bool,
     },
 }
@@ -42,7 +42,7 @@ enum Entry {
 #[derive(Clone, Debug)]
 pub enum Decoded {
     /// Bytes from the cluster's start on, at least as many as were asked for.
-    Ready(Arc<[u8]>),
+    Ready(Buffer),
     /// The caller is to unpack it and to report with [`DecodedClusters::finish`].
     Unpack {
         /// All of it, as some of it was not enough.
@@ -64,7 +64,7 @@ impl DecodedClusters {
             Some(Entry::Unpacking) => return None,
             Some(Entry::Ready { bytes, recently_used }) if bytes.len() >= len => {
                 *recently_used = true;
-                return Some(Decoded::Ready(Arc::clone(bytes)));
+                return Some(Decoded::Ready(bytes.clone()));
             }
             Some(Entry::Ready { .. }) => true,
             None => false,
@@ -75,7 +75,7 @@ impl DecodedClusters {
     }
 
     /// Ends an unpacking: with the cluster's bytes from its start on, or with nothing where it failed.
-    pub fn finish(&mut self, extent: CompressedExtent, bytes: Option<Arc<[u8]>>) {
+    pub fn finish(&mut self, extent: CompressedExtent, bytes: Option<Buffer>) {
         let key = (extent.offset, extent.len);
         // It may have been forgotten meanwhile.
         if !matches!(self.entries.remove(&key), Some(Entry::Unpacking)) {
@@ -140,7 +140,7 @@ mod tests {
 
     fn fill(cache: &mut DecodedClusters, offset: u64, len: usize) {
         assert!(matches!(cache.get(extent(offset), len), Some(Decoded::Unpack { .. })));
-        cache.finish(extent(offset), Some(vec![7; len].into()));
+        cache.finish(extent(offset), Some(Buffer::from_bytes(&vec![7; len])));
     }
 
     fn has(cache: &mut DecodedClusters, offset: u64) -> bool {
@@ -190,7 +190,7 @@ mod tests {
         let mut cache = cache(100 * LEN);
         assert!(cache.get(extent(600), LEN).is_some());
         cache.forget(HostCluster::new(1));
-        cache.finish(extent(600), Some(vec![7; LEN].into()));
+        cache.finish(extent(600), Some(Buffer::from_bytes(&[7; LEN])));
         assert!(!has(&mut cache, 600));
     }
 }
