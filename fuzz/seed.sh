@@ -5,6 +5,15 @@ set -euo pipefail
 directory=$1
 [ -d "$directory" ] && [ -n "$(ls -A "$directory")" ] && exit 0
 mkdir -p "$directory"
+if [[ $directory == */luks_header ]]; then
+    printf fuzz > "$directory/../key"
+    for options in cipher-alg=aes-128 cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=essiv,hash-alg=sha512; do
+        qemu-img create -q --object "secret,id=key,file=$directory/../key" -f luks \
+            -o "key-secret=key,iter-time=1,$options" "$directory/$options" 1k
+    done
+    rm "$directory/../key"
+    exit 0
+fi
 raw=$(mktemp)
 trap 'rm -f "$raw"' EXIT
 head -c 40000 /dev/zero | tr '\0' q > "$raw"

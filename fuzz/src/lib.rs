@@ -1,3 +1,4 @@
 //! What the fuzz targets do with their input. The same code runs in `cargo test`, on damaged images of its own making.
 
+pub mod luks_header;
 pub mod open_any_image;

@@ -100,6 +100,8 @@ pub enum Bug {
     DiscardShowsBacking,
     /// Zeroing where nothing is mapped lets the backing file show through (Cloud Hypervisor 8245).
     ZeroingShowsBacking,
+    /// What surrounds a first write in an encrypted image is left as the file has it.
+    FreshTakenForEncryptedZeros,
     /// What lies behind the end of a short backing file is left as it was in memory.
     ShortBackingRead,
     /// Of a compressed cluster that lies in two clusters only one is freed (Cloud Hypervisor 7537).

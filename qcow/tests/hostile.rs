@@ -5,13 +5,20 @@
 use std::path::Path;
 use std::process::Command;
 
+use qcow::crypt::cipher::{Aes, CipherSpec, Iv, Mode};
+use qcow::crypt::luks::{Cost, NewLuks, create};
+use qcow::crypt::{Hash, Passphrase};
 use qcow::disk::sim::Random;
 
+#[path = "../../fuzz/src/luks_header.rs"]
+mod luks_header;
 #[path = "../../fuzz/src/open_any_image.rs"]
 mod open_any_image;
 
 /// Damaged images of one run.
 const CASES: u64 = 4000;
+/// Damaged LUKS headers.
+const LUKS_CASES: u64 = 400;
 
 #[test]
 fn damaged_images_neither_panic_nor_hang() {
@@ -36,6 +43,32 @@ fn short_files_are_refused() {
         for len in (0..200).chain((200..image.len()).step_by(997)) {
             open_any_image::run(&image[..len]);
         }
+    }
+}
+
+#[test]
+fn damaged_luks_headers_neither_panic_nor_ask_for_too_much() {
+    let aes = CipherSpec::new(Aes::Aes128, Mode::Cbc, Iv::Essiv(Hash::Sha256)).unwrap();
+    let new = NewLuks { cipher: aes, hash: Hash::Sha1, cost: Cost::Iterations(1000) };
+    let passphrase = Passphrase::read(&b"fuzz"[..]).unwrap();
+    let (change, _) = create(&new, &passphrase);
+    let mut volume = vec![0; new.payload_offset() as usize];
+    volume[..592].copy_from_slice(&change.header.encode());
+    let at = change.material_at as usize;
+    volume[at..at + change.material.len()].copy_from_slice(&change.material);
+    for seed in 0..LUKS_CASES {
+        let mut random = Random::new(seed);
+        let mut damaged = volume.clone();
+        for _ in 0..random.below(3) {
+            let at = random.below(592) as usize;
+            damaged[at] = match random.below(3) {
+                0 => 0xff,
+                1 => 0,
+                _ => damaged[at] ^ 1 << random.below(8),
+            };
+        }
+        let cut = if random.below(8) == 0 { random.below(70_000) } else { damaged.len() as u64 };
+        luks_header::run(&damaged[..cut as usize]);
     }
 }
 

@@ -9,15 +9,17 @@ use qcow::engine::check::change_refcount_width;
 use qcow::engine::info::ImageInfo;
 use qcow::engine::{Format, MapExtent, Preallocation, Resize, SnapshotChoice};
 use qcow::format::feature::{Compatible, Incompatible};
-use qcow::format::header::{Header, Version};
+use qcow::format::header::{CryptMethod, Header, Version};
 use qcow::limits::SECTOR_BYTES;
 
 use crate::arguments::{CacheArgs, ImageArgs, TellingArgs};
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
+use crate::key_slots::{self, SlotChange};
 use crate::keyval::{self, Kind, OptionSpec, OptionValues, print_help};
 use crate::output::say;
 use crate::progress::Progress;
+use crate::secrets;
 
 /// Change options of an image
 #[derive(Debug, clap::Args)]
@@ -28,7 +30,7 @@ pub struct Args {
     telling: TellingArgs,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Allow what may lose the last key of an encrypted image (there is nothing of that kind yet)
+    /// Allow what overwrites a passphrase of an encrypted image, or takes the last one away
     #[arg(long)]
     force: bool,
     /// What to change, as name=value,name=value (a comma in a value is doubled); '-o help' lists the options
@@ -107,7 +109,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut progress = Progress::new(args.telling.shows_progress(), 1);
     close(&image, Ok(()))?;
     drop(image);
-    Amendment { path, opening, values: &values }.carry_out()?;
+    Amendment { path, opening, values: &values, force: args.force }.carry_out()?;
     progress.finish();
     Ok(())
 }
@@ -141,6 +143,7 @@ struct Amendment<'a> {
     path: &'a Path,
     opening: Opening<'a>,
     values: &'a OptionValues,
+    force: bool,
 }
 
 impl Amendment<'_> {
@@ -158,6 +161,9 @@ impl Amendment<'_> {
         })?;
         if version == Some(Version::V3) && header.version == Version::V2 {
             self.change(|image| block_on(image.upgrade()))?;
+        }
+        if self.is_about_encryption() {
+            self.change_key_slots()?;
         }
         if order != header.refcount_order {
             if version.unwrap_or(header.version) == Version::V2 && order != 4 {
@@ -187,9 +193,13 @@ impl Amendment<'_> {
     }
 
     fn check(&self, header: &Header) -> Outcome {
-        if self.values.names().any(|name| name.starts_with("encrypt.")) {
-            let what = "Can't amend encryption options - encryption not present";
-            return Err(Failure::new(what));
+        let refused = match header.crypt_method {
+            CryptMethod::None => "Can't amend encryption options - encryption not present",
+            CryptMethod::Aes => "Only LUKS encryption options can be amended",
+            CryptMethod::Luks => "",
+        };
+        if self.is_about_encryption() && !refused.is_empty() {
+            return Err(Failure::new(refused));
         }
         if self.values.text("data_file").is_some() && !header.has_external_data() {
             let what = "data-file can only be set for images that use an external data file";
@@ -199,6 +209,23 @@ impl Amendment<'_> {
             return Err(Failure::new("data-file-raw cannot be set on existing images"));
         }
         Ok(())
+    }
+
+    fn is_about_encryption(&self) -> bool {
+        self.values.names().any(|name| name.starts_with(key_slots::PREFIX))
+    }
+
+    fn change_key_slots(&self) -> Outcome {
+        let change = SlotChange::parse(self.values, self.force)?;
+        let source = self.opening.source(self.path).map_err(Failure::new)?;
+        let Some(name) = source.encrypt.key_secret else {
+            // An image that needs a key would not have been opened.
+            return Err(Failure::new("Parameter 'encrypt.key-secret' is required for cipher"));
+        };
+        let passphrase = secrets::find(&name).map_err(Failure::new)?;
+        let image = self.opening.open(self.path)?;
+        let changed = change.carry_out(&image, &passphrase);
+        close(&image, changed)
     }
 
     /// What is neither version nor width.

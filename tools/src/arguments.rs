@@ -110,7 +110,7 @@ pub struct ImageArgs {
     /// FILE is an option string, such as driver=qcow2,file.filename=disk.qcow2
     #[arg(long)]
     image_opts: bool,
-    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
+    /// Definition of a secret: secret,id=ID,file=FILE[,format=raw|base64]. All of FILE is the passphrase, a line feed at its end too
     #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
     object: Vec<String>,
 }

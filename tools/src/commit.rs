@@ -12,10 +12,11 @@ use qcow::{Error, ErrorKind};
 use crate::arguments::{CacheArgs, ImageArgs, TellingArgs, one_file};
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
-use crate::image::{HostImage, Opening};
+use crate::image::{self, HostImage, Opening};
 use crate::output::say;
 use crate::progress::Progress;
 use crate::rate::{self, Rate};
+use crate::source::Source;
 
 const COMMAND: &str = "commit";
 
@@ -58,8 +59,9 @@ pub fn run(args: &Args) -> Outcome {
     let top = Opening { writable: true, backing: false, ..opening }.open(path)?;
     // Read past the locks of this very program.
     let chain = Opening { shared: true, ..opening }.open(path)?;
-    let lower = hold_between(&chain, base)?;
-    let committed = commit(args, &chain, base, cache);
+    let source = opening.source(path).map_err(Failure::new)?;
+    let lower = hold_between(&chain, &source, base)?;
+    let committed = commit(args, &chain, &source, base, cache);
     drop((chain, lower));
     let emptied = match committed {
         Ok(()) if !args.drop && args.base.is_none() => empty(&top),
@@ -96,19 +98,30 @@ fn find_base(args: &Args, path: &Path, chain: &HostImage) -> Outcome<usize> {
 }
 
 /// Opens the images between the top and the base, so that nobody writes to them meanwhile.
-fn hold_between(chain: &HostImage, base: usize) -> Outcome<Vec<HostImage>> {
-    let open = |depth| {
-        let format = chain.layer_format(depth).to_string();
-        let opening = Opening { format: Some(&format), backing: false, ..Opening::default() };
-        opening.open(chain.layer_path(depth))
-    };
-    (1..base).map(open).collect()
+fn hold_between(chain: &HostImage, source: &Source, base: usize) -> Outcome<Vec<HostImage>> {
+    let opening = Opening { backing: false, ..Opening::default() };
+    (1..base).map(|depth| open_layer(chain, source, depth, &opening)).collect()
 }
 
-fn commit(args: &Args, chain: &HostImage, depth: usize, cache: Cache) -> Outcome {
-    let format = chain.layer_format(depth).to_string();
-    let opening = Opening { format: Some(&format), writable: true, cache, ..Opening::default() };
-    let base = opening.open(chain.layer_path(depth))?;
+/// Opens the image `depth` places below the top alone, with what `source` says of it.
+fn open_layer(
+    chain: &HostImage,
+    source: &Source,
+    depth: usize,
+    opening: &Opening<'_>,
+) -> Outcome<HostImage> {
+    let path = chain.layer_path(depth);
+    let layer = Source {
+        path: Some(path.to_owned()),
+        format: Some(chain.layer_format(depth)),
+        ..source.layer(depth).cloned().unwrap_or_default()
+    };
+    opening.open_source(&layer).map_err(|reason| image::could_not_open(path, &reason))
+}
+
+fn commit(args: &Args, chain: &HostImage, source: &Source, depth: usize, cache: Cache) -> Outcome {
+    let opening = Opening { writable: true, cache, ..Opening::default() };
+    let base = open_layer(chain, source, depth, &opening)?;
     let progress = Progress::new(args.telling.shows_progress(), chain.virtual_size());
     let copy = Copy { chain, depth, base: &base };
     let copied = block_on(copy.run(progress, args.rate.map(Rate::new)));

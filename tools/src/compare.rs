@@ -53,7 +53,7 @@ pub struct Args {
     /// Read the images even while other programs write them
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
+    /// Definition of a secret: secret,id=ID,file=FILE[,format=raw|base64]. All of FILE is the passphrase, a line feed at its end too
     #[arg(long, value_name = "DEFINITION", value_parser = objects::checked_for_two)]
     object: Vec<String>,
     /// The two images

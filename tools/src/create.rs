@@ -8,6 +8,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::keyval::{self, OptionValues};
 use crate::new_image::{self, NewImage};
+use crate::objects;
 use crate::source;
 
 const COMMAND: &str = "create";
@@ -33,6 +34,10 @@ pub struct Args {
     /// Do not look at the backing image, which may be missing; then SIZE is required
     #[arg(short = 'u', long)]
     backing_unsafe: bool,
+    /// Definition of a secret: secret,id=ID,file=FILE[,format=raw|base64]. All of FILE is the passphrase, a line feed at its
+    /// end too
+    #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
+    object: Vec<String>,
     /// The new image's file (an existing one is overwritten), and its size in bytes, with an optional suffix
     /// k, M, G, T, P or E (powers of 1024); the default size is that of the backing image
     #[arg(value_name = "FILE [SIZE]")]

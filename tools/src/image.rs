@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use qcow::crypt::Passphrase;
 use qcow::disk::uring::{CacheMode, UringDisk, block_on};
 use qcow::engine::check::examine;
 use qcow::engine::snapshot::NOT_LOADED;
@@ -12,7 +14,9 @@ use qcow::{Error, ErrorKind, Image};
 
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome, tell_plain};
+use crate::info::encryption::encryption_name;
 use crate::program;
+use crate::secrets;
 use crate::source::{self, Source};
 
 /// An image on the host.
@@ -76,6 +80,8 @@ pub struct Opening<'a> {
     pub snapshot: Option<&'a SnapshotChoice>,
     /// With the VM state behind the snapshot's disk.
     pub vm_state: bool,
+    /// The name of the secret with the key, where the image's own options name none.
+    pub key_secret: Option<&'a str>,
 }
 
 impl Default for Opening<'_> {
@@ -91,6 +97,7 @@ impl Default for Opening<'_> {
             discard: Discard::Unmap,
             snapshot: None,
             vm_state: false,
+            key_secret: None,
         }
     }
 }
@@ -136,6 +143,7 @@ impl Opening<'_> {
         if source.window.is_some() {
             return Err("options 'offset' and 'size' are not supported yet".to_owned());
         }
+        let keys = Keys::of(source, self.key_secret);
         let options = OpenOptions {
             writable: opening.writable,
             format: source.format,
@@ -146,13 +154,16 @@ impl Opening<'_> {
             snapshot: self.snapshot.cloned(),
             vm_state: self.vm_state,
             data_file: source.data_file.clone(),
+            keys: keys.found.clone(),
+            legacy_aes: true,
             flushes: opening.cache.flushes,
             adds_mark: program::adds_marks(),
             ..OpenOptions::default()
         };
         check_kind(source, opening.writable)?;
         let image = block_on(Image::open(&opening.gate(source), source.path(), &options));
-        let image = image.map_err(|error| reason_not_open(source.path(), &error))?;
+        let image = image.map_err(|error| keys.explain(reason_not_open(source.path(), &error)))?;
+        check_encryption(source, &image)?;
         check_cache_entry(source, &image)?;
         Ok(image)
     }
@@ -225,6 +236,55 @@ impl Opening<'_> {
     fn gate(&self, source: &Source) -> HostGate {
         let backing = BackingPolicy::Anywhere;
         HostGate { cache: self.cache.mode, shared: self.shared || source.unlocked, backing }
+    }
+}
+
+/// The keys of a chain, and why some of them are not there.
+struct Keys {
+    found: Vec<Option<Arc<Passphrase>>>,
+    missing: Option<String>,
+}
+
+impl Keys {
+    /// The keys that `source` and those below it name; of the top one else that in the secret `top`.
+    fn of(source: &Source, top: Option<&str>) -> Self {
+        let mut keys = Self { found: Vec::new(), missing: None };
+        let mut next = Some((source, top));
+        while let Some((source, other)) = next {
+            let name = source.encrypt.key_secret.as_deref().or(other);
+            let found = name.map(secrets::find).transpose();
+            keys.found.push(found.unwrap_or_else(|reason| {
+                keys.missing.get_or_insert(reason);
+                None
+            }));
+            next = match &source.below {
+                source::Below::Like(below) => Some((below, None)),
+                source::Below::AsNamed | source::Below::Nothing => None,
+            };
+        }
+        keys
+    }
+
+    /// `reason`, or why the key is missing that it asks for: who needs none is not told of it, as in QEMU.
+    fn explain(&self, reason: String) -> String {
+        match &self.missing {
+            Some(missing) if reason.ends_with("is required for cipher") => missing.clone(),
+            _ => reason,
+        }
+    }
+}
+
+/// Refuses an encryption that is not what the options say.
+fn check_encryption(source: &Source, image: &HostImage) -> Result<(), String> {
+    let found = encryption_name(image.encryption());
+    match (source.encrypt.format.as_deref(), found) {
+        (Some(wanted), None) => {
+            Err(format!("No encryption in image header, but options specified format '{wanted}'"))
+        }
+        (Some(wanted), Some(found)) if wanted != found => Err(format!(
+            "Header reported '{found}' encryption format but options specify '{wanted}'"
+        )),
+        (None, _) | (Some(_), Some(_)) => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use qcow::format::header::Version;
 use qcow::limits::SECTOR_BYTES;
 use qcow::{Error, ErrorKind};
 
+use crate::encryption;
 use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::keyval::OptionValues;
@@ -190,6 +191,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
     }
     let data_file = values.text("data_file");
     let raw = values.is_on("data_file_raw");
+    let encryption = encryption::plan(values)?;
     let options = CreateOptions {
         size,
         version,
@@ -201,6 +203,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         preallocation,
         backing: backing.map(|name| (OsString::from(name), format)),
         data_file: data_file.map(|name| DataFileOptions { name: OsString::from(name), raw }),
+        encryption,
         marked: program::adds_marks(),
     };
     if raw && options.data_file.is_none() {
@@ -238,9 +241,9 @@ fn power_of_two(
 /// Refuses features that are not served yet, by name.
 fn refuse_unserved(values: &OptionValues) -> Outcome {
     let asked = |name: &str| match name {
-        "encryption" | "nocow" => values.is_on(name),
+        "nocow" => values.is_on(name),
         "extent_size_hint" => values.number(name).is_some_and(|hint| hint > 0),
-        name => name.starts_with("encrypt."),
+        _ => false,
     };
     match values.names().find(|name| asked(name)) {
         Some(name) => Err(Failure::new(format!("option '{name}' is not supported yet"))),
@@ -248,7 +251,8 @@ fn refuse_unserved(values: &OptionValues) -> Outcome {
     }
 }
 
-fn not_accepted(name: &str, value: &str) -> Failure {
+/// The failure that the option `name` cannot be set to `value`.
+pub fn not_accepted(name: &str, value: &str) -> Failure {
     Failure::new(format!("Parameter '{name}' does not accept value '{value}'"))
 }
 

@@ -1,7 +1,11 @@
-//! Object definitions (`--object`). Secrets are known, and nothing uses them yet: encrypted images are not opened.
+//! Object definitions (`--object`): secrets, which [`crate::secrets`] keeps.
+
+use qcow::ErrorKind;
+use qcow::crypt::Passphrase;
 
 use crate::failure::{Failure, Outcome};
 use crate::keyval::split;
+use crate::secrets;
 use crate::source::Options;
 
 const KIND: &str = "qom-type";
@@ -68,11 +72,11 @@ fn options(definition: &str) -> Outcome<Options> {
 
 fn check_secret(id: &str, mut options: Options) -> Outcome {
     let [data, file, format] = ["data", "file", "format"].map(|name| options.take_text(name));
-    for unused in ["iv", "keyid"] {
-        options.take(unused);
-    }
-    if let Some(format) = format.filter(|format| !["raw", "base64"].contains(&format.as_str())) {
-        return Err(not_accepted("format", &format));
+    options.take("iv");
+    let key = options.take_text("keyid");
+    if let Some(format) = format.as_ref().filter(|name| !["raw", "base64"].contains(&name.as_str()))
+    {
+        return Err(not_accepted("format", format));
     }
     if let Some(name) = options.first_name() {
         return Err(Failure::new(format!("Parameter '{name}' is unexpected")));
@@ -86,19 +90,47 @@ fn check_secret(id: &str, mut options: Options) -> Outcome {
     match (data, file) {
         (Some(_), Some(_)) => Err(Failure::new("'file' and 'data' are mutually exclusive")),
         (None, None) => Err(Failure::new("Either 'file' or 'data' must be provided")),
-        (Some(_), None) => Ok(()),
-        (None, Some(file)) => check_readable(&file),
+        (Some(_), None) => {
+            let what = "is in the command line, where all can read it: put it into a file (file=)";
+            secrets::define(id, Err(format!("secret '{id}' {what}")));
+            Ok(())
+        }
+        (None, Some(_)) if key.is_some() => {
+            let what = "is encrypted with another one (keyid), which is not supported";
+            secrets::define(id, Err(format!("secret '{id}' {what}")));
+            Ok(())
+        }
+        (None, Some(file)) => {
+            secrets::define(id, read(id, &file, format.as_deref() == Some("base64"))?);
+            Ok(())
+        }
     }
 }
 
-fn check_readable(file: &str) -> Outcome {
-    let told = |what: &str, error: &std::io::Error| {
-        let reason = qcow::error::reason(error);
+/// The passphrase in `file`, or why it is none.
+fn read(id: &str, file: &str, base64: bool) -> Outcome<Result<Passphrase, String>> {
+    let told = |what: &str, reason: String| {
         Failure::new(format!("Unable to read {file}: {what} file “{file}”: {reason}"))
     };
-    let mut opened = std::fs::File::open(file).map_err(|e| told("Failed to open", &e))?;
-    let read = std::io::copy(&mut opened, &mut std::io::sink());
-    read.map(|_| ()).map_err(|e| told("Error reading", &e))
+    let opened =
+        std::fs::File::open(file).map_err(|e| told("Failed to open", qcow::error::reason(&e)))?;
+    let passphrase = match base64 {
+        true => Passphrase::read_base64(opened),
+        false => Passphrase::read(opened),
+    };
+    match passphrase {
+        Ok(passphrase) => Ok(Ok(passphrase)),
+        Err(e) => match e.errno() {
+            Some(errno) => {
+                let reason = qcow::error::reason(&std::io::Error::from_raw_os_error(errno));
+                Err(told("Error reading", reason))
+            }
+            None if e.kind() == ErrorKind::Invalid && !base64 => {
+                Ok(Err(format!("Data from secret {id} is not valid UTF-8")))
+            }
+            None => Ok(Err(format!("secret '{id}': {}", e.message()))),
+        },
+    }
 }
 
 fn is_identifier(text: &str) -> bool {

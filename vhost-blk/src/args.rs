@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{ArgAction, Parser, ValueEnum};
+use qcow::crypt::Passphrase;
 use tracing::Level;
 
 use crate::sandbox::Sandbox;
@@ -33,6 +35,7 @@ for all of them. Or name them in a file:
   l2-cache-size = \"32M\"
   allow-backing = [\"/srv/base\"]
   pin-memory = false
+  encrypt-key-file = \"/etc/keys/a\"
 
 SIGTERM and SIGINT finish what is in flight, write everything back and close the images.
 
@@ -64,6 +67,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "socket_path", "fd", "blk_file", "format", "read_only", "num_queues", "queue_size",
         "cache", "discard", "detect_zeroes", "l2_cache_size", "allow_backing", "pin_memory",
+        "encrypt_key_file", "encrypt_key_fd",
     ])]
     config: Option<PathBuf>,
 
@@ -104,6 +108,15 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
 
+    /// The passphrase of images that are encrypted with LUKS is all that FILE holds, a line feed at its end too (for several
+    /// disks with several passphrases see --config)
+    #[arg(long, value_name = "FILE", conflicts_with = "encrypt_key_fd")]
+    encrypt_key_file: Option<PathBuf>,
+
+    /// As --encrypt-key-file, from a descriptor that the program was started with
+    #[arg(long, value_name = "N")]
+    encrypt_key_fd: Option<RawFd>,
+
     /// Register the guest's memory with the kernel: pays a little with --cache=none, and pins all of it, so that the host
     /// can neither overcommit nor reclaim it
     #[arg(long)]
@@ -139,10 +152,6 @@ pub struct Args {
 struct Unbuilt {
     #[arg(long, hide = true)]
     control_socket: Option<OsString>,
-    #[arg(long, hide = true)]
-    encrypt_key_file: Option<OsString>,
-    #[arg(long, hide = true)]
-    encrypt_key_fd: Option<OsString>,
 }
 
 /// What log lines look like.
@@ -197,11 +206,12 @@ impl Args {
             return Err(format!("{files} images and {sockets} sockets: each image needs its own"));
         }
         let mut numbers = self.fd.clone();
+        numbers.extend(self.encrypt_key_fd);
         numbers.sort_unstable();
         if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("--fd: the same descriptor twice".to_owned());
         }
-        let sample = self.disk(PathBuf::new(), SocketSettings::Path(PathBuf::new()));
+        let sample = self.disk(PathBuf::new(), SocketSettings::Path(PathBuf::new()), None);
         sample.check().map_err(|e| format!("--{e}"))
     }
 
@@ -216,10 +226,30 @@ impl Args {
             .iter()
             .map(|&number| Ok(SocketSettings::Inherited(number, inherited::take_socket(number)?)));
         let sockets = paths.chain(inherited).collect::<Result<Vec<_>>>()?;
-        Ok(self.blk_file.iter().cloned().zip(sockets).map(|(f, s)| self.disk(f, s)).collect())
+        let key = self.key()?;
+        let disk = |(file, socket)| self.disk(file, socket, key.clone());
+        Ok(self.blk_file.iter().cloned().zip(sockets).map(disk).collect())
     }
 
-    fn disk(&self, file: PathBuf, socket: SocketSettings) -> DiskSettings {
+    /// The passphrase, if there is one.
+    fn key(&self) -> Result<Option<Arc<Passphrase>>> {
+        let key = match (&self.encrypt_key_file, self.encrypt_key_fd) {
+            (Some(path), _) => Passphrase::from_file(path)?,
+            (None, Some(number)) => {
+                let read = Passphrase::read(inherited::take_file(number)?);
+                read.with_context(|| format!("descriptor {number}"))?
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Arc::new(key)))
+    }
+
+    fn disk(
+        &self,
+        file: PathBuf,
+        socket: SocketSettings,
+        key: Option<Arc<Passphrase>>,
+    ) -> DiskSettings {
         DiskSettings {
             file,
             socket,
@@ -233,17 +263,14 @@ impl Args {
             l2_cache_size: self.l2_cache_size,
             allow_backing: self.allow_backing.clone(),
             pin_memory: self.pin_memory,
+            key,
         }
     }
 }
 
 impl Unbuilt {
     fn given(&self) -> Option<&'static str> {
-        let options = [
-            ("control-socket", &self.control_socket),
-            ("encrypt-key-file", &self.encrypt_key_file),
-            ("encrypt-key-fd", &self.encrypt_key_fd),
-        ];
+        let options = [("control-socket", &self.control_socket)];
         options.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
     }
 }

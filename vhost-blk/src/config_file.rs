@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use qcow::crypt::Passphrase;
 use serde::Deserialize;
 
 use crate::settings::{Cache, DetectZeroes, Discard, DiskSettings, Format, SocketSettings};
@@ -39,6 +41,7 @@ struct ConfigDisk {
     allow_backing: Vec<PathBuf>,
     #[serde(default)]
     pin_memory: bool,
+    encrypt_key_file: Option<PathBuf>,
 }
 
 fn one() -> u16 {
@@ -69,6 +72,7 @@ fn read_unnamed(path: &Path) -> Result<Vec<DiskSettings>> {
 impl ConfigDisk {
     fn into_settings(self) -> Result<DiskSettings> {
         let l2_cache_size = self.l2_cache_size.as_deref().map(parse_size).transpose();
+        let key = self.encrypt_key_file.as_deref().map(Passphrase::from_file).transpose()?;
         let settings = DiskSettings {
             file: self.file,
             socket: SocketSettings::Path(self.socket),
@@ -82,6 +86,7 @@ impl ConfigDisk {
             l2_cache_size: l2_cache_size.map_err(|e| anyhow!("l2-cache-size: {e}"))?,
             allow_backing: self.allow_backing,
             pin_memory: self.pin_memory,
+            key: key.map(Arc::new),
         };
         let checked = settings.check();
         checked.map_err(|e| anyhow!("disk '{}': {e}", settings.file.display()))?;

@@ -27,11 +27,11 @@ enum Event {
     Ended(Outcome),
 }
 
-/// Serves `disks` until a signal comes or none is left.
+/// Serves the disks of `settings` until a signal comes or none is left.
 ///
 /// # Errors
 /// Something keeps a disk from starting; then none is served.
-pub fn run(disks: &[DiskSettings], sandbox: Sandbox) -> Result<ExitCode> {
+pub fn run(settings: Vec<DiskSettings>, sandbox: Sandbox) -> Result<ExitCode> {
     sandbox.enter()?;
     raise_descriptor_limit();
     io_thread::prepare_this_thread()?;
@@ -46,11 +46,13 @@ pub fn run(disks: &[DiskSettings], sandbox: Sandbox) -> Result<ExitCode> {
             let _ = events.send(Event::Ended(outcome));
         })
     };
-    let threads = disks.iter().map(spawn).collect::<Result<Vec<_>>>()?;
+    let threads = settings.iter().map(spawn).collect::<Result<Vec<_>>>()?;
     // It ends with the process.
     let confine = move || sandbox.confine(Role::Worker);
     io_thread::spawn("upkeep".to_owned(), confine, || uring::serve_upkeep())?;
-    let disks = open_all(disks, sandbox)?;
+    let disks = open_all(&settings, sandbox)?;
+    // With the passphrases, which nobody needs any more.
+    drop(settings);
     if let Err(e) = sandbox.confine(Role::Watcher) {
         disks.into_iter().for_each(Disk::close);
         return Err(e);

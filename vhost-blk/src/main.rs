@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
     let disks = args.disks();
     log::start(args.log_format(), args.log_level());
-    disks.and_then(|disks| daemon::run(&disks, args.sandbox())).unwrap_or_else(|error| {
+    disks.and_then(|disks| daemon::run(disks, args.sandbox())).unwrap_or_else(|error| {
         eprintln!("vhost-blk: {error:#}");
         ExitCode::from(EXIT_CANNOT_START)
     })

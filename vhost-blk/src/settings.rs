@@ -4,10 +4,13 @@ use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ValueEnum;
+use qcow::crypt::Passphrase;
 use qcow::disk::uring::CacheMode;
 use qcow::engine::{self, OpenOptions, Unpackers};
+use qcow::limits::CHAIN_DEPTH_MAX;
 use serde::Deserialize;
 
 /// Most queues of a disk: more than any guest has processors that pay for one.
@@ -33,6 +36,8 @@ pub struct DiskSettings {
     pub l2_cache_size: Option<u64>,
     pub allow_backing: Vec<PathBuf>,
     pub pin_memory: bool,
+    /// The passphrase of the image, and of those below it.
+    pub key: Option<Arc<Passphrase>>,
 }
 
 /// Where a disk is served.
@@ -142,6 +147,7 @@ impl DiskSettings {
                 DetectZeroes::On => engine::DetectZeroes::On,
                 DetectZeroes::Unmap => engine::DetectZeroes::Unmap,
             },
+            keys: vec![self.key.clone(); CHAIN_DEPTH_MAX],
             flushes: self.cache != Cache::Unsafe,
             ..defaults
         }

@@ -5,6 +5,8 @@
 //!   |  hash   PBKDF2
 //! luks      header, key slots: passphrase -> master key
 //!   |
+//! payload   whole requests, a page at a time
+//!   |
 //! cipher    master key + number of a sector -> that sector's bytes     (xts | cbc, a page at a time)
 //! locked    where all of these keep what must not get out
 //! ```
@@ -22,6 +24,7 @@ pub mod cipher;
 pub mod hash;
 pub mod locked;
 pub mod luks;
+pub mod payload;
 pub mod secret;
 mod xts;
 

@@ -55,6 +55,12 @@ impl Passphrase {
         }
     }
 
+    /// Copies its first bytes, as many as there are, to the start of `into`.
+    pub(crate) fn copy_start(&self, into: &mut [u8]) {
+        let len = self.bytes.len().min(into.len());
+        into[..len].copy_from_slice(&self.bytes[..len]);
+    }
+
     /// What it is.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -183,6 +183,11 @@ impl<D: Disk> Image<D> {
             let what = "an external data file has no compressed clusters";
             return Err(qcow2.named(Error::unsupported(what)));
         }
+        if qcow2.is_encrypted() {
+            // QEMU's driver would store them clear, and say nothing.
+            let what = "Compression and encryption not supported at the same time";
+            return Err(qcow2.named(Error::unsupported(what)));
+        }
         let aligned = |at| qcow2.geometry.is_cluster_aligned(at);
         let whole = aligned(at) && (aligned(len) || at + len == self.virtual_size());
         if len > 0 && !whole {
@@ -293,7 +298,8 @@ impl<D: Disk> Qcow2<D> {
         }
         let writes = writes.into_iter().map(|(extent, range)| async move {
             let payload = Buffer::from_bytes(&bytes[range]).payload();
-            self.write_data(extent.offset, &payload).await
+            self.judge_write(extent.offset, payload.len()).await?;
+            self.write_stored(extent.offset, &payload).await
         });
         try_join_all(IN_FLIGHT_MAX, writes).await
     }

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! cluster 0      header, extensions, backing file name
-//! then           refcount table | refcount blocks | L1 table
+//! then           refcount table | refcount blocks | LUKS header, if encrypted so | L1 table
 //! preallocated   L2 tables | data, in guest order
 //! ```
 //!
 //! With an external data file, the data lies there, each byte at its guest offset, and the file is as long as the disk.
 
 use super::layout::Layout;
-use super::options::{CreateOptions, Preallocation};
+use super::options::{CreateOptions, NewEncryption, Preallocation};
 use crate::addr::HostOffset;
+use crate::crypt::luks;
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, Result};
 use crate::seeded_bugs::Bug;
@@ -53,6 +54,7 @@ async fn create_in<D: Disk>(disk: &D, data: Option<&D>, options: &CreateOptions)
         let at = geometry.host_start(layout.block(index));
         write(disk, at, &layout.block_bytes(index)).await?;
     }
+    write_encryption_header(disk, &layout, options).await?;
     write(disk, geometry.host_start(layout.l1()), &layout.l1_bytes()).await?;
     write_l2_tables(disk, &layout).await?;
     match data {
@@ -65,6 +67,27 @@ async fn create_in<D: Disk>(disk: &D, data: Option<&D>, options: &CreateOptions)
     }
     write(disk, HostOffset::new(0), &layout.header(options).encode()?).await?;
     disk.sync().await.map_err(|e| Error::io("flush the new image", &e))
+}
+
+/// Makes a master key, and writes the header that keeps it.
+async fn write_encryption_header<D: Disk>(
+    disk: &D,
+    layout: &Layout,
+    options: &CreateOptions,
+) -> Result<()> {
+    let Some((NewEncryption::Luks(new, passphrase), place)) =
+        options.encryption.as_ref().zip(layout.encryption())
+    else {
+        return Ok(());
+    };
+    let (change, _) = luks::create(new, passphrase);
+    // Slots without a key are room for others; the file reaches the end of the last one.
+    let geometry = layout.geometry;
+    let len = geometry.bytes(geometry.clusters_for(place.length));
+    let zeroed = disk.write_zeroes(place.offset, len).await;
+    zeroed.map_err(|e| Error::io("Could not write encryption header", &e))?;
+    write(disk, place.offset, &change.header.encode()).await?;
+    write(disk, place.offset.plus(change.material_at), &change.material).await
 }
 
 async fn write_l2_tables<D: Disk>(disk: &D, layout: &Layout) -> Result<()> {

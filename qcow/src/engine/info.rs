@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use super::encryption::LuksVolume;
 use super::load::{probe, read_header, read_snapshots};
 use super::options::Format;
 use crate::addr::sector_ceil;
+use crate::crypt::luks::LuksHeader;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::format::header::Header;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{CryptMethod, Header};
 use crate::format::snapshot::SnapshotEntry;
 
 /// What an image says about itself. Read from the header and the snapshot table alone: features that the engine does not
@@ -20,6 +22,8 @@ pub struct ImageInfo {
     pub virtual_size: u64,
     /// The header, of a qcow2 image.
     pub header: Option<Header>,
+    /// The LUKS header, of an image that is encrypted so, unless it asks for what is not supported here.
+    pub luks: Option<LuksHeader>,
     /// The internal snapshots, in the order of their table.
     pub snapshots: Vec<SnapshotEntry>,
     /// Length of the file in bytes.
@@ -49,6 +53,7 @@ impl ImageInfo {
             format,
             virtual_size: raw_size,
             header: None,
+            luks: None,
             snapshots: Vec::new(),
             file_len,
             allocated_len,
@@ -57,8 +62,20 @@ impl ImageInfo {
             let header = read_header(disk).await?;
             info.virtual_size = header.virtual_size();
             (info.snapshots, _) = read_snapshots(disk, &header, file_len).await?;
+            info.luks = read_luks(disk, &header).await?;
             info.header = Some(header);
         }
         Ok(info)
+    }
+}
+
+async fn read_luks<D: Disk>(disk: &D, header: &Header) -> Result<Option<LuksHeader>> {
+    if header.crypt_method != CryptMethod::Luks {
+        return Ok(None);
+    }
+    match LuksVolume::of_image(disk, header).await {
+        Ok(volume) => Ok(Some(volume.header)),
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
+        Err(e) => Err(e),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
+use super::encryption::Encryption;
 use super::unpack::Unpackers;
 use crate::addr::{ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
@@ -61,6 +62,8 @@ pub(super) struct Qcow2<D: Disk> {
     pub path: PathBuf,
     /// The file that holds the guest's data, where that is not the image itself.
     pub data: Option<DataFile<D>>,
+    /// How that data is encrypted.
+    pub encryption: Encryption,
     pub geometry: Geometry,
     /// Bytes of virtual disk; only a resize changes it.
     pub size: AtomicU64,

@@ -1,11 +1,11 @@
 //! Where everything of a new image lies, and what its tables say.
 
-use super::options::{CreateOptions, Preallocation};
+use super::options::{CreateOptions, NewEncryption, Preallocation};
 use crate::addr::{Geometry, GuestCluster, HostCluster, HostOffset, L1Index, L2Index, sector_ceil};
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::entry::{L1Entry, Mapping, Owned, RefcountTableEntry};
-use crate::format::extension::Extensions;
+use crate::format::extension::{EncryptionHeader, Extensions};
 use crate::format::feature::{Autoclear, Compatible, FeatureNames, Incompatible};
 use crate::format::header::{CryptMethod, HEADER_LENGTH_V2, HEADER_LENGTH_V3, Header, Version};
 use crate::format::mark::{Mark, MarkState};
@@ -19,12 +19,16 @@ pub(super) struct Layout {
     size: u64,
     refcount_table_clusters: u64,
     pub block_count: u64,
+    /// Bytes of the LUKS header with its key material.
+    encryption_len: u64,
     l1_entries: u64,
     /// Tables and data that are laid out in advance.
     pub l2_count: u64,
     pub data_count: u64,
     /// Data lies in a file of its own, each cluster where the guest has it.
     external_data: bool,
+    /// Whether data is encrypted, so that no place of it reads as zeros by itself.
+    encrypted: bool,
 }
 
 impl Layout {
@@ -47,10 +51,12 @@ impl Layout {
             size,
             refcount_table_clusters: 1,
             block_count: 1,
+            encryption_len: options.encryption.as_ref().map_or(0, NewEncryption::header_len),
             l1_entries,
             l2_count,
             data_count,
             external_data: options.data_file.is_some(),
+            encrypted: options.encryption.is_some(),
         };
         layout.settle_counts();
         if geometry.bytes(layout.refcount_table_clusters) > REFCOUNT_TABLE_BYTES_MAX {
@@ -84,8 +90,15 @@ impl Layout {
         self.refcount_table().plus(self.refcount_table_clusters + index)
     }
 
+    /// The LUKS header, if there is one.
+    pub fn encryption(&self) -> Option<EncryptionHeader> {
+        let offset = self.geometry.host_start(self.block(self.block_count));
+        let length = self.encryption_len;
+        (length > 0).then_some(EncryptionHeader { offset, length })
+    }
+
     pub fn l1(&self) -> HostCluster {
-        self.block(self.block_count)
+        self.block(self.block_count).plus(self.geometry.clusters_for(self.encryption_len))
     }
 
     pub fn l2(&self, index: u64) -> HostCluster {
@@ -136,7 +149,12 @@ impl Layout {
             let guest: GuestCluster = self.geometry.guest_cluster_at(l1, L2Index(i as usize));
             let mapping = if guest.get() < self.data_count {
                 let place = Owned { cluster: self.data(guest.get()), copied: true };
-                Mapping::preallocated(self.geometry, place)
+                match Mapping::preallocated(self.geometry, place) {
+                    Mapping::Data(place) if self.encrypted => {
+                        Mapping::Zero { preallocated: Some(place) }
+                    }
+                    mapping => mapping,
+                }
             } else {
                 Mapping::Unallocated
             };
@@ -166,7 +184,11 @@ impl Layout {
             backing_name: name,
             cluster_bits: options.cluster_bits,
             size: self.size,
-            crypt_method: CryptMethod::None,
+            crypt_method: match &options.encryption {
+                None => CryptMethod::None,
+                Some(NewEncryption::Aes(_)) => CryptMethod::Aes,
+                Some(NewEncryption::Luks(..)) => CryptMethod::Luks,
+            },
             l1_size: self.l1_entries as u32,
             // As QEMU: a table without entries lies nowhere.
             l1_table_offset: match self.l1_entries {
@@ -192,6 +214,7 @@ impl Layout {
             unknown_fields: Vec::new(),
             extensions: Extensions {
                 backing_format: format.flatten(),
+                encryption_header: self.encryption(),
                 data_file: options.data_file.as_ref().map(|file| file.name.clone()),
                 feature_names: FeatureNames::for_new_image(options.cluster_bits).filter(|_| v3),
                 ..Extensions::default()

@@ -72,6 +72,10 @@ impl<D: Disk> Image<D> {
                 let offset = Some(host.get());
                 let extent = MapExtent { offset, stored_at: offset, ..extent };
                 match &self.layers_from(source.depth)[0] {
+                    // No place of the file has the disk's bytes, and a hole decrypts to anything but zeros.
+                    Layer::Qcow2(qcow2) if qcow2.is_encrypted() => {
+                        MapExtent { data: true, offset: None, ..extent }
+                    }
                     Layer::Qcow2(qcow2) => {
                         let stored = qcow2.stored_extent(host, extent.len).await?;
                         MapExtent { len: stored.len, data: true, zero: !stored.data, ..extent }

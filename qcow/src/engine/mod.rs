@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::format::header::CryptMethod;
 use crate::sync::Exclusive;
 
 mod amend;
@@ -26,11 +27,13 @@ mod data_file;
 mod decompress;
 mod dirty;
 mod drop_tables;
+mod encryption;
 mod flush;
 mod grow;
 mod header;
 mod holes;
 pub mod info;
+mod key_slots;
 mod layer;
 mod layout;
 mod load;
@@ -61,8 +64,8 @@ pub use compress::Packed;
 pub use create::{create, create_with_data};
 pub use map::MapExtent;
 pub use options::{
-    Below, CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, OpenOptions,
-    Preallocation,
+    Below, CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, NewEncryption,
+    OpenOptions, Preallocation,
 };
 pub use recover::{Recovery, RecoveryEnd};
 pub use redo::FoundRedo;
@@ -123,6 +126,14 @@ impl<D: Disk> Image<D> {
         match self.top() {
             Layer::Qcow2(_) => Format::Qcow2,
             Layer::Raw(_) => Format::Raw,
+        }
+    }
+
+    /// How the top image is encrypted.
+    pub fn encryption(&self) -> CryptMethod {
+        match self.top() {
+            Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.header).crypt_method,
+            Layer::Raw(_) => CryptMethod::None,
         }
     }
 

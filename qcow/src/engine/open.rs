@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::bitmap::{Bitmaps, read_bitmaps};
 use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
+use super::encryption::Encryption;
 use super::layer::{Layer, Qcow2};
 use super::load::{
     forget_session, probe, read_bytes, read_header, read_snapshots, read_words, see_medium,
@@ -17,11 +18,12 @@ use super::regions::map_regions;
 use super::snapshot::{DiskThen, NOT_LOADED};
 use super::{Below, Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
+use crate::crypt::Passphrase;
 use crate::disk::{Disk, Identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
-use crate::format::header::{Header, Version};
+use crate::format::header::{CryptMethod, Header, Version};
 use crate::format::mark::{Mark, MarkState};
 use crate::gate::Gate;
 use crate::limits::{CHAIN_DEPTH_MAX, REFCOUNT_CACHE_BYTES_DEFAULT, SECTOR_BYTES};
@@ -66,7 +68,8 @@ impl<D: Disk> Image<D> {
             }
             seen.push(disk.identity());
             let top = layers.is_empty();
-            let layer = open_layer(gate, disk, &path, format, top, options).await;
+            let key = options.keys.get(layers.len()).and_then(Option::as_deref);
+            let layer = open_layer(gate, disk, &path, format, top, key, options).await;
             let layer = layer.map_err(|e| e.in_file(&path))?;
             if let Some(data) = layer.data_identity() {
                 if seen.contains(&data) {
@@ -82,7 +85,9 @@ impl<D: Disk> Image<D> {
             }
             layers.push(layer);
         }
-        let (options, resizing) = (options.clone(), Exclusive::default());
+        let mut options = options.clone();
+        options.keys.clear();
+        let resizing = Exclusive::default();
         Ok(Self { inner: Arc::new(Inner { layers, options, resizing }) })
     }
 }
@@ -146,6 +151,7 @@ async fn open_layer<G: Gate>(
     path: &Path,
     format: Option<Format>,
     top: bool,
+    key: Option<&Passphrase>,
     options: &OpenOptions,
 ) -> Result<Layer<G::Disk>> {
     let format = match format {
@@ -160,7 +166,7 @@ async fn open_layer<G: Gate>(
         }
         Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
         Format::Qcow2 => {
-            let qcow2 = open_qcow2(gate, disk, path, top, snapshot, options).await?;
+            let qcow2 = open_qcow2(gate, disk, path, top, snapshot, key, options).await?;
             Ok(Layer::Qcow2(Box::new(qcow2)))
         }
     }
@@ -172,6 +178,7 @@ async fn open_qcow2<G: Gate>(
     path: &Path,
     top: bool,
     snapshot: Option<&SnapshotChoice>,
+    key: Option<&Passphrase>,
     options: &OpenOptions,
 ) -> Result<Qcow2<G::Disk>> {
     let writable = top && options.writable;
@@ -181,6 +188,7 @@ async fn open_qcow2<G: Gate>(
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
+    let encryption = Encryption::open(&disk, &header, key, options).await?;
     let data = DataFile::open(gate, path, &header, chosen(options, top), writable).await?;
     if let Some(data) = data.as_ref().filter(|_| distrusted)
         && let Err(e) = see_medium(&data.disk).await
@@ -213,11 +221,16 @@ async fn open_qcow2<G: Gate>(
     let l1 = WordTable::new(disk_then.l1_offset, l1);
     let refcount_table = WordTable::new(header.refcount_table_offset, refcount_table);
     let map = Map::new(geometry, zero_flag, l1, options.l2_cache_bytes_in(geometry));
+    let encryption_header = header.extensions.encryption_header.map(|place| {
+        // The whole of what the format lets it be is checked to be addressable.
+        geometry.host_span(place.offset, place.length)
+    });
     let mut meta = Meta::new(
         map.with_data_at(DataFile::place_of(data.as_ref())),
         Refcounts::new(geometry, refcount_table, REFCOUNT_CACHE_BYTES_DEFAULT)?,
         Allocator::new(geometry, file_len),
     );
+    meta.set_encryption_header(encryption_header);
     let mut bitmaps = Bitmaps::default();
     if writable {
         map_regions(&disk, path, &header, &snapshots, &mut meta).await?;
@@ -227,6 +240,7 @@ async fn open_qcow2<G: Gate>(
         disk,
         path: path.to_owned(),
         data,
+        encryption,
         geometry,
         size: AtomicU64::new(disk_then.virtual_size),
         compression: header.compression,
@@ -254,8 +268,9 @@ async fn open_qcow2<G: Gate>(
 }
 
 fn refuse_unserved(header: &Header, writable: bool) -> Result<()> {
-    if let Some(feature) = header.unserved_feature() {
-        return Err(Error::unsupported(format!("{feature} is not supported yet")));
+    if writable && header.crypt_method != CryptMethod::None && header.has_raw_external_data() {
+        let what = "an encrypted disk is no raw data file; cannot be opened read/write";
+        return Err(Error::unsupported(what));
     }
     if writable && header.has_external_data() && header.snapshot_count > 0 {
         let count = header.snapshot_count;

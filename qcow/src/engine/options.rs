@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::unpack::Unpackers;
 use crate::addr::Geometry;
+use crate::crypt::Passphrase;
+use crate::crypt::luks::NewLuks;
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::header::Version;
@@ -103,6 +106,14 @@ pub struct OpenOptions {
     pub vm_state: bool,
     /// The external data file of the top image, in place of the one that the image names.
     pub data_file: Option<PathBuf>,
+    /// The keys of the images of the chain, the top one's first; nothing about those beyond the end. An open image keeps
+    /// none of them.
+    pub keys: Vec<Option<Arc<Passphrase>>>,
+    /// Open encrypted images without a key, too: for what does without their data, which can then be neither read nor
+    /// written.
+    pub without_keys: bool,
+    /// Open images with the legacy encryption, AES-CBC, which is weak by design: for tools that make others of them.
+    pub legacy_aes: bool,
     /// Whether flushes reach the disk. Without, a power cut loses everything (`cache=unsafe`).
     pub flushes: bool,
     /// Give the image a close mark at its first change if it has none.
@@ -123,6 +134,9 @@ impl Default for OpenOptions {
             snapshot: None,
             vm_state: false,
             data_file: None,
+            keys: Vec::new(),
+            without_keys: false,
+            legacy_aes: false,
             flushes: true,
             adds_mark: true,
         }
@@ -173,8 +187,19 @@ pub struct CreateOptions {
     pub backing: Option<(OsString, Option<String>)>,
     /// The external data file, if guest data is to lie in a file of its own.
     pub data_file: Option<DataFileOptions>,
+    /// How the disk is encrypted, if it is.
+    pub encryption: Option<NewEncryption>,
     /// Give it a close mark.
     pub marked: bool,
+}
+
+/// How the disk of a new image is encrypted.
+#[derive(Clone, Debug)]
+pub enum NewEncryption {
+    /// With LUKS, unlocked by this passphrase.
+    Luks(NewLuks, Arc<Passphrase>),
+    /// In the legacy way, AES-CBC, which is weak by design, with this password.
+    Aes(Arc<Passphrase>),
 }
 
 /// The external data file of a new image.
@@ -200,6 +225,7 @@ impl Default for CreateOptions {
             preallocation: Preallocation::Off,
             backing: None,
             data_file: None,
+            encryption: None,
             marked: true,
         }
     }
@@ -272,6 +298,7 @@ impl CreateOptions {
     }
 
     fn check_features(&self) -> Result<()> {
+        self.check_encryption()?;
         if self.data_is_raw() && self.backing.is_some() {
             return Err(Error::invalid(
                 "Backing file and data-file-raw cannot be used at the same time",
@@ -288,6 +315,37 @@ impl CreateOptions {
         if self.compression != CompressionType::Deflate {
             return Err(Error::invalid(
                 "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl NewEncryption {
+    /// Bytes of the header that keeps the key, with all key material.
+    pub fn header_len(&self) -> u64 {
+        match self {
+            Self::Luks(new, _) => new.payload_offset(),
+            Self::Aes(_) => 0,
+        }
+    }
+}
+
+impl CreateOptions {
+    /// Fails where the encryption contradicts the rest.
+    fn check_encryption(&self) -> Result<()> {
+        let Some(encryption) = &self.encryption else { return Ok(()) };
+        if let NewEncryption::Luks(new, _) = encryption {
+            new.check()?;
+        }
+        if self.data_is_raw() {
+            let what = "an encrypted disk is no raw data file (data_file_raw)";
+            return Err(Error::invalid(what));
+        }
+        if self.preallocation != Preallocation::Off && self.version < Version::V3 {
+            // Preallocated clusters of an encrypted disk have to be zero clusters.
+            return Err(Error::invalid(
+                "Encryption and preallocation are only supported together with compatibility level 1.1 and above (use version=v3 or greater)",
             ));
         }
         Ok(())

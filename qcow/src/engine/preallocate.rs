@@ -4,10 +4,12 @@ use super::Image;
 use super::layer::Qcow2;
 use super::options::Preallocation;
 use super::write::Hold;
+use super::zero::Change;
 use crate::addr::{GuestOffset, HostOffset};
 use crate::disk::{Disk, Payload};
 use crate::error::{Error, Result};
 use crate::meta::plan::{Held, WriteStep};
+use crate::meta::span::Span;
 use crate::sync::lock;
 
 /// Zeros that one write carries.
@@ -15,7 +17,8 @@ const ZERO_WRITE_LEN: u64 = 4 << 20;
 
 impl<D: Disk> Image<D> {
     /// Maps the clusters from `start`, which is the first byte of one, to `end`, all of which read as zeros and which nobody
-    /// else changes. The next flush makes that durable.
+    /// else changes. The next flush makes that durable. Of an encrypted disk they become zero clusters that have a place:
+    /// what is in the file there decrypts to anything.
     pub(super) async fn preallocate(
         &self,
         qcow2: &Qcow2<D>,
@@ -30,7 +33,15 @@ impl<D: Disk> Image<D> {
                 qcow2.write_back().await?;
             }
         }
-        Ok(())
+        match qcow2.is_encrypted() && end > start {
+            true => {
+                let first = qcow2.geometry.guest_cluster(GuestOffset::new(start));
+                let count = qcow2.geometry.clusters_for(end - start);
+                let span = Span::of_clusters(qcow2.geometry, first, count);
+                self.change_span(qcow2, span, Change::Zero).await
+            }
+            false => Ok(()),
+        }
     }
 
     /// Maps the first clusters of a stretch; how many bytes of it are done.

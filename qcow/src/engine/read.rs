@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Image;
+use super::encryption::DataPlace;
 use super::layer::{Layer, Qcow2};
 use crate::addr::{GuestOffset, HostOffset};
 use crate::disk::{Disk, Payload};
@@ -72,7 +73,7 @@ impl<D: Disk> Image<D> {
         let _inside = self.enter();
         let source = self.resolve(depth, at, into.len()).await?;
         if source.len == into.len() {
-            self.fill(source, into).await?;
+            self.fill(source, at, into).await?;
         } else {
             Box::pin(self.read_pieces(depth, at, into, source)).await?;
         }
@@ -92,19 +93,19 @@ impl<D: Disk> Image<D> {
         into: &Payload,
         first: Source,
     ) -> Result<()> {
-        let mut pieces = vec![(first, into.slice(0, first.len))];
+        let mut pieces = vec![(first, at, into.slice(0, first.len))];
         let mut done = first.len;
         while done < into.len() {
             let source = self.resolve(depth, at + done, into.len() - done).await?;
-            pieces.push((source, into.slice(done, source.len)));
+            pieces.push((source, at + done, into.slice(done, source.len)));
             done += source.len;
         }
-        let reads = pieces.iter().map(|(source, part)| self.fill(*source, part));
+        let reads = pieces.iter().map(|(source, at, part)| self.fill(*source, *at, part));
         try_join_all(IN_FLIGHT_MAX, reads).await
     }
 
-    /// Fills `into`, all of which comes from `source`.
-    async fn fill(&self, source: Source, into: &Payload) -> Result<()> {
+    /// Fills `into`, the disk from `at` on, all of which comes from `source`.
+    async fn fill(&self, source: Source, at: u64, into: &Payload) -> Result<()> {
         let is_nothing = matches!(source.content, Content::Nothing { .. });
         if is_nothing && Bug::ShortBackingRead.is_seeded() {
             return Ok(());
@@ -113,7 +114,7 @@ impl<D: Disk> Image<D> {
             into.zero(0, into.len());
             return Ok(());
         }
-        self.fetch(source, into).await
+        self.fetch(source, at, into).await
     }
 
     /// Fails where what has just been read may have been lost meanwhile, with a flush that failed.
@@ -156,11 +157,13 @@ impl<D: Disk> Image<D> {
         }
     }
 
-    async fn fetch(&self, source: Source, into: &Payload) -> Result<()> {
+    async fn fetch(&self, source: Source, at: u64, into: &Payload) -> Result<()> {
         let layer = &self.layers_from(source.depth)[0];
         match (layer, source.content) {
-            (Layer::Raw(raw), Content::Bytes(at)) => raw.read(at.get(), into).await,
-            (Layer::Qcow2(qcow2), Content::Bytes(at)) => qcow2.read_data(at, into).await,
+            (Layer::Raw(raw), Content::Bytes(_)) => raw.read(at, into).await,
+            (Layer::Qcow2(qcow2), Content::Bytes(host)) => {
+                qcow2.read_data(DataPlace { host, guest: at }, into).await
+            }
             (Layer::Qcow2(qcow2), Content::Compressed { extent, skip }) => {
                 Box::pin(qcow2.read_compressed(extent, skip, into)).await
             }
@@ -203,7 +206,8 @@ impl<D: Disk> Qcow2<D> {
         .await
     }
 
-    pub(super) async fn read_data(&self, at: HostOffset, into: &Payload) -> Result<()> {
+    /// Fills `into` with what the file that holds data has at `at`, as it is.
+    pub(super) async fn read_stored(&self, at: HostOffset, into: &Payload) -> Result<()> {
         let read = self.data_disk().read(at, into).await;
         read.map_err(|e| Error::io(format!("read at {at}"), &e).in_file(self.data_path()))
     }

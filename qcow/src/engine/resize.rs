@@ -105,6 +105,11 @@ impl<D: Disk> Image<D> {
         preallocation: Preallocation,
     ) -> Result<()> {
         qcow2.check_resizable(size).await.map_err(|e| qcow2.named(e))?;
+        let has_zero_flag = lock(&qcow2.meta).map.has_zero_flag();
+        if preallocation != Preallocation::Off && qcow2.is_encrypted() && !has_zero_flag {
+            let what = "an encrypted image of version 2 cannot have preallocated clusters";
+            return Err(qcow2.named(Error::unsupported(what)));
+        }
         if size > old && qcow2.has_backing() && self.layer_count() == 1 {
             let what = "a disk whose backing file is not open cannot grow: it may show through";
             return Err(qcow2.named(Error::unsupported(what)));

@@ -22,12 +22,15 @@ pub(super) struct Around {
     pub has_old: bool,
     /// Whether what is not written to the new places reads as zeros.
     pub fresh: bool,
+    /// Whether what reads as zeros there decrypts to something else.
+    pub encrypted: bool,
 }
 
 impl<D: Disk> Image<D> {
     /// `data` with what lies around it, as far as that has to be written; where it begins on the disk.
     pub(super) async fn surround(&self, around: Around, data: Payload) -> Result<(u64, Payload)> {
-        let Around { head, tail, has_old, fresh } = around;
+        let Around { head, tail, has_old, fresh, encrypted } = around;
+        let fresh = fresh && (!encrypted || Bug::FreshTakenForEncryptedZeros.is_seeded());
         let mut has_bytes = [false; 2];
         if has_old {
             has_bytes = [self.has_bytes(&head).await?, self.has_bytes(&tail).await?];

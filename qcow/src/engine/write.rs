@@ -10,6 +10,7 @@ use smallvec::{SmallVec, smallvec};
 use super::Image;
 use super::claim::Claimed;
 use super::data_file::WrittenHold;
+use super::encryption::DataPlace;
 use super::layer::{Layer, Qcow2};
 use super::options::DetectZeroes;
 use super::surround::Around;
@@ -62,12 +63,12 @@ impl<D: Disk> Image<D> {
         }
         let place = qcow2.known_place(GuestOffset::new(at), from.len(), Right::Write);
         if let Some(host) = place {
-            return qcow2.write_judged(host, from).await;
+            return qcow2.write_judged(DataPlace { host, guest: at }, from).await;
         }
         let first = match qcow2.next_part(at, 0, from.len()).await? {
             // The look that found the place has judged it, and nothing has come between.
             Part::InPlace { host, len, hold: _hold, .. } if len == from.len() => {
-                return qcow2.write_judged(host, from).await;
+                return qcow2.write_judged(DataPlace { host, guest: at }, from).await;
             }
             first => first,
         };
@@ -106,10 +107,11 @@ impl<D: Disk> Image<D> {
         match part {
             Part::InPlace { host, offset, len, hold: _hold } if len == from.len() => {
                 debug_assert_eq!(offset, 0);
-                qcow2.write_data(host, from).await
+                qcow2.write_data(DataPlace { host, guest: at }, from).await
             }
             Part::InPlace { host, offset, len, hold: _hold } => {
-                qcow2.write_data(host, &from.slice(offset, len)).await
+                let place = DataPlace { host, guest: at + offset };
+                qcow2.write_data(place, &from.slice(offset, len)).await
             }
             Part::Allocate { allocation, offset, len } => {
                 let data = from.slice(offset, len);
@@ -138,14 +140,15 @@ impl<D: Disk> Image<D> {
             tail: at + data.len()..end,
             has_old: has_old || self.layer_count() > 1,
             fresh: allocation.fresh() || Bug::ReusedTakenForFresh.is_seeded(),
+            encrypted: qcow2.is_encrypted(),
         };
         let (first, all) = self.surround(around, data).await?;
-        let host = allocation.place_of(first);
+        let place = DataPlace { host: allocation.place_of(first), guest: first };
         if Bug::LinkedBeforeWritten.is_seeded() {
             allocation.link(filled)?;
-            return qcow2.write_data(host, &all).await;
+            return qcow2.write_data(place, &all).await;
         }
-        qcow2.write_data(host, &all).await?;
+        qcow2.write_data(place, &all).await?;
         let linked = async {
             allocation.link(filled)?;
             qcow2.make_up_for_redo().await
@@ -294,20 +297,27 @@ impl<D: Disk> Qcow2<D> {
         self.wait(|meta| meta.busy.is_free(span).then_some(())).await;
     }
 
-    pub(super) async fn write_data(&self, at: HostOffset, from: &Payload) -> Result<()> {
+    /// Writes `from` as the data at `place`.
+    async fn write_data(&self, place: DataPlace, from: &Payload) -> Result<()> {
+        self.judge_write(place.host, from.len()).await?;
+        self.write_judged(place, from).await
+    }
+
+    /// Fails where `len` bytes at `at` may not be written as data.
+    pub(super) async fn judge_write(&self, at: HostOffset, len: u64) -> Result<()> {
         let checked = {
             let meta = lock(&self.meta);
             let writable = meta.check_writable();
-            writable.and_then(|()| meta.check_data(self.geometry, at, from.len()))
+            writable.and_then(|()| meta.check_data(self.geometry, at, len))
         };
-        if let Err(e) = checked {
-            return self.guarded(async { Err(self.named(e)) }).await;
+        match checked {
+            Ok(()) => Ok(()),
+            Err(e) => self.guarded(async { Err(self.named(e)) }).await,
         }
-        self.write_judged(at, from).await
     }
 
-    /// As [`Self::write_data`], to a place that has just been judged.
-    async fn write_judged(&self, at: HostOffset, from: &Payload) -> Result<()> {
+    /// Writes `from`, as it is, to the file that holds data.
+    pub(super) async fn write_stored(&self, at: HostOffset, from: &Payload) -> Result<()> {
         let written = self.data_disk().write(at, from).await;
         written.map_err(|e| Error::io(format!("write at {at}"), &e).in_file(self.data_path()))
     }

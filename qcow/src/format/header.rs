@@ -1,8 +1,7 @@
 //! The image header: what it says, validated.
 //!
 //! [`Header::parse`] takes the header cluster and refuses whatever the engine could not serve safely, so that the rest
-//! of the engine never sees an offset or a size that has not been checked. Features that are merely not served yet
-//! pass, because `info` wants to tell of them; [`Header::unserved_feature`] names them.
+//! of the engine never sees an offset or a size that has not been checked.
 
 mod append;
 mod bitmaps;
@@ -192,14 +191,5 @@ impl Header {
     /// Whether the external data file always equals the disk.
     pub fn has_raw_external_data(&self) -> bool {
         self.has_external_data() && self.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA)
-    }
-
-    /// The first feature of this image that the engine does not serve yet, if any.
-    pub fn unserved_feature(&self) -> Option<&'static str> {
-        match self.crypt_method {
-            CryptMethod::Aes => Some("encryption (AES)"),
-            CryptMethod::Luks => Some("encryption (LUKS)"),
-            CryptMethod::None => None,
-        }
     }
 }

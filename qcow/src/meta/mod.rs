@@ -78,6 +78,8 @@ pub struct Meta {
     pub busy: BusyClusters,
     /// Where the metadata itself lies, of a writable image.
     regions: Regions,
+    /// Where the encryption header lies, if there is one; it stays there.
+    encryption_header: Option<(HostCluster, ClusterCount)>,
     /// Clusters on their way from mapped to free.
     pub reclaim: Reclaim,
     /// Clusters of an external data file, by their guest clusters, whose space is on its way back to the host.
@@ -106,6 +108,7 @@ impl Meta {
             decoded,
             busy: BusyClusters::default(),
             regions: Regions::default(),
+            encryption_header: None,
             reclaim: Reclaim::default(),
             punches: Reclaim::default(),
             flush: Sequencer::default(),
@@ -114,6 +117,11 @@ impl Meta {
             failure: None,
             flush_lost: false,
         }
+    }
+
+    /// Notes where the encryption header lies, before anybody asks.
+    pub fn set_encryption_header(&mut self, clusters: Option<(HostCluster, ClusterCount)>) {
+        self.encryption_header = clusters;
     }
 
     /// Fails once the image has turned read-only.
@@ -196,6 +204,9 @@ impl Meta {
         regions.add(Kind::L1, first, count)?;
         let (first, count) = self.refs.table().span(geometry);
         regions.add(Kind::RefcountTable, first, count)?;
+        if let Some((first, count)) = self.encryption_header {
+            regions.add(Kind::EncryptionHeader, first, count)?;
+        }
         for block in self.refs.blocks() {
             self.check_inside(geometry, Kind::RefcountBlock, block)?;
             regions.add(Kind::RefcountBlock, block, 1)?;

@@ -21,6 +21,8 @@ pub enum Kind {
     RefcountTable,
     /// A refcount block.
     RefcountBlock,
+    /// The LUKS header with its key material.
+    EncryptionHeader,
     /// The snapshot table.
     SnapshotTable,
     /// The L1 table of a snapshot.
@@ -41,6 +43,7 @@ impl fmt::Display for Kind {
             Self::L2 => "L2 table",
             Self::RefcountTable => "refcount table",
             Self::RefcountBlock => "refcount block",
+            Self::EncryptionHeader => "encryption header",
             Self::SnapshotTable => "snapshot table",
             Self::SnapshotL1 => "L1 table of a snapshot",
             Self::BitmapDirectory => "bitmap directory",

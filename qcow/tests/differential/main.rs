@@ -2,10 +2,11 @@
 //!
 //! After every turn both programs read the whole disk, and `qemu-img check` and ours look at the tables: both must see
 //! what the model says, and both must find the image clean. So each reads what the other wrote, over cluster sizes,
-//! refcount widths, versions, subclusters, backing files, compressed clusters and internal snapshots.
+//! refcount widths, versions, subclusters, backing files, compressed clusters, internal snapshots and ways of encryption.
 //!
 //! A failure names its seed; `DIFFERENTIAL_SEED=N cargo test -p qcow --test differential` repeats it alone.
 
+mod encryption;
 mod model;
 mod ours;
 mod qemu;

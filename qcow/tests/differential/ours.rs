@@ -9,6 +9,7 @@ use qcow::engine::check::{Repair, check as check_image};
 use qcow::engine::{CreateOptions, Discard, Format, Image, OpenOptions, create};
 use qcow::gate::{BackingPolicy, Gate, HostGate};
 
+use crate::encryption;
 use crate::script::Op;
 
 fn gate(cache: CacheMode) -> HostGate {
@@ -20,6 +21,8 @@ async fn open(image: &Path, writable: bool, cache: CacheMode) -> Image<UringDisk
         writable,
         format: Some(Format::Qcow2),
         discard: Discard::Unmap,
+        keys: vec![encryption::key(image)],
+        legacy_aes: true,
         ..OpenOptions::default()
     };
     Image::open(&gate(cache), image, &options).await.expect("open")

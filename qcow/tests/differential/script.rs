@@ -9,7 +9,7 @@ use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
 
 use crate::model::Model;
-use crate::{ours, qemu};
+use crate::{encryption, ours, qemu};
 
 const TURNS: u64 = 4;
 const OPS_PER_TURN_MAX: u64 = 14;
@@ -91,6 +91,8 @@ struct Script {
     refcount_bits: u64,
     compression: &'static str,
     base: Base,
+    /// The disk is encrypted, so nothing is compressed.
+    encrypted: bool,
     /// The image itself starts out full of compressed clusters.
     starts_compressed: bool,
     cache: CacheMode,
@@ -117,7 +119,7 @@ pub fn run(seed: u64) {
     let first = script.random.below(2);
     for turn in 0..TURNS {
         if turn == 1 && script.can_snapshot() && script.random.below(2) == 0 {
-            qemu::img(&["snapshot", "-c", "before", qemu::path(&image)]);
+            qemu::on_image(&["snapshot", "-c", "before"], &image);
             snapshot = Some(model.bytes().to_vec());
         }
         let by_qemu = (turn + first).is_multiple_of(2);
@@ -136,7 +138,7 @@ pub fn run(seed: u64) {
         ours::check(&image);
     }
     if let Some(bytes) = snapshot {
-        qemu::img(&["snapshot", "-a", "before", qemu::path(&image)]);
+        qemu::on_image(&["snapshot", "-a", "before"], &image);
         let read = ours::read_all(&image, script.cache);
         Model::new(bytes.len() as u64, &bytes).check("the snapshot, we read", &read);
         qemu::check(&image);
@@ -161,6 +163,7 @@ impl Script {
         let size_max = (cluster * 24).clamp(3 << 20, 12 << 20);
         let sectors = 1 + random.below(size_max / 512);
         let base = bases[random.below(bases.len() as u64) as usize];
+        let encrypted = random.below(4) == 0;
         Self {
             directory: tempfile::tempdir().expect("a directory"),
             size: sectors * 512,
@@ -170,7 +173,8 @@ impl Script {
             refcount_bits: if v3 { 1 << random.below(7) } else { 16 },
             compression: if v3 && random.below(2) == 0 { "zstd" } else { "zlib" },
             base,
-            starts_compressed: base == Base::None && random.below(2) == 0,
+            encrypted,
+            starts_compressed: base == Base::None && !encrypted && random.below(2) == 0,
             placeless: vec![true; (sectors * 512).div_ceil(cluster) as usize],
             cache: [CacheMode::PageCache, CacheMode::Direct][random.below(2) as usize],
             by_qemu: false,
@@ -180,7 +184,7 @@ impl Script {
 
     fn describe(&self) -> String {
         format!(
-            "{} bytes, {} cluster_size={} refcount_bits={} {} {:?} {:?}{}{}",
+            "{} bytes, {} cluster_size={} refcount_bits={} {} {:?} {:?}{}{}{}",
             self.size,
             self.version,
             self.cluster,
@@ -190,6 +194,7 @@ impl Script {
             self.cache,
             if self.extended { ", extended L2" } else { "" },
             if self.starts_compressed { ", compressed" } else { "" },
+            if self.encrypted { ", encrypted" } else { "" },
         )
     }
 
@@ -241,7 +246,8 @@ impl Script {
             Base::Raw => Some(("base.raw", "raw")),
             Base::Qcow2 | Base::Compressed(_) => Some(("base.qcow2", "qcow2")),
         };
-        if self.random.below(2) == 0 {
+        // QEMU takes a second for each key slot it makes; that we open those is tested elsewhere.
+        if self.encrypted || self.random.below(2) == 0 {
             return self.make_image_ourselves(image, base);
         }
         let (options, size) = (self.create_options(), self.size.to_string());
@@ -255,8 +261,10 @@ impl Script {
 
     fn make_image_ourselves(&mut self, image: &Path, base: Option<(&str, &str)>) {
         let whole = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
+        let encryption = self.encrypted.then(|| encryption::choose(&mut self.random, image));
         let options = CreateOptions {
             size: self.size,
+            encryption,
             version: if self.version == "v3" { Version::V3 } else { Version::V2 },
             cluster_bits: self.cluster.ilog2(),
             refcount_order: self.refcount_bits.ilog2(),
@@ -267,13 +275,21 @@ impl Script {
             },
             // Only where there are subclusters does a backing file show through what is laid out in advance.
             preallocation: match self.random.below(6) {
-                kind @ 0..3 if base.is_none() || self.extended => whole[kind as usize],
+                kind @ 0..3
+                    if (base.is_none() || self.extended)
+                        && (!self.encrypted || self.version == "v3") =>
+                {
+                    whole[kind as usize]
+                }
                 _ => Preallocation::Off,
             },
             backing: base.map(|(name, format)| (name.into(), Some(format.to_owned()))),
             ..CreateOptions::default()
         };
-        println!("made by us, preallocation {:?}", options.preallocation);
+        println!(
+            "made by us, preallocation {:?}, encryption {:?}",
+            options.preallocation, options.encryption
+        );
         if options.preallocation != Preallocation::Off {
             self.placeless.fill(false);
         }
@@ -322,7 +338,7 @@ impl Script {
         for _ in 0..count {
             // QEMU 10.0 goes on packing compressed clusters into a cluster of the file that has become free, even where it
             // holds data by then.
-            let op = self.make_op(!by_qemu || !freed);
+            let op = self.make_op(!self.encrypted && (!by_qemu || !freed));
             match op {
                 Op::Compressed { .. } => packed = true,
                 _ => freed |= packed,

@@ -93,6 +93,7 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::CopyOnWriteForgets, Schedules),
     (Bug::ReusedTakenForFresh, Schedules),
     (Bug::LinkedBeforeWritten, PowerCuts),
+    (Bug::FreshTakenForEncryptedZeros, SmallSchedules),
     (Bug::SubclustersForgotten, Schedules),
     (Bug::SubclustersTakenForFilled, Schedules),
     (Bug::DiscardShowsBacking, Schedules),

@@ -65,6 +65,8 @@ pub enum Start {
     External(u64),
     /// As `Partly`, with the data in a raw external file.
     RawExternal(u64),
+    /// As `Partly`, encrypted.
+    Encrypted(u64),
 }
 
 /// What kind of image it is.
@@ -105,6 +107,7 @@ impl Start {
             Self::Partly(_) => Self::Partly(0),
             Self::External(_) => Self::External(0),
             Self::RawExternal(_) => Self::RawExternal(0),
+            Self::Encrypted(_) => Self::Encrypted(0),
             other => other,
         }
     }
@@ -128,15 +131,21 @@ impl Shape {
         match self.start {
             Start::Empty | Start::Backing(_) => 0,
             Start::Filled | Start::Snapshot | Start::Compressed => self.size,
-            Start::Partly(sectors) | Start::External(sectors) | Start::RawExternal(sectors) => {
-                sectors.min(self.size)
-            }
+            Start::Partly(sectors)
+            | Start::External(sectors)
+            | Start::RawExternal(sectors)
+            | Start::Encrypted(sectors) => sectors.min(self.size),
         }
     }
 
     /// Whether the data lies in an external file.
     pub fn is_external(&self) -> bool {
         matches!(self.start, Start::External(_) | Start::RawExternal(_))
+    }
+
+    /// Whether guest data is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.start, Start::Encrypted(_))
     }
 
     /// The sectors that a discard of this range may change, on a disk of `size` sectors.
@@ -230,6 +239,7 @@ pub fn busy_case() -> impl Strategy<Value = Case> {
         1 => Just(Start::Filled),
         1 => (0u64..=600).prop_map(Start::External),
         1 => (0u64..=600).prop_map(Start::RawExternal),
+        1 => (0u64..=600).prop_map(Start::Encrypted),
     ];
     // The largest disks have more tables than the smallest cache holds.
     let size = prop_oneof![8 => 1u64..=1200, 1 => 2000u64..=3000];
@@ -249,6 +259,7 @@ pub fn small_case() -> impl Strategy<Value = Case> {
         1 => Just(Start::Compressed),
         1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::External),
         1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::RawExternal),
+        1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::Encrypted),
     ];
     // Few sizes, because QEMU makes some of these images.
     let size = prop::sample::select(vec![16u64, 33, 57]);
@@ -381,6 +392,7 @@ impl fmt::Display for Start {
             Self::Partly(sectors) => write!(f, "partly:{sectors}"),
             Self::External(sectors) => write!(f, "external:{sectors}"),
             Self::RawExternal(sectors) => write!(f, "raw-external:{sectors}"),
+            Self::Encrypted(sectors) => write!(f, "encrypted:{sectors}"),
         }
     }
 }
@@ -399,6 +411,7 @@ impl FromStr for Start {
                 Some(("partly", sectors)) => Self::Partly(number(sectors)?),
                 Some(("external", sectors)) => Self::External(number(sectors)?),
                 Some(("raw-external", sectors)) => Self::RawExternal(number(sectors)?),
+                Some(("encrypted", sectors)) => Self::Encrypted(number(sectors)?),
                 _ => return Err(format!("no start is called '{text}'")),
             },
         })

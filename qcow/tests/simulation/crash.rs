@@ -95,17 +95,19 @@ impl Crashes<'_> {
 
     fn examine(&mut self, history: &History, files: &Files, fingerprint: u64) {
         let allowed = |values: &[u64]| history.check_survivors(values);
+        // What encrypted data looks like is another each time.
+        let seed = if self.shape.is_encrypted() { self.random.draw() } else { fingerprint };
         let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };
         let mut again =
             Again { random: Random::new(self.random.draw()), wanted, states: Vec::new() };
-        let found = recover(&self.shape, files.clone(), fingerprint, &allowed, |gate, history| {
+        let found = recover(&self.shape, files.clone(), seed, &allowed, |gate, history| {
             again.cut(gate, history);
         });
         self.note(&found);
         self.sampler.look(&self.shape, files, &found);
         for (files, history) in again.states {
             let allowed = |values: &[u64]| history.check_survivors(values);
-            let found = recover(&self.shape, files, fingerprint, &allowed, |_, _| {});
+            let found = recover(&self.shape, files, seed, &allowed, |_, _| {});
             self.note(&found);
             self.tally.twice.fetch_add(1, Ordering::Relaxed);
         }

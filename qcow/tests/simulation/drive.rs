@@ -15,7 +15,7 @@ use qcow::gate::Gate;
 use crate::case::{Case, Op, SECTOR};
 use crate::history::{Began, History};
 use crate::memory::Memory;
-use crate::start::{Files, files, initial, sectors};
+use crate::start::{Files, files, initial, key, sectors};
 
 /// Hands out the image, its backing file and its external data file.
 #[derive(Clone, Debug)]
@@ -61,6 +61,7 @@ pub async fn open(gate: &SimGate, cache: u64) -> qcow::Result<Image<SimDisk>> {
         format: Some(Format::Qcow2),
         l2_cache_bytes: Some(cache),
         discard: Discard::Unmap,
+        keys: vec![Some(key())],
         ..OpenOptions::default()
     };
     Image::open(gate, Path::new("image"), &options).await
@@ -330,7 +331,8 @@ impl<'c> Drive<'c> {
         in_flight.swap_remove(own);
     }
 
-    /// A compressed write, which is refused where data lies already, and of an image whose data lies in a file of its own.
+    /// A compressed write, which is refused where data lies already, and of an image whose data lies in a file of its own
+    /// or is encrypted.
     async fn write_compressed(&self, image: &Image<SimDisk>, stamp: u64, at: u64, count: u64) {
         let size = image.virtual_size() / SECTOR;
         let range = self.case.shape.touched_clusters(at, count, size);
@@ -340,7 +342,9 @@ impl<'c> Drive<'c> {
         let written = image.write_compressed(range.start * SECTOR, &payload).await;
         let refused = |e: &qcow::Error| match e.kind() {
             ErrorKind::Io => e.errno().is_none(),
-            ErrorKind::Unsupported => self.case.shape.is_external(),
+            ErrorKind::Unsupported => {
+                self.case.shape.is_external() || self.case.shape.is_encrypted()
+            }
             _ => false,
         };
         let written = match written {

@@ -61,19 +61,34 @@ fn agree(files: &Files, found: &Found) {
     // The name of a data file starts from the working directory.
     let mut check = Command::new("qemu-img");
     let check = check.current_dir(directory.path());
-    let check = run(check.args(["check", "-f", "qcow2"]).arg(&image));
+    let encrypted = files.image.to_vec()[35] > 0;
+    let named = named(directory.path(), &image, encrypted);
+    let check = run(check.arg("check").args(&named));
     let expected = if found.leaks == 0 { 0 } else { 3 };
     assert_eq!(check.0, Some(expected), "qemu-img check after a crash: {}", check.1);
     let raw = directory.path().join("raw");
-    let convert = ["convert", "-f", "qcow2", "-O", "raw"];
     let mut read = Command::new("qemu-img");
-    let read = run(read.current_dir(directory.path()).args(convert).arg(&image).arg(&raw));
+    let read = read.current_dir(directory.path()).args(["convert", "-O", "raw"]);
+    let read = run(read.args(&named).arg(&raw));
     assert_eq!(read.0, Some(0), "qemu-img convert after a crash: {}", read.1);
     let ours = sectors(found.values.iter().copied());
     let theirs = std::fs::read(&raw).expect("what QEMU read");
     let differs = ours.chunks(SECTOR as usize).zip(theirs.chunks(SECTOR as usize));
     let first = differs.enumerate().find(|(_, (a, b))| a != b).map(|(sector, _)| sector);
     assert_eq!((first, theirs.len()), (None, ours.len()), "QEMU reads other bytes");
+}
+
+/// How QEMU is told of an image, with its key if it is encrypted.
+fn named(directory: &Path, image: &Path, encrypted: bool) -> Vec<String> {
+    let path = image.to_str().expect("text");
+    if !encrypted {
+        return ["-f", "qcow2", path].map(str::to_owned).to_vec();
+    }
+    let key = directory.join("key");
+    std::fs::write(&key, "simulated").expect("write");
+    let secret = format!("secret,id=key,file={}", key.display());
+    let name = format!("driver=qcow2,encrypt.key-secret=key,file.filename={path}");
+    ["--object", &secret, "--image-opts", &name].map(str::to_owned).to_vec()
 }
 
 fn run(command: &mut Command) -> (Option<i32>, String) {

@@ -10,11 +10,12 @@ use qcow::disk::sim::{SimDisk, World};
 use qcow::engine::check::{CheckSummary, Repair, check};
 use qcow::engine::{Format, Image, OpenOptions, RecoveryEnd};
 use qcow::exec::join_all;
+use qcow::format::header::CryptMethod;
 
 use crate::case::{SECTOR, Shape, Start};
 use crate::drive::{SimGate, open, read};
 use crate::history::History;
-use crate::start::{Files, initial, sectors};
+use crate::start::{Files, initial, key, sectors};
 
 /// Sectors that a disk grows by once it has been found.
 const GROWTH: u64 = 64;
@@ -67,6 +68,9 @@ async fn look(gate: &SimGate) -> Found {
         "the image is corrupt: {findings:#?}"
     );
     let image = read_only(gate, gate.image.clone()).await;
+    if image.encryption() != CryptMethod::None {
+        expect_no_clear_text(&gate.image);
+    }
     let values = read(&image, 0, image.virtual_size() / SECTOR).await.expect("read");
     Found { leaks: summary.leaks, allocated_clusters: summary.allocated_clusters, values }
 }
@@ -143,6 +147,20 @@ pub async fn expect_clean(shape: &Shape, gate: &SimGate) {
     }
 }
 
+/// No sector of an encrypted image's file says whose it is.
+fn expect_no_clear_text(image: &SimDisk) {
+    let is_stamp = |sector: &[u8]| {
+        let (words, _) = sector.as_chunks::<8>();
+        let first = u64::from_le_bytes(words[0]);
+        // Those of requests, of this test, and of the beginning; tables repeat their words, too, but none of these.
+        let known = matches!(first >> 32, 1..=0xffff) || matches!(first >> 48, 0xaaaa | 0xf111);
+        known && words.iter().all(|word| *word == words[0])
+    };
+    let bytes = image.to_vec();
+    let found = bytes.chunks_exact(SECTOR as usize).position(is_stamp);
+    assert_eq!(found, None, "clear text in a sector of the file");
+}
+
 /// A raw external data file holds `values`, those of the whole disk, wherever it is looked at.
 fn expect_raw_data(shape: &Shape, gate: &SimGate, values: &[u64]) {
     let (Start::RawExternal(_), Some(data)) = (shape.start, &gate.data) else { return };
@@ -161,7 +179,11 @@ pub async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {
 }
 
 async fn read_only(gate: &SimGate, image: SimDisk) -> Image<SimDisk> {
-    let options = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::default() };
+    let options = OpenOptions {
+        format: Some(Format::Qcow2),
+        keys: vec![Some(key())],
+        ..OpenOptions::default()
+    };
     let gate = SimGate { image, ..gate.clone() };
     Image::open(&gate, Path::new("image"), &options).await.expect("open to read")
 }

@@ -43,7 +43,7 @@ fn requests() -> Vec<Op> {
     ]
 }
 
-fn starts() -> [Start; 7] {
+fn starts() -> [Start; 8] {
     [
         Start::Empty,
         Start::Backing(5),
@@ -52,6 +52,7 @@ fn starts() -> [Start; 7] {
         Start::Compressed,
         Start::External(3),
         Start::RawExternal(3),
+        Start::Encrypted(3),
     ]
 }
 

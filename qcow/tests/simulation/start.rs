@@ -6,9 +6,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use qcow::addr::HostOffset;
+use qcow::crypt::cipher::{Aes, CipherSpec, Iv, Mode};
+use qcow::crypt::luks::{Cost, NewLuks};
+use qcow::crypt::{Hash, Passphrase};
 use qcow::disk::sim::{Content, SimDisk, World};
 use qcow::disk::{Buffer, Disk};
-use qcow::engine::{CreateOptions, DataFileOptions, create, create_with_data};
+use qcow::engine::{CreateOptions, DataFileOptions, NewEncryption, create, create_with_data};
 use qcow::format::header::Version;
 
 use crate::case::{SECTOR, Shape, Start};
@@ -108,9 +111,22 @@ fn by_ourselves(shape: &Shape) -> Files {
     }
 }
 
+/// The key of encrypted images.
+pub fn key() -> Arc<Passphrase> {
+    static KEY: OnceLock<Arc<Passphrase>> = OnceLock::new();
+    let new = || Arc::new(Passphrase::read(&b"simulated"[..]).expect("a passphrase"));
+    Arc::clone(KEY.get_or_init(new))
+}
+
 /// How an image of this shape is created.
 pub fn options(shape: &Shape) -> CreateOptions {
+    // The cheapest there is: each state is opened several times.
+    let luks = || {
+        let cipher = CipherSpec::new(Aes::Aes128, Mode::Cbc, Iv::Plain64).expect("a cipher");
+        NewLuks { cipher, hash: Hash::Sha256, cost: Cost::Iterations(0) }
+    };
     CreateOptions {
+        encryption: shape.is_encrypted().then(|| NewEncryption::Luks(luks(), key())),
         size: shape.size * SECTOR,
         version: if shape.version3 { Version::V3 } else { Version::V2 },
         cluster_bits: shape.cluster_bits,

@@ -106,7 +106,7 @@ pub struct Args {
     /// Write the parts in whatever order they are read
     #[arg(short = 'W', long)]
     oob_writes: bool,
-    /// Object definition: secret,id=ID,data=TEXT or file=FILE (encrypted images are not supported yet)
+    /// Definition of a secret: secret,id=ID,file=FILE[,format=raw|base64]. All of FILE is the passphrase, a line feed at its end too
     #[arg(long, value_name = "DEFINITION", value_parser = objects::checked)]
     object: Vec<String>,
     /// Read the target back and compare it with the sources

@@ -124,7 +124,10 @@ fn opening<'a>(job: &'a Job, new: Option<&'a NewTarget>) -> (&'a Path, Opening<'
     let format = job.target_format.as_deref();
     let opening = Opening { format, ..Opening::default() };
     match new {
-        Some(new) => (&new.path_until_whole, opening),
+        Some(new) => {
+            let key_secret = new.values.text("encrypt.key-secret");
+            (&new.path_until_whole, Opening { key_secret, ..opening })
+        }
         None => (&job.target, Opening { image_opts: job.target_image_opts, ..opening }),
     }
 }

@@ -2,12 +2,14 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use qcow::crypt::luks::LuksHeader;
 use qcow::format::bitmap::{BitmapEntry, BitmapFlags};
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
 use qcow::format::snapshot::{SnapshotEntry, as_shown};
 
 use super::describe::Description;
+use super::encryption;
 use crate::output::say;
 use crate::size::human;
 
@@ -40,7 +42,7 @@ fn print_qcow2(image: &Description, header: &Header) {
     if !image.info.snapshots.is_empty() {
         print_snapshots(&image.info.snapshots);
     }
-    for line in format_specific(header, &image.bitmaps) {
+    for line in format_specific(header, image.info.luks.as_ref(), &image.bitmaps) {
         say!("{line}");
     }
 }
@@ -92,7 +94,11 @@ fn clock(nanoseconds: u64) -> String {
 }
 
 /// The lines about what only qcow2 images have.
-pub fn format_specific(header: &Header, bitmaps: &[BitmapEntry]) -> Vec<String> {
+pub fn format_specific(
+    header: &Header,
+    luks: Option<&LuksHeader>,
+    bitmaps: &[BitmapEntry],
+) -> Vec<String> {
     let mut lines = vec!["Format specific information:".to_owned()];
     let mut put = |line: String| lines.push(format!("    {line}"));
     put(format!("compat: {}", if header.version == Version::V2 { "0.10" } else { "1.1" }));
@@ -105,9 +111,9 @@ pub fn format_specific(header: &Header, bitmaps: &[BitmapEntry]) -> Vec<String> 
         }
     }
     put(format!("refcount bits: {}", header.geometry().refcount_bits()));
-    if let Some(format) = encryption_name(header.crypt_method) {
+    if let Some(properties) = encryption::properties(header, luks) {
         put("encrypt:".to_owned());
-        put(format!("    format: {format}"));
+        properties.lines().into_iter().for_each(|line| put(format!("    {line}")));
     }
     if let Some(file) = &header.extensions.data_file {
         put(format!("data file: {}", file.display()));
@@ -138,13 +144,4 @@ fn bitmap_lines(bitmaps: &[BitmapEntry]) -> impl Iterator<Item = String> + '_ {
 pub fn flag_names(flags: BitmapFlags) -> Vec<&'static str> {
     let names = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
     names.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, name)| name).collect()
-}
-
-/// The name of an encryption format, if there is encryption.
-pub fn encryption_name(method: CryptMethod) -> Option<&'static str> {
-    match method {
-        CryptMethod::None => None,
-        CryptMethod::Aes => Some("aes"),
-        CryptMethod::Luks => Some("luks"),
-    }
 }

@@ -1,5 +1,6 @@
 //! An image's description as JSON, with QEMU's keys.
 
+use qcow::crypt::luks::LuksHeader;
 use qcow::format::bitmap::BitmapEntry;
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
@@ -7,7 +8,8 @@ use qcow::format::snapshot::{SnapshotEntry, as_shown};
 use serde_json::{Map, Value, json};
 
 use super::describe::Description;
-use super::human::{encryption_name, flag_names};
+use super::encryption;
+use super::human::flag_names;
 
 /// All of it.
 pub fn to_json(image: &Description) -> Value {
@@ -62,7 +64,7 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
     if !image.info.snapshots.is_empty() {
         put("snapshots", image.info.snapshots.iter().map(snapshot).collect());
     }
-    let data = format_specific(header, &image.bitmaps);
+    let data = format_specific(header, image.info.luks.as_ref(), &image.bitmaps);
     put("format-specific", json!({ "type": "qcow2", "data": data }));
 }
 
@@ -83,15 +85,15 @@ pub fn snapshot(entry: &SnapshotEntry) -> Value {
     Value::Object(object)
 }
 
-fn format_specific(header: &Header, bitmaps: &[BitmapEntry]) -> Value {
+fn format_specific(header: &Header, luks: Option<&LuksHeader>, bitmaps: &[BitmapEntry]) -> Value {
     let mut data = Map::new();
     let mut put = |key: &str, value: Value| data.insert(key.to_owned(), value);
     let v3 = header.version == Version::V3;
     put("compat", if v3 { "1.1" } else { "0.10" }.into());
     put("compression-type", header.compression.name().into());
     put("refcount-bits", header.geometry().refcount_bits().into());
-    if let Some(format) = encryption_name(header.crypt_method) {
-        put("encrypt", json!({ "format": format }));
+    if let Some(properties) = encryption::properties(header, luks) {
+        put("encrypt", properties.to_json());
     }
     if let Some(file) = &header.extensions.data_file {
         put("data-file", file.to_string_lossy().into());

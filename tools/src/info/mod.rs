@@ -4,6 +4,7 @@
 //! images with features that are not served yet are described too.
 
 pub mod describe;
+pub mod encryption;
 pub mod human;
 mod json;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use qcow::Image;
 use qcow::disk::uring::{CacheMode, UringDisk};
 use qcow::engine::{CreateOptions, Discard, Format};
+use qcow::format::header::CryptMethod;
 
 use crate::cache::Cache;
 use crate::failure::{Failure, Outcome};
@@ -90,6 +91,9 @@ pub fn open(args: &OpenArgs) -> Result<OpenImage, String> {
         return Err("Can't use copy-on-read on read-only device".to_owned());
     }
     let guessed_raw = source.format.is_none() && image.format() == Format::Raw;
+    if args.snapshot && image.encryption() != CryptMethod::None {
+        return Err("an encrypted image: the temporary one would hold clear text".to_owned());
+    }
     if args.snapshot {
         return open_on_top(args, &source, &image);
     }

@@ -45,7 +45,9 @@ fn print_format_specific(open: &OpenImage) -> Done<()> {
         Failed
     })?;
     if let Some(header) = image.qcow2() {
-        info::format_specific(header, &image.bitmaps).iter().for_each(|line| say!("{line}"));
+        info::format_specific(header, image.info.luks.as_ref(), &image.bitmaps)
+            .iter()
+            .for_each(|line| say!("{line}"));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use qcow::limits::{
 };
 
 use super::{Measure, Source};
+use crate::encryption;
 use crate::failure::{Failure, Outcome};
 use crate::keyval::OptionValues;
 
@@ -26,6 +27,8 @@ pub(super) struct Target {
     preallocated: bool,
     /// It stands on another image, which may differ from the source everywhere.
     backed: bool,
+    /// Bytes of the LUKS header with its key material.
+    encryption_header: u64,
 }
 
 impl Target {
@@ -34,12 +37,11 @@ impl Target {
     /// # Errors
     /// In QEMU's words.
     pub(super) fn parse(values: &OptionValues) -> Outcome<Self> {
-        if let Some(name) = values.names().find(|name| name.starts_with("encrypt")) {
-            let is_off = name == "encryption" && !values.is_on(name);
-            if !is_off {
-                return Err(Failure::new(format!("option '{name}' is not supported yet")));
-            }
-        }
+        // As QEMU: only LUKS takes room, and nothing else about encryption is looked at.
+        let encryption_header = match values.text("encrypt.format") {
+            Some("luks") => encryption::plan_luks(values, "encrypt.")?.header_len(),
+            _ => 0,
+        };
         let extended_l2 = values.is_on("extended_l2");
         let cluster = values.number("cluster_size").unwrap_or(65536);
         let bits = cluster.checked_ilog2().filter(|_| cluster.is_power_of_two());
@@ -78,7 +80,15 @@ impl Target {
             }
         };
         let backed = values.text("backing_file").is_some();
-        Ok(Self { cluster, version3, refcount_bits, extended_l2, preallocated, backed })
+        Ok(Self {
+            cluster,
+            version3,
+            refcount_bits,
+            extended_l2,
+            preallocated,
+            backed,
+            encryption_header,
+        })
     }
 
     /// Measures the image for `source`, or for an empty disk of `size` bytes.
@@ -94,7 +104,8 @@ impl Target {
         if self.preallocated {
             stored = size;
         }
-        let fully_allocated = size + self.metadata(size);
+        let encryption_header = self.encryption_header.next_multiple_of(self.cluster);
+        let fully_allocated = size + self.metadata(size) + encryption_header;
         let bitmaps = source.and_then(|source| source.bitmaps.as_deref());
         let disk = source.map_or(0, |source| source.image.virtual_size());
         let bitmaps = bitmaps.filter(|_| self.version3).map(|all| self.bitmaps(all, disk));

@@ -28,6 +28,8 @@ pub struct Source {
     pub below: Below,
     /// Bytes of L2 tables that are to be cached as one: at most a cluster.
     pub l2_cache_entry_len: Option<u64>,
+    /// What is said about its encryption.
+    pub encrypt: Encrypt,
     /// The file that has its data, in the place of the one that it names.
     pub data_file: Option<PathBuf>,
 }
@@ -37,6 +39,24 @@ impl Source {
     pub fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or(Path::new(""))
     }
+
+    /// What is said of the image `depth` places below, if anything is.
+    pub fn layer(&self, depth: usize) -> Option<&Self> {
+        match (&self.below, depth) {
+            (_, 0) => Some(self),
+            (Below::Like(below), _) => below.layer(depth - 1),
+            (Below::AsNamed | Below::Nothing, _) => None,
+        }
+    }
+}
+
+/// What is said about an image's encryption.
+#[derive(Clone, Debug, Default)]
+pub struct Encrypt {
+    /// Which it is to be, if that is said.
+    pub format: Option<String>,
+    /// The name of the secret with the key.
+    pub key_secret: Option<String>,
 }
 
 /// What is said about the backing image.
@@ -107,7 +127,7 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
     if format == Some(Format::Raw) {
         source.window = window(options)?;
     } else {
-        source.l2_cache_entry_len = qcow2::check(options)?;
+        (source.l2_cache_entry_len, source.encrypt) = qcow2::check(options)?;
     }
     match options.first_name() {
         None => Ok(source),

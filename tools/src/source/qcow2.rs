@@ -1,6 +1,7 @@
 //! Options of qcow2 nodes. Most are about caches and caution, of which this program has its own; they are checked and
 //! then have no effect.
 
+use super::node::Encrypt;
 use super::options::Options;
 use crate::keyval;
 
@@ -22,8 +23,8 @@ const PARTS: [&str; 9] = [
 ];
 
 /// Takes the options out that are known, and refuses wrong values in QEMU's words. Returns the length of an entry of the L2
-/// cache, which can only be judged with the image's clusters at hand.
-pub fn check(options: &mut Options) -> Result<Option<u64>, String> {
+/// cache, which can only be judged with the image's clusters at hand, and what is said about the encryption.
+pub fn check(options: &mut Options) -> Result<(Option<u64>, Encrypt), String> {
     for name in [
         "lazy-refcounts",
         "pass-discard-request",
@@ -35,10 +36,12 @@ pub fn check(options: &mut Options) -> Result<Option<u64>, String> {
     }
     let entry_len = check_caches(options)?;
     check_overlaps(options)?;
-    if !options.take_child("encrypt").is_empty() {
-        return Err("encryption is not supported yet".to_owned());
+    let mut encrypt = options.take_child("encrypt");
+    let (format, key_secret) = (encrypt.take_text("format"), encrypt.take_text("key-secret"));
+    match encrypt.first_name() {
+        None => Ok((entry_len, Encrypt { format, key_secret })),
+        Some(name) => Err(format!("Parameter '{name}' is unexpected")),
     }
-    Ok(entry_len)
 }
 
 fn check_switch(options: &mut Options, name: &str) -> Result<(), String> {

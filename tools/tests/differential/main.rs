@@ -15,6 +15,7 @@ mod convert_usage;
 mod create;
 mod data_file;
 mod dd;
+mod encryption;
 mod info;
 mod io;
 mod layers;

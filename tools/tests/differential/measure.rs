@@ -101,13 +101,3 @@ fn the_same_refusals() {
         pair.same_img(&format!("measure {line}"));
     }
 }
-
-#[test]
-fn encrypted_targets_are_refused_by_name() {
-    let pair = Pair::new();
-    for options in ["encrypt.format=luks", "encryption=on"] {
-        let (ours, _) = pair.img(&format!("measure -O qcow2 -o {options} --size 1M"));
-        assert_eq!(ours.code, Some(1));
-        assert!(ours.stderr.contains("is not supported yet"), "{ours:?}");
-    }
-}

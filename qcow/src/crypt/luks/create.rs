@@ -1,13 +1,15 @@
 //! A new header: a random master key, and a passphrase for it in the first slot.
 
+use super::af::STRIPES;
 use super::cost::Cost;
 use super::header::{DIGEST_LEN, LuksHeader, Parts, SALT_LEN};
 use super::slots::SlotChange;
 use super::unlock::MasterKey;
-use crate::crypt::cipher::CipherSpec;
+use crate::crypt::cipher::{CipherSpec, SECTOR_LEN};
 use crate::crypt::fill_random;
 use crate::crypt::hash::Hash;
 use crate::crypt::secret::Passphrase;
+use crate::error::{Error, Result};
 
 /// What a new header is to be like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,20 @@ impl Default for NewLuks {
 }
 
 impl NewLuks {
+    /// Fails where other programs could not open such a header.
+    ///
+    /// # Errors
+    /// The key material would end with half a sector, over which QEMU ends with a broken assertion.
+    pub fn check(&self) -> Result<()> {
+        if (self.cipher.key_len() * STRIPES).is_multiple_of(SECTOR_LEN) {
+            return Ok(());
+        }
+        let (aes, mode) = (self.cipher.aes(), self.cipher.mode());
+        Err(Error::unsupported(format!(
+            "no LUKS header with {aes} in {mode} mode: QEMU cannot open it"
+        )))
+    }
+
     /// Bytes up to the payload: header and room for the key material of all slots.
     pub fn payload_offset(&self) -> u64 {
         self.header(&[0; DIGEST_LEN], &[0; SALT_LEN], 1, "").payload_offset()

@@ -36,16 +36,16 @@ impl Volume {
     }
 
     /// The slot that a passphrase opens, and the key.
-    fn unlock(&self, text: &str) -> Result<(usize, MasterKey)> {
+    fn unlock(&self, text: &str) -> Result<Option<(usize, MasterKey)>> {
         let (header, passphrase) = (self.header()?, passphrase(text));
         let mut unlock = Unlock::any(&header, &passphrase);
-        loop {
-            let (slot, bytes) = unlock.wanted()?;
+        while let Some((slot, bytes)) = unlock.wanted()? {
             let bytes = &self.0[bytes.start as usize..bytes.end as usize];
             if let Some(key) = unlock.attempt(bytes) {
-                return Ok((slot, key));
+                return Ok(Some((slot, key)));
             }
         }
+        Ok(None)
     }
 }
 
@@ -71,22 +71,19 @@ fn passphrases_come_and_go() {
     let aes192 = CipherSpec::new(Aes::Aes192, Mode::Cbc, Iv::Plain).unwrap();
     for cipher in [CipherSpec::DEFAULT, aes192] {
         let (mut volume, key) = Volume::new(&cheap(cipher, Hash::Sha512), "one");
-        assert_eq!(volume.unlock("one").unwrap().0, 0);
-        let wrong = volume.unlock("two").unwrap_err();
-        assert_eq!(wrong.to_string(), "Invalid password, cannot unlock any keyslot");
-        assert_eq!(wrong.kind(), ErrorKind::Denied);
+        let opened = |volume: &Volume, text| volume.unlock(text).unwrap().map(|(slot, _)| slot);
+        assert_eq!([opened(&volume, "one"), opened(&volume, "two")], [Some(0), None]);
 
         let slot = volume.header().unwrap().free_slot().unwrap();
         assert_eq!(slot, 1);
         volume.apply(&volume.header().unwrap().with_key(slot, &key, &passphrase("two"), CHEAP));
-        assert_eq!(volume.unlock("one").unwrap().0, 0);
-        let (slot, same) = volume.unlock("two").unwrap();
+        assert_eq!(opened(&volume, "one"), Some(0));
+        let (slot, same) = volume.unlock("two").unwrap().unwrap();
         assert_eq!((slot, same.bytes()), (1, key.bytes()));
         assert_eq!(volume.header().unwrap().active_count(), 2);
 
         volume.apply(&volume.header().unwrap().without_key(0));
-        assert!(volume.unlock("one").is_err());
-        assert_eq!(volume.unlock("two").unwrap().0, 1);
+        assert_eq!([opened(&volume, "one"), opened(&volume, "two")], [None, Some(1)]);
         assert_eq!(volume.header().unwrap().free_slot(), Some(0));
     }
 }
@@ -126,7 +123,7 @@ fn qemu_opens_what_is_made_here_and_the_other_way_round() {
         qemu("qemu-io", &io);
         let theirs = Volume(std::fs::read(&path).unwrap());
         let header = LuksHeader::parse(&theirs.0, theirs.0.len() as u64).unwrap();
-        let (slot, key) = theirs.unlock(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (slot, key) = theirs.unlock(text).unwrap().unwrap_or_else(|| panic!("{name}"));
         assert_eq!((slot, header.uuid().len()), (0, 36), "{name}");
         assert_eq!(header.encode(), theirs.0[..HEADER_LEN], "{name}");
         let at = header.payload_offset() as usize + 8192;
@@ -165,14 +162,11 @@ fn no_changed_byte_of_a_header_gives_a_wrong_key() {
             }
         }
         match changed.unlock("one") {
-            Ok((_, found)) => {
+            Ok(Some((_, found))) => {
                 assert_eq!(found.bytes(), key.bytes(), "byte {at}");
                 opened += 1;
             }
-            Err(error) => {
-                assert!(!error.to_string().is_empty());
-                refused += 1;
-            }
+            Ok(None) | Err(_) => refused += 1,
         }
     }
     // The name of the volume and what inactive slots say changes nothing.

@@ -67,23 +67,21 @@ impl<'a> Unlock<'a> {
         Self { header, passphrase, next: slot, end, work_left: UNLOCK_WORK_MAX }
     }
 
-    /// The slot that is tried next, and which bytes from the start of the header on its key material is.
+    /// The slot that is tried next, and which bytes from the start of the header on its key material is; `None` where none is
+    /// left: the passphrase is wrong, or the header damaged.
     ///
     /// # Errors
-    /// No slot is left: the passphrase is wrong, or the header damaged; or the slots ask for too much work.
-    pub fn wanted(&mut self) -> Result<(usize, Range<u64>)> {
+    /// The slots ask for too much work.
+    pub fn wanted(&mut self) -> Result<Option<(usize, Range<u64>)>> {
         let slots = &self.header.slots()[..self.end];
         let found = slots.iter().enumerate().skip(self.next).find(|(_, slot)| slot.active);
-        let Some((index, slot)) = found else {
-            // As QEMU puts it; a damaged header looks no different.
-            let what = "Invalid password, cannot unlock any keyslot";
-            return Err(Error::new(crate::ErrorKind::Denied, what));
-        };
+        let Some((index, slot)) = found else { return Ok(None) };
         self.next = index;
         self.work_left = self.work_left.checked_sub(self.work(slot)).ok_or_else(|| {
             Error::limit(format!("the key slots ask for more than {UNLOCK_WORK_MAX} computations"))
         })?;
-        Ok((index, slot.offset()..slot.offset() + self.header.material_len() as u64))
+        let start = slot.offset();
+        Ok(Some((index, start..start + self.header.material_len() as u64)))
     }
 
     /// HMACs that it takes to try `slot`.

@@ -8,6 +8,7 @@ use crate::engine::dirty::repair_dirty;
 use crate::engine::load::{read_header, read_header_cluster, see_medium};
 use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
+use crate::format::header::CryptMethod;
 use crate::format::header::Header;
 use crate::format::mark::{MARK_TYPE, Mark, MarkState};
 use std::path::Path;
@@ -48,7 +49,7 @@ fn not_clean() -> Error {
 
 async fn refuse_unmovable<D: Disk>(disk: &D, path: &Path) -> Result<()> {
     let header = read_header(disk).await?;
-    if header.unserved_feature().is_some() {
+    if header.crypt_method != CryptMethod::None {
         // How data is encrypted depends on where it lies.
         return Err(Error::unsupported("an encrypted image cannot be compacted"));
     }
