@@ -1,5 +1,5 @@
-//! Micro-benchmarks of what a request passes on the CPU: the looks at the metadata, the counters that queues share, and the
-//! unpacking of a cluster. `cargo bench -p benches --bench hot`.
+//! Micro-benchmarks of what a request passes on the CPU: the looks at the metadata, the counters that queues share, the
+//! unpacking of a cluster, and the encryption of a page. `cargo bench -p benches --bench hot`.
 //!
 //! Columns of `threads` show what sharing costs: as many threads as are named do the same to one image.
 
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use divan::Bencher;
 use qcow::addr::{Geometry, GuestCluster, GuestOffset, HostOffset, SliceKey};
 use qcow::codec::{Compressor, Decompressor, Level};
+use qcow::crypt::{CipherSpec, SectorCipher};
 use qcow::format::compression::CompressionType;
 use qcow::format::entry::L1Entry;
 use qcow::meta::Meta;
@@ -35,6 +36,22 @@ const THREADS: [usize; 3] = [1, 2, 16];
 
 fn main() {
     divan::main();
+}
+
+/// What a read of 4 KiB of an encrypted disk adds.
+#[divan::bench]
+fn decrypt_page(bencher: Bencher<'_, '_>) {
+    let cipher = SectorCipher::new(CipherSpec::DEFAULT, &[7; 64]);
+    let mut page = [0; BLOCK_LEN as usize];
+    bencher.bench_local(|| cipher.decrypt(next_place().get(), &mut page));
+}
+
+/// What a write of 4 KiB of an encrypted disk adds.
+#[divan::bench]
+fn encrypt_page(bencher: Bencher<'_, '_>) {
+    let cipher = SectorCipher::new(CipherSpec::DEFAULT, &[7; 64]);
+    let mut page = [0; BLOCK_LEN as usize];
+    bencher.bench_local(|| cipher.encrypt(next_place().get(), &mut page));
 }
 
 /// What a read asks.

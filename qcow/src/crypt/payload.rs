@@ -16,17 +16,11 @@ pub fn around(at: u64, len: u64) -> (u64, u64) {
     (skip, (skip + len).next_multiple_of(SECTOR))
 }
 
-/// Decrypts all of `payload`, whole sectors of which the first has the number `sector`, where it is.
-pub fn decrypt_in_place(cipher: &SectorCipher, sector: u64, payload: &Payload) {
-    let mut page = [0; PAGE_LEN];
-    let mut at = 0;
-    while at < payload.len() {
-        let len = (payload.len() - at).min(PAGE_LEN as u64) as usize;
-        let page = &mut page[..len];
-        payload.copy_to(at, page);
+/// Decrypts `bytes`, whole sectors of which the first has the number `sector`, and copies them into `into`, which is as long.
+pub fn decrypt_into(cipher: &SectorCipher, sector: u64, bytes: &mut [u8], into: &Payload) {
+    for (page, at) in bytes.chunks_mut(PAGE_LEN).zip((0..).step_by(PAGE_LEN)) {
         cipher.decrypt(sector + at / SECTOR, page);
-        payload.copy_from(at, page);
-        at += len as u64;
+        into.copy_from(at, page);
     }
 }
 

@@ -10,10 +10,9 @@
 //! write is written with it, encrypted zeros where there is nothing ([`super::surround`]), and preallocated clusters are zero
 //! clusters that have a place.
 //!
-//! Guest memory never holds what is about to be written in encrypted form, and what is written is one copy of it, taken
-//! once: a guest that changes its buffer meanwhile changes nothing. Reads do arrive there encrypted and are decrypted in
-//! place, a page at a time: a guest that looks sees its own disk as the host's owner sees it, and what it changes in that
-//! moment it alone gets back garbled.
+//! Guest memory never holds anything in encrypted form: reads and writes go through memory of our own, in pieces for which a
+//! thread keeps buffers. What is written is one copy, taken once, so a guest that changes its buffer meanwhile changes
+//! nothing.
 
 use super::layer::Qcow2;
 use super::load::read_bytes;
@@ -22,15 +21,18 @@ use crate::addr::HostOffset;
 use crate::crypt::cipher::SECTOR_LEN;
 use crate::crypt::locked::LockedBytes;
 use crate::crypt::luks::{HEADER_LEN, LuksHeader, MasterKey, Unlock};
-use crate::crypt::payload::{self, decrypt_in_place, encrypted_copy, is_whole};
+use crate::crypt::payload::{self, decrypt_into, encrypted_copy, is_whole};
 use crate::crypt::{CipherSpec, Passphrase, SectorCipher};
 use crate::disk::{Buffer, Disk, Payload};
 use crate::error::{Error, ErrorKind, Result};
+use crate::exec::try_join_all;
 use crate::format::extension::EncryptionHeader;
 use crate::format::header::{CryptMethod, Header};
-use crate::limits::LUKS_HEADER_BYTES_MAX;
+use crate::limits::{IN_FLIGHT_MAX, LUKS_HEADER_BYTES_MAX};
 use crate::sync::Exclusive;
 
+/// Bytes of a request that go through one buffer: as many as a buffer has that is kept for the next one.
+const PIECE_LEN: u64 = 64 << 10;
 /// Bytes of a sector.
 const SECTOR: u64 = SECTOR_LEN as u64;
 
@@ -186,16 +188,15 @@ impl Cryptor {
             false => place.host.get() / SECTOR,
         }
     }
+}
 
-    /// Decrypts all of `payload`, whole sectors which were read from `place`.
-    fn decrypt(&self, place: DataPlace, payload: &Payload) {
-        decrypt_in_place(&self.cipher, self.sector(place), payload);
-    }
-
-    /// A copy of `payload`, whole sectors which are to be written to `place`, encrypted.
-    fn encrypted(&self, place: DataPlace, payload: &Payload) -> Payload {
-        encrypted_copy(&self.cipher, self.sector(place), payload)
-    }
+/// The pieces of `payload`, which is data at `place`.
+fn pieces(place: DataPlace, payload: &Payload) -> impl Iterator<Item = (DataPlace, Payload)> {
+    let starts = (0..payload.len()).step_by(PIECE_LEN as usize);
+    starts.map(move |at| {
+        let place = DataPlace { host: place.host.plus(at), guest: place.guest + at };
+        (place, payload.slice(at, PIECE_LEN.min(payload.len() - at)))
+    })
 }
 
 impl<D: Disk> Qcow2<D> {
@@ -209,13 +210,18 @@ impl<D: Disk> Qcow2<D> {
         match &self.encryption {
             Encryption::None => self.read_stored(place.host, into).await,
             Encryption::Open(cryptor) if is_whole(place.host.get(), into.len()) => {
-                self.read_stored(place.host, into).await?;
-                cryptor.decrypt(place, into);
-                Ok(())
+                if into.len() <= PIECE_LEN {
+                    return self.read_piece(cryptor, place, into).await;
+                }
+                let reads = pieces(place, into).map(|(place, into)| async move {
+                    self.read_piece(cryptor, place, &into).await
+                });
+                Box::pin(try_join_all(IN_FLIGHT_MAX, reads)).await
             }
-            Encryption::Open(cryptor) => {
+            Encryption::Open(_) => {
                 let (start, skip, len) = around(place, into.len());
-                let whole = Box::pin(self.read_whole(cryptor, start, len)).await?;
+                let whole = Buffer::scratch(len as usize).payload();
+                Box::pin(self.read_data(start, &whole)).await?;
                 into.copy_from_payload(&whole.slice(skip, into.len()));
                 Ok(())
             }
@@ -223,11 +229,11 @@ impl<D: Disk> Qcow2<D> {
         }
     }
 
-    async fn read_whole(&self, cryptor: &Cryptor, place: DataPlace, len: u64) -> Result<Payload> {
-        let whole = Buffer::scratch(len as usize).payload();
-        self.read_stored(place.host, &whole).await?;
-        cryptor.decrypt(place, &whole);
-        Ok(whole)
+    async fn read_piece(&self, cryptor: &Cryptor, place: DataPlace, into: &Payload) -> Result<()> {
+        let mut buffer = Buffer::scratch(into.len() as usize);
+        self.read_stored(place.host, &buffer.payload()).await?;
+        decrypt_into(&cryptor.cipher, cryptor.sector(place), buffer.make_mut(), into);
+        Ok(())
     }
 
     /// Writes `from` as the data at `place`, which has been judged.
@@ -235,12 +241,22 @@ impl<D: Disk> Qcow2<D> {
         match &self.encryption {
             Encryption::None => self.write_stored(place.host, from).await,
             Encryption::Open(cryptor) if is_whole(place.host.get(), from.len()) => {
-                let encrypted = cryptor.encrypted(place, from);
-                self.write_stored(place.host, &encrypted).await
+                if from.len() <= PIECE_LEN {
+                    return self.write_piece(cryptor, place, from).await;
+                }
+                let writes = pieces(place, from).map(|(place, from)| async move {
+                    self.write_piece(cryptor, place, &from).await
+                });
+                Box::pin(try_join_all(IN_FLIGHT_MAX, writes)).await
             }
             Encryption::Open(cryptor) => Box::pin(self.write_parts(cryptor, place, from)).await,
             Encryption::Locked => Err(self.named(key_missing())),
         }
+    }
+
+    async fn write_piece(&self, cryptor: &Cryptor, place: DataPlace, from: &Payload) -> Result<()> {
+        let encrypted = encrypted_copy(&cryptor.cipher, cryptor.sector(place), from);
+        self.write_stored(place.host, &encrypted).await
     }
 
     /// Writes data that is not whole sectors: what lies in them beside it is read and written again. Programs do that, guests
@@ -248,9 +264,10 @@ impl<D: Disk> Qcow2<D> {
     async fn write_parts(&self, cryptor: &Cryptor, place: DataPlace, from: &Payload) -> Result<()> {
         let _alone = cryptor.edges.acquire().await;
         let (start, skip, len) = around(place, from.len());
-        let whole = self.read_whole(cryptor, start, len).await?;
+        let whole = Buffer::scratch(len as usize).payload();
+        self.read_data(start, &whole).await?;
         whole.slice(skip, from.len()).copy_from_payload(from);
-        self.write_stored(start.host, &cryptor.encrypted(start, &whole)).await
+        self.write_judged(start, &whole).await
     }
 }
 
