@@ -1,5 +1,10 @@
 //! The command line.
 
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "in help texts, brackets mean what may be left out"
+)]
+
 use std::path::PathBuf;
 
 use clap::Parser;
