@@ -75,6 +75,8 @@ pub const REDO_RECORDS_DEFAULT: u64 = 16_384;
 pub const REDO_CLUSTERS_MAX: u64 = 1 << 20;
 /// Longest passphrase in bytes: ours.
 pub const PASSPHRASE_BYTES_MAX: usize = 64 << 10;
+/// Most key slots that a passphrase remembers what they gave: ours; those of eight images with all slots in use.
+pub const REMEMBERED_SLOTS_MAX: usize = 64;
 /// Most bytes of a LUKS header with all its key slots: ours; QEMU and cryptsetup make 2 MiB of them.
 pub const LUKS_HEADER_BYTES_MAX: u64 = 4 << 20;
 /// Most rounds of PBKDF2 that a key slot or the digest of the master key may ask for: ours; ten seconds or more.

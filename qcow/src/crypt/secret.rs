@@ -3,19 +3,40 @@
 //! They come out of a file or a descriptor as they are: as for QEMU's `secret` objects, a line feed at the end belongs to
 //! the passphrase (`printf %s` makes a file without), and the bytes are UTF-8 text without a NUL. So one file opens an image
 //! here and there.
+//!
+//! What a key slot gives with a passphrase takes seconds to compute, and images are opened more than once: made and then
+//! filled, each of a chain, closed and read back. So a passphrase remembers it, for as long as it is there itself.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
+use super::hash::DIGEST_BYTES_MAX;
 use super::locked::LockedBytes;
 use crate::error::{Error, Result};
-use crate::limits::PASSPHRASE_BYTES_MAX;
+use crate::limits::{PASSPHRASE_BYTES_MAX, REMEMBERED_SLOTS_MAX};
+use crate::sync::lock;
 
 /// A passphrase.
-#[derive(Debug)]
 pub struct Passphrase {
     bytes: LockedBytes,
+    /// What key slots have given with it, the latest last.
+    remembered: Mutex<VecDeque<(Fingerprint, SlotKey)>>,
+}
+
+/// A digest of all but the passphrase on which it depends what a key slot gives.
+pub(super) type Fingerprint = [u8; DIGEST_BYTES_MAX];
+
+/// The master key that a slot has given; none where the passphrase is not that slot's.
+pub(super) type SlotKey = Option<Arc<LockedBytes>>;
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 impl Passphrase {
@@ -50,7 +71,7 @@ impl Passphrase {
 
     fn checked(bytes: LockedBytes) -> Result<Self> {
         match std::str::from_utf8(&bytes) {
-            Ok(text) if !text.contains('\0') => Ok(Self { bytes }),
+            Ok(text) if !text.contains('\0') => Ok(Self { bytes, remembered: Mutex::default() }),
             _ => Err(Error::invalid("the passphrase is not valid UTF-8")),
         }
     }
@@ -64,6 +85,21 @@ impl Passphrase {
     /// What it is.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// What the key slot with this fingerprint gives, where that is known.
+    pub(super) fn recall(&self, slot: &Fingerprint) -> Option<SlotKey> {
+        let remembered = lock(&self.remembered);
+        remembered.iter().find(|(known, _)| known == slot).map(|(_, key)| key.clone())
+    }
+
+    /// Remembers what the key slot with this fingerprint gives.
+    pub(super) fn remember(&self, slot: Fingerprint, key: SlotKey) {
+        let mut remembered = lock(&self.remembered);
+        remembered.push_back((slot, key));
+        if remembered.len() > REMEMBERED_SLOTS_MAX {
+            remembered.pop_front();
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The header's bytes, and what they say, validated.
 
 use crate::crypt::cipher::{CipherSpec, KEY_BYTES_MAX, SECTOR_LEN, printable};
-use crate::crypt::hash::Hash;
+use crate::crypt::hash::{DIGEST_BYTES_MAX, Hash};
+use crate::crypt::secret::Fingerprint;
 use crate::error::{Error, Result};
 use crate::limits::{LUKS_HEADER_BYTES_MAX, PBKDF2_ITERATIONS_MAX};
 
@@ -119,8 +120,7 @@ impl LuksHeader {
         Self { fixed, cipher: parts.cipher, hash: parts.hash, slots }
     }
 
-    /// The header that `bytes` start with, of which there are `len` with all key material. `detached` says that no payload
-    /// follows right behind, as in qcow2.
+    /// The header that `bytes` start with, of which there are `len` with all key material.
     ///
     /// # Errors
     /// What is wrong, unsupported, or beyond a limit, in QEMU's words and order as far as it looks.
@@ -252,6 +252,15 @@ impl LuksHeader {
         let bytes = &self.fixed[at::UUID..at::UUID + UUID_LEN];
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(text).escape_debug().to_string()
+    }
+
+    /// What tells a slot from all others that might give something else with the same passphrase.
+    pub(super) fn slot_fingerprint(&self, slot: &KeySlot, material: &[u8]) -> Fingerprint {
+        let mut fingerprint = [0; DIGEST_BYTES_MAX];
+        let iterations = slot.iterations.to_be_bytes();
+        let parts = [&self.fixed[..], &iterations, &slot.salt, material];
+        Hash::Sha256.digest(&parts, &mut fingerprint);
+        fingerprint
     }
 
     /// Bytes of key material of a slot.

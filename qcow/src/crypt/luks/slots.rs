@@ -38,8 +38,10 @@ impl LuksHeader {
         let iterations = cost.iterations(self.hash(), self.cipher().key_len());
         let sector = self.slots()[slot].sector;
         *header.slot_mut(slot) = KeySlot { active: true, iterations, salt, sector };
-        let material = material::seal(&header, &header.slots()[slot], passphrase, key.bytes());
-        SlotChange { material_at: header.slots()[slot].offset(), header, material }
+        let slot = header.slots()[slot];
+        let material = material::seal(&header, &slot, passphrase, key.bytes());
+        key.remember(passphrase, &header, &slot, &material);
+        SlotChange { material_at: slot.offset(), header, material }
     }
 
     /// The header without what a slot has.

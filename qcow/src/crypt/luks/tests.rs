@@ -6,7 +6,7 @@ use crate::crypt::hash::Hash;
 use crate::crypt::locked::LockedBytes;
 use crate::crypt::secret::Passphrase;
 use crate::error::{ErrorKind, Result};
-use crate::limits::{LUKS_HEADER_BYTES_MAX, PBKDF2_ITERATIONS_MAX};
+use crate::limits::{LUKS_HEADER_BYTES_MAX, PBKDF2_ITERATIONS_MAX, REMEMBERED_SLOTS_MAX};
 
 const CHEAP: Cost = Cost::Iterations(1000);
 
@@ -86,6 +86,53 @@ fn passphrases_come_and_go() {
         assert_eq!([opened(&volume, "one"), opened(&volume, "two")], [None, Some(1)]);
         assert_eq!(volume.header().unwrap().free_slot(), Some(0));
     }
+}
+
+/// What a slot has given once is given again without a computation.
+#[test]
+fn a_passphrase_remembers_the_keys_it_opened() {
+    let one = passphrase("one");
+    let (change, key) = create(&cheap(CipherSpec::DEFAULT, Hash::Sha256), &one);
+    let mut volume = Volume(vec![0; change.header.payload_offset() as usize]);
+    volume.apply(&change);
+    let attempt = |volume: &Volume, passphrase: &Passphrase| {
+        let header = volume.header().unwrap();
+        let mut unlock = Unlock::any(&header, passphrase);
+        let (_, wanted) = unlock.wanted().unwrap().unwrap();
+        unlock.attempt(&volume.0[wanted.start as usize..wanted.end as usize])
+    };
+    let (header, slot) = (change.header.clone(), change.header.slots()[0]);
+    let recalled = |passphrase: &Passphrase, material: &[u8]| {
+        passphrase.recall(&header.slot_fingerprint(&slot, material))
+    };
+    assert_eq!(**recalled(&one, &change.material).unwrap().unwrap(), *key.bytes(), "once made");
+
+    let other = passphrase("other");
+    assert!(recalled(&other, &change.material).is_none());
+    assert!(attempt(&volume, &other).is_none());
+    assert!(recalled(&other, &change.material).unwrap().is_none(), "it is not this slot's");
+
+    let again = passphrase("one");
+    assert_eq!(attempt(&volume, &again).unwrap().bytes(), key.bytes());
+    assert_eq!(**recalled(&again, &change.material).unwrap().unwrap(), *key.bytes());
+    assert_eq!(attempt(&volume, &again).unwrap().bytes(), key.bytes());
+
+    // Whatever a result depends on is another slot.
+    for at in [112, 132, 164 + 3, 212 + 3, 216, change.material_at as usize] {
+        let mut changed = Volume(volume.0.clone());
+        changed.0[at] ^= 1;
+        assert!(attempt(&changed, &again).is_none(), "byte {at}");
+    }
+}
+
+#[test]
+fn a_passphrase_forgets_the_oldest() {
+    let passphrase = passphrase("one");
+    for number in 0..=REMEMBERED_SLOTS_MAX {
+        passphrase.remember([number as u8; 64], None);
+    }
+    assert!(passphrase.recall(&[0; 64]).is_none());
+    assert!(passphrase.recall(&[1; 64]).is_some());
 }
 
 /// QEMU has made the volume, and takes ours.

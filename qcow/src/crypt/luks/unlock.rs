@@ -4,6 +4,7 @@
 //! says which key material it wants, and gets it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::header::{DIGEST_LEN, KeySlot, LuksHeader, SLOT_COUNT};
 use super::material;
@@ -16,12 +17,24 @@ use crate::limits::UNLOCK_WORK_MAX;
 /// The key that the disk is encrypted with.
 #[derive(Debug)]
 pub struct MasterKey {
-    bytes: LockedBytes,
+    bytes: Arc<LockedBytes>,
 }
 
 impl MasterKey {
     pub(super) fn random(len: usize) -> Self {
-        Self { bytes: LockedBytes::random(len) }
+        Self { bytes: Arc::new(LockedBytes::random(len)) }
+    }
+
+    /// Lets `passphrase` remember that a slot gives it this key.
+    pub(super) fn remember(
+        &self,
+        passphrase: &Passphrase,
+        header: &LuksHeader,
+        slot: &KeySlot,
+        material: &[u8],
+    ) {
+        let slot = header.slot_fingerprint(slot, material);
+        passphrase.remember(slot, Some(Arc::clone(&self.bytes)));
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -95,9 +108,19 @@ impl<'a> Unlock<'a> {
     pub fn attempt(&mut self, material: &[u8]) -> Option<MasterKey> {
         let slot = &self.header.slots()[self.next];
         self.next += 1;
+        let fingerprint = self.header.slot_fingerprint(slot, material);
+        let found = self.passphrase.recall(&fingerprint).unwrap_or_else(|| {
+            let found = self.compute(slot, material);
+            self.passphrase.remember(fingerprint, found.clone());
+            found
+        });
+        found.map(|bytes| MasterKey { bytes })
+    }
+
+    fn compute(&self, slot: &KeySlot, material: &[u8]) -> Option<Arc<LockedBytes>> {
         let key = material::unseal(self.header, slot, self.passphrase, material);
-        let key = MasterKey { bytes: key };
+        let key = MasterKey { bytes: Arc::new(key) };
         // What the digest is compared with stands in the header: there is nothing to learn from how long it takes.
-        (key.digest(self.header) == self.header.master_key_digest()).then_some(key)
+        (key.digest(self.header) == self.header.master_key_digest()).then_some(key.bytes)
     }
 }
