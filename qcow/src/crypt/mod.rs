@@ -9,6 +9,8 @@
 //!   |
 //! cipher    master key + number of a sector -> that sector's bytes     (xts | cbc, a page at a time)
 //! locked    where all of these keep what must not get out
+//!
+//! seal      the parts of an authenticated image: bytes + which part they are -> a seal, or a refusal
 //! ```
 //!
 //! Nothing here does I/O, but for reading a passphrase; who has the header's bytes asks what else to read. No type that
@@ -17,7 +19,7 @@
 //! What LUKS gives and what it does not: who has the file and not the passphrase learns which parts are in use, and at two
 //! points in time which sectors have changed, but no content. Nothing tells him from the owner when he *writes*: a sector
 //! that is put back to what it was before reads as it did then, and a changed one as noise. That is integrity, and no
-//! cipher of sectors has it.
+//! cipher of sectors has it; [`seal`] has.
 
 mod cbc;
 pub mod cipher;
@@ -25,6 +27,7 @@ pub mod hash;
 pub mod locked;
 pub mod luks;
 pub mod payload;
+pub mod seal;
 pub mod secret;
 mod xts;
 
