@@ -84,3 +84,12 @@ pub const PBKDF2_ITERATIONS_MAX: u32 = 1 << 26;
 /// Most HMACs that one passphrase is tried with on all key slots together: ours; a minute or less. Eight slots of two
 /// seconds each, as QEMU makes them, ask for less on the machine that made them.
 pub const UNLOCK_WORK_MAX: u64 = 1 << 28;
+/// Most memory in KiB that a key slot of an authenticated image may ask for: ours; sixteen times what is made here.
+pub const ARGON_MEMORY_KIB_MAX: u32 = 1 << 20;
+/// Most passes over that memory: ours; in 64 MiB, a few seconds.
+pub const ARGON_PASSES_MAX: u32 = 64;
+/// Most lanes in that memory: ours, and RFC 9106's recommendation. They are computed one after the other.
+pub const ARGON_LANES_MAX: u32 = 4;
+/// Most KiB, times passes, that one passphrase is tried with on all key slots of an authenticated image together: ours; a
+/// minute or two. Eight slots in 64 MiB with all passes there may be ask for half of it.
+pub const ARGON_WORK_MAX: u64 = 1 << 26;

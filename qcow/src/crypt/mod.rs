@@ -10,6 +10,8 @@
 //! cipher    master key + number of a sector -> that sector's bytes     (xts | cbc, a page at a time)
 //! locked    where all of these keep what must not get out
 //!
+//! sealed_slots   key slots: passphrase -> data key
+//!   |
 //! seal      the parts of an authenticated image: bytes + which part they are -> a seal, or a refusal
 //! ```
 //!
@@ -27,7 +29,9 @@ pub mod hash;
 pub mod locked;
 pub mod luks;
 pub mod payload;
+mod processor_time;
 pub mod seal;
+pub mod sealed_slots;
 pub mod secret;
 mod xts;
 

@@ -1,13 +1,11 @@
 //! How many rounds PBKDF2 makes for a new key slot: so many that a guess takes an attacker time.
 //!
-//! As in QEMU, the time is given and the rounds are measured, in processor time of this thread: on a busy machine the slot
-//! is no weaker. This is the only place below the programs that looks at a clock.
+//! As in QEMU, the time is given and the rounds are measured, in processor time of this thread.
 
 use std::time::Duration;
 
-use nix::sys::resource::{UsageWho, getrusage};
-
 use crate::crypt::hash::Hash;
+use crate::crypt::processor_time::processor_time;
 use crate::limits::PBKDF2_ITERATIONS_MAX;
 
 /// Fewest rounds (QEMU's `QCRYPTO_BLOCK_LUKS_MIN_SLOT_KEY_ITERS`).
@@ -68,15 +66,6 @@ fn measure(hash: Hash, len: usize) -> (u32, Duration) {
         }
         iterations *= 2;
     }
-}
-
-fn processor_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("a thread has a usage");
-    let (user, system) = (usage.user_time(), usage.system_time());
-    let micros = |t: nix::sys::time::TimeVal| {
-        Duration::from_secs(t.tv_sec() as u64) + Duration::from_micros(t.tv_usec() as u64)
-    };
-    micros(user) + micros(system)
 }
 
 #[cfg(test)]

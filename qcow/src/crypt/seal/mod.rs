@@ -25,14 +25,14 @@
 //! way, or in registers, are not: wiping the stack takes longer than sealing a small part. Who finds one reads one part.
 
 mod associated;
-mod checksum;
+pub(super) mod checksum;
 mod gcm;
-mod key;
+pub(super) mod key;
 mod kind;
 mod sealer;
 #[cfg(test)]
 mod tests;
-mod xaes;
+pub(super) mod xaes;
 
 pub use associated::{ImageId, Label};
 pub use key::DataKey;
