@@ -5,7 +5,7 @@
 //!   |
 //! meta     what the tables say and decide       plain functions on plain data, behind one short lock
 //! codec    one compressed cluster in and out
-//! crypt    passphrases, key slots, and encrypted sectors in and out
+//! crypt    passphrases, key slots, and encrypted sectors in and out; `encrypted`: the same with the I/O around it
 //!   |
 //! format   bytes <-> validated types
 //! disk     one host file: io_uring, or a deterministic simulation
@@ -42,6 +42,7 @@ pub mod addr;
 pub mod codec;
 pub mod crypt;
 pub mod disk;
+pub mod encrypted;
 pub mod engine;
 pub mod error;
 pub mod exec;

@@ -174,9 +174,10 @@ fn who_has_no_key_reads_and_writes_nothing() {
 
         // What does without data works.
         let image = open(&path, &OpenOptions { without_keys: true, ..plain }).await.unwrap();
-        expect_error(read(&image, 0, 512).await, ErrorKind::Denied, missing);
-        expect_error(write(&image, 0, &[1; 512]).await, ErrorKind::Denied, missing);
-        expect_error(write(&image, 1 << 20, &[1; 512]).await, ErrorKind::Denied, missing);
+        let locked = "was opened without its key";
+        expect_error(read(&image, 0, 512).await, ErrorKind::Denied, locked);
+        expect_error(write(&image, 0, &[1; 512]).await, ErrorKind::Denied, locked);
+        expect_error(write(&image, 1 << 20, &[1; 512]).await, ErrorKind::Denied, locked);
         let extent = image.map(0, SIZE).await.unwrap();
         assert_eq!(
             (extent.len, extent.data, extent.zero, extent.offset),

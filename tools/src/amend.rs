@@ -78,6 +78,19 @@ const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("size", Kind::Size, "Virtual disk size"),
 ];
 
+/// The options of LUKS files that can be changed.
+const LUKS_OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    OptionSpec::new("keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    OptionSpec::new(
+        "new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    OptionSpec::new("old-secret", Kind::Text, "Select all keyslots that match this password"),
+    OptionSpec::new("state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+];
+
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
     if args.options.is_empty() {
@@ -102,25 +115,34 @@ pub fn run(args: &Args) -> Outcome {
         drop(image);
         return tell_options(format);
     }
-    if format != Format::Qcow2 {
-        return Err(not_amendable(format));
-    }
-    let values = parse(&args.options)?;
+    let specs = specs(format)?;
+    let values = parse(format, specs, &args.options)?;
     let mut progress = Progress::new(args.telling.shows_progress(), 1);
     close(&image, Ok(()))?;
     drop(image);
-    Amendment { path, opening, values: &values, force: args.force }.carry_out()?;
+    let amendment = Amendment { path, opening, values: &values, force: args.force };
+    match format {
+        Format::Luks => amendment.change_key_slots("")?,
+        _ => amendment.carry_out()?,
+    }
     progress.finish();
     Ok(())
 }
 
 fn tell_options(format: Format) -> Outcome {
-    if format != Format::Qcow2 {
-        return Err(not_amendable(format));
-    }
+    let specs = specs(format)?;
     say!("Amend options for '{format}':");
-    print_help(&[OPTIONS]);
+    print_help(&[specs]);
     Ok(())
+}
+
+/// What can be changed of images of `format`.
+fn specs(format: Format) -> Outcome<&'static [OptionSpec]> {
+    match format {
+        Format::Qcow2 => Ok(OPTIONS),
+        Format::Luks => Ok(LUKS_OPTIONS),
+        Format::Raw => Err(not_amendable(format)),
+    }
 }
 
 fn not_amendable(format: impl Display) -> Failure {
@@ -128,9 +150,9 @@ fn not_amendable(format: impl Display) -> Failure {
 }
 
 /// Reads the lists; an option of a new image is told from one that there is not.
-fn parse(lists: &[String]) -> Outcome<OptionValues> {
-    OptionValues::parse(lists, &[OPTIONS]).map_err(|failure| {
-        match crate::creation_options::parse(Format::Qcow2, lists) {
+fn parse(format: Format, specs: &[OptionSpec], lists: &[String]) -> Outcome<OptionValues> {
+    OptionValues::parse(lists, &[specs]).map_err(|failure| {
+        match crate::creation_options::parse(format, lists) {
             Ok(_) => {
                 Failure::new(format!("{failure}\nThis option is only supported for image creation"))
             }
@@ -163,7 +185,7 @@ impl Amendment<'_> {
             self.change(|image| block_on(image.upgrade()))?;
         }
         if self.is_about_encryption() {
-            self.change_key_slots()?;
+            self.change_key_slots(key_slots::PREFIX)?;
         }
         if order != header.refcount_order {
             if version.unwrap_or(header.version) == Version::V2 && order != 4 {
@@ -215,12 +237,13 @@ impl Amendment<'_> {
         self.values.names().any(|name| name.starts_with(key_slots::PREFIX))
     }
 
-    fn change_key_slots(&self) -> Outcome {
-        let change = SlotChange::parse(self.values, self.force)?;
+    fn change_key_slots(&self, prefix: &str) -> Outcome {
+        let change = SlotChange::parse(self.values, prefix, self.force)?;
         let source = self.opening.source(self.path).map_err(Failure::new)?;
         let Some(name) = source.encrypt.key_secret else {
             // An image that needs a key would not have been opened.
-            return Err(Failure::new("Parameter 'encrypt.key-secret' is required for cipher"));
+            let what = format!("Parameter '{prefix}key-secret' is required for cipher");
+            return Err(Failure::new(what));
         };
         let passphrase = secrets::find(&name).map_err(Failure::new)?;
         let image = self.opening.open(self.path)?;

@@ -104,7 +104,7 @@ pub fn one_file<'a>(command: &str, files: &'a [PathBuf]) -> Outcome<&'a Path> {
 /// The arguments that say what kind of image FILE is.
 #[derive(Debug, clap::Args)]
 pub struct ImageArgs {
-    /// Format of the image: qcow2 or raw; found out if not given
+    /// Format of the image: qcow2, raw or luks; found out if not given
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// FILE is an option string, such as driver=qcow2,file.filename=disk.qcow2

@@ -33,7 +33,7 @@ pub struct Args {
     /// How many at a time; default 64
     #[arg(short, long, value_name = "DEPTH", allow_hyphen_values = true)]
     depth: Option<String>,
-    /// Format of the image: qcow2 or raw; found out if not given
+    /// Format of the image: qcow2, raw or luks; found out if not given
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// Way of doing I/O: threads, native or io_uring are taken, and it is always io_uring

@@ -33,7 +33,7 @@ pub struct Args {
     /// With --merge: the image that has the bitmap SOURCE, instead of FILE
     #[arg(short = 'b', long, value_name = "FILE")]
     source_file: Option<OsString>,
-    /// Format of that image: qcow2 or raw; found out if not given
+    /// Format of that image: qcow2, raw or luks; found out if not given
     #[arg(short = 'F', long, value_name = "FMT")]
     source_format: Option<String>,
     /// The image, and the bitmap's name
@@ -240,7 +240,7 @@ pub fn reason(image: &HostImage, error: &Error) -> String {
         Persona::Qcow => image.layer_path(0).display().to_string(),
         Persona::QemuImg | Persona::QemuIo => NODE.to_owned(),
     };
-    if image.format() == Format::Raw {
+    if image.format() != Format::Qcow2 {
         return message.replacen("bitmaps:", &format!("bitmaps to {node}:"), 1);
     }
     with_hint(message).replacen("persistent: ", &format!("persistent in '{node}': "), 1)

@@ -32,7 +32,7 @@ pub struct Args {
     /// Show progress
     #[arg(short, long)]
     progress: bool,
-    /// Format of the first image: qcow2 or raw; found out if not given
+    /// Format of the first image: qcow2, raw or luks; found out if not given
     #[arg(short, long, value_name = "FMT")]
     format_a: Option<String>,
     /// The same as --format-a

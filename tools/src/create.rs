@@ -19,7 +19,7 @@ pub struct Args {
     /// Say nothing unless something is wrong
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the new image: qcow2 or raw
+    /// Format of the new image: qcow2, raw or luks
     #[arg(short, long, value_name = "FMT", default_value = "raw")]
     format: String,
     /// Options of the format, as name=value,name=value (a comma in a value is doubled); '-o help' lists them
@@ -109,7 +109,7 @@ fn check_backing(args: &Args, path: &Path, values: &OptionValues) -> Outcome<Opt
         };
     }
     let backing = new_image::backing_path(path, name)?;
-    let opening = Opening { format, shared: true, ..Opening::default() };
+    let opening = Opening { format, shared: true, without_keys: true, ..Opening::default() };
     let image = opening
         .open_plainly(&backing)
         .map_err(|reason| Failure::new(format!("{reason}\nCould not open backing image.")))?;

@@ -19,7 +19,7 @@ pub fn help(format: Format, with_file: bool) {
         return;
     }
     say!("Supported {format} options:");
-    // Preallocation of raw images is the file's doing.
+    // Preallocation of other images than qcow2 is the file's doing.
     let own: Vec<OptionSpec> = specs
         .iter()
         .filter(|spec| format == Format::Qcow2 || spec.name != "preallocation")
@@ -49,9 +49,9 @@ pub fn set_backing(
     file: Option<&str>,
     file_format: Option<&str>,
 ) -> Outcome {
-    if format == Format::Raw && (file.is_some() || file_format.is_some()) {
+    if format != Format::Qcow2 && (file.is_some() || file_format.is_some()) {
         let what = if file.is_some() { "Backing file" } else { "Backing file format" };
-        return Err(Failure::new(format!("{what} not supported for file format 'raw'")));
+        return Err(Failure::new(format!("{what} not supported for file format '{format}'")));
     }
     if let Some(file) = file {
         values.set_text("backing_file", file);
@@ -81,6 +81,7 @@ fn format_specs(format: Format) -> &'static [OptionSpec] {
     match format {
         Format::Qcow2 => QCOW2,
         Format::Raw => RAW,
+        Format::Luks => LUKS,
     }
 }
 
@@ -136,6 +137,28 @@ const QCOW2: &[OptionSpec] = &[
 /// The options of raw images.
 const RAW: &[OptionSpec] = &[
     OptionSpec::new("size", Kind::Size, "Virtual disk size"),
+    OptionSpec::new(
+        "preallocation",
+        Kind::Text,
+        "Preallocation mode (allowed values: off, falloc, full)",
+    ),
+];
+
+/// The options of files that are LUKS and nothing else.
+const LUKS: &[OptionSpec] = &[
+    OptionSpec::new("size", Kind::Size, "Virtual disk size"),
+    OptionSpec::new(
+        "key-secret",
+        Kind::Text,
+        "ID of the secret that provides the keyslot passphrase",
+    ),
+    OptionSpec::new("cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    OptionSpec::new("cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    OptionSpec::new("ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    OptionSpec::new("ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
+    OptionSpec::new("hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    OptionSpec::new("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    OptionSpec::new("detached-header", Kind::Bool, "Create a detached LUKS header"),
     OptionSpec::new(
         "preallocation",
         Kind::Text,

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use qcow::disk::uring::block_on;
 use qcow::disk::{Buffer, Payload};
-use qcow::engine::Format;
 
 use crate::arguments::ImageArgs;
 use crate::bounded::{INT_MAX, SIZE_MAX, parse_size};
@@ -50,11 +49,8 @@ pub fn run(args: &Args) -> Outcome {
     let made = NewImage::plan(format, &values).and_then(|image| image.write(output));
     let failed = "error while creating output image";
     made.map_err(|e| e.context(failed).context(output.display()))?.keep();
-    let target = Opening {
-        format: Some(if format == Format::Raw { "raw" } else { "qcow2" }),
-        writable: true,
-        ..Opening::default()
-    };
+    let target =
+        Opening { format: Some(&format.to_string()), writable: true, ..Opening::default() };
     let target = target.open(output)?;
     if stretch.is_behind {
         failure::tell(&format!("{}: cannot skip to specified offset", input.display()));

@@ -1,10 +1,11 @@
 //! The encryption of new images: what the options `encrypt.*` ask for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use qcow::crypt::Hash;
 use qcow::crypt::cipher::{Aes, CipherSpec, Iv, Mode};
 use qcow::crypt::luks::{Cost, NewLuks};
+use qcow::crypt::{Hash, Passphrase};
 use qcow::engine::NewEncryption;
 
 use crate::failure::{Failure, Outcome, tell};
@@ -49,7 +50,10 @@ pub fn plan(values: &OptionValues) -> Outcome<Option<NewEncryption>> {
     };
     match format {
         "aes" => plan_aes(values).map(Some),
-        "luks" => plan_luks(values, PREFIX).map(Some),
+        "luks" => {
+            let (new, key) = plan_luks(values, PREFIX)?;
+            Ok(Some(NewEncryption::Luks(new, key)))
+        }
         other => Err(not_accepted("format", other)),
     }
 }
@@ -67,11 +71,11 @@ fn plan_aes(values: &OptionValues) -> Outcome<NewEncryption> {
     Ok(NewEncryption::Aes(key))
 }
 
-/// The LUKS encryption that the options that begin with `prefix` ask for.
+/// The LUKS encryption that the options that begin with `prefix` ask for, and its key.
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_luks(values: &OptionValues, prefix: &str) -> Outcome<NewEncryption> {
+pub fn plan_luks(values: &OptionValues, prefix: &str) -> Outcome<(NewLuks, Arc<Passphrase>)> {
     let text = |name: &str| values.text(&format!("{prefix}{name}"));
     let aes = match text("cipher-alg") {
         None => Aes::Aes256,
@@ -105,10 +109,10 @@ pub fn plan_luks(values: &OptionValues, prefix: &str) -> Outcome<NewEncryption> 
     let cipher = CipherSpec::new(aes, mode, iv).map_err(|e| Failure::new(e.message()))?;
     let new = NewLuks { cipher, hash, cost };
     new.check().map_err(|e| Failure::new(e.message()))?;
-    Ok(NewEncryption::Luks(new, key(values, prefix)?))
+    Ok((new, key(values, prefix)?))
 }
 
-fn key(values: &OptionValues, prefix: &str) -> Outcome<std::sync::Arc<qcow::crypt::Passphrase>> {
+fn key(values: &OptionValues, prefix: &str) -> Outcome<Arc<Passphrase>> {
     let Some(id) = values.text(&format!("{prefix}key-secret")) else {
         let what = format!("Parameter '{prefix}key-secret' is required for cipher");
         return Err(Failure::new(what));

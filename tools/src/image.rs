@@ -23,14 +23,13 @@ use crate::source::{self, Source};
 pub type HostImage = Image<UringDisk>;
 
 /// Formats that QEMU knows and this program does not.
-const FOREIGN: [&str; 15] = [
+const FOREIGN: [&str; 14] = [
     "bochs",
     "cloop",
     "dmg",
     "file",
     "host_cdrom",
     "host_device",
-    "luks",
     "parallels",
     "qcow",
     "qed",
@@ -82,6 +81,8 @@ pub struct Opening<'a> {
     pub vm_state: bool,
     /// The name of the secret with the key, where the image's own options name none.
     pub key_secret: Option<&'a str>,
+    /// An encrypted image, without its key too: nothing is read from its disk or written to it.
+    pub without_keys: bool,
 }
 
 impl Default for Opening<'_> {
@@ -98,6 +99,7 @@ impl Default for Opening<'_> {
             snapshot: None,
             vm_state: false,
             key_secret: None,
+            without_keys: false,
         }
     }
 }
@@ -155,6 +157,7 @@ impl Opening<'_> {
             vm_state: self.vm_state,
             data_file: source.data_file.clone(),
             keys: keys.found.clone(),
+            without_keys: self.without_keys,
             legacy_aes: true,
             flushes: opening.cache.flushes,
             adds_mark: program::adds_marks(),
@@ -191,6 +194,12 @@ impl Opening<'_> {
         let path = source.path();
         let format = block_on(examine(&disk, path, source.format))
             .map_err(|error| unusable(reason_not_open(path, &error)))?;
+        if format == Format::Luks {
+            // As QEMU, which opens it all the same.
+            drop(disk);
+            self.open(name)?;
+            return Ok(None);
+        }
         Ok((format == Format::Qcow2).then_some(disk))
     }
 
@@ -276,6 +285,13 @@ impl Keys {
 
 /// Refuses an encryption that is not what the options say.
 fn check_encryption(source: &Source, image: &HostImage) -> Result<(), String> {
+    let format = image.format();
+    if format == Format::Luks {
+        return Ok(());
+    }
+    if source.encrypt.is_of_file {
+        return Err(format!("Block format '{format}' does not support the option 'key-secret'"));
+    }
     let found = encryption_name(image.encryption());
     match (source.encrypt.format.as_deref(), found) {
         (Some(wanted), None) => {

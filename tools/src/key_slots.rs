@@ -13,7 +13,7 @@ use crate::keyval::OptionValues;
 use crate::new_image::not_accepted;
 use crate::secrets;
 
-/// How the names of these options begin.
+/// How the names of these options begin where the image could have another encryption.
 pub const PREFIX: &str = "encrypt.";
 
 /// What is to become of key slots.
@@ -33,13 +33,13 @@ enum State {
 }
 
 impl SlotChange {
-    /// What `values` ask for.
+    /// What `values` ask for, whose names begin with `prefix`.
     ///
     /// # Errors
     /// In QEMU's words.
-    pub fn parse(values: &OptionValues, force: bool) -> Outcome<Self> {
-        let text = |name: &str| values.text(&format!("{PREFIX}{name}"));
-        let number = |name: &str| values.number(&format!("{PREFIX}{name}"));
+    pub fn parse(values: &OptionValues, prefix: &str, force: bool) -> Outcome<Self> {
+        let text = |name: &str| values.text(&format!("{prefix}{name}"));
+        let number = |name: &str| values.number(&format!("{prefix}{name}"));
         let secret =
             |name: &str| text(name).map(|id| secrets::find(id).map_err(Failure::new)).transpose();
         let refuse = |given: bool, name: &str, when: &str| match given {

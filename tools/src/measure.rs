@@ -13,6 +13,7 @@ use self::qcow2::Target;
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat};
 use crate::bounded::parse_image_size;
 use crate::creation_options;
+use crate::encryption;
 use crate::failure::{Failure, Outcome};
 use crate::image::{self, HostImage, Opening};
 use crate::info;
@@ -30,7 +31,7 @@ const COMMAND: &str = "measure";
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Format of the new image: qcow2 or raw
+    /// Format of the new image: qcow2, raw or luks
     #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
     output_format: String,
     /// Options of the new image, as name=value,name=value
@@ -125,6 +126,12 @@ impl Args {
         let size = values.number("size").unwrap_or(0);
         match format {
             Format::Qcow2 => Target::parse(&values)?.measure(size, source),
+            Format::Luks => {
+                let (new, _) = encryption::plan_luks(&values, "")?;
+                let size = source.map_or(size, |source| source.image.virtual_size());
+                let len = new.payload_offset().saturating_add(size);
+                Ok(Measure { required: len, fully_allocated: len, bitmaps: None })
+            }
             Format::Raw => {
                 let size = source.map_or(size, |source| source.image.virtual_size());
                 let len = sector_ceil(size).unwrap_or(size);

@@ -3,15 +3,19 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use qcow::addr::{HostOffset, sector_ceil};
+use qcow::crypt::Passphrase;
+use qcow::crypt::luks::NewLuks;
 use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 use qcow::disk::{Disk, Payload};
 use qcow::engine::{self, CreateOptions, DataFileOptions, Format, Preallocation};
+use qcow::foreign::raw::NewPart;
 use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
 use qcow::limits::SECTOR_BYTES;
-use qcow::{Error, ErrorKind};
+use qcow::{Error, ErrorKind, foreign};
 
 use crate::encryption;
 use crate::failure::{Failure, Outcome};
@@ -41,6 +45,18 @@ pub enum NewImage {
     Qcow2(CreateOptions),
     /// A raw image of so many bytes.
     Raw(u64, Preallocation),
+    /// A LUKS file.
+    Luks(NewLuksFile),
+}
+
+/// A LUKS file that is yet to be written.
+#[derive(Debug)]
+pub struct NewLuksFile {
+    /// Bytes of its disk.
+    size: u64,
+    luks: NewLuks,
+    key: Arc<Passphrase>,
+    space: NewPart,
 }
 
 impl NewImage {
@@ -63,6 +79,7 @@ impl NewImage {
                 i64::try_from(size).map_err(|_| too_large())?;
                 Ok(Self::Raw(size, preallocation))
             }
+            Format::Luks => plan_luks(size, values).map(Self::Luks),
         }
     }
 
@@ -90,6 +107,14 @@ impl NewImage {
             Self::Raw(size, preallocation) => {
                 block_on(write_raw(&disk, *size, *preallocation))
                     .map_err(|e| told(Format::Raw, &e))?;
+            }
+            Self::Luks(new) => {
+                if is_device(path) {
+                    return Err(Failure::new("a device cannot be made a LUKS file yet"));
+                }
+                let created =
+                    foreign::luks::create(&disk, &new.luks, &new.key, new.size, new.space);
+                block_on(created).map_err(|e| told(Format::Luks, &e))?;
             }
         }
         Ok(partial)
@@ -213,6 +238,23 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
     Ok(options)
 }
 
+fn plan_luks(size: u64, values: &OptionValues) -> Outcome<NewLuksFile> {
+    let name = values.text("preallocation").unwrap_or("off");
+    let unknown = || Failure::new(format!("invalid parameter value: {name}"));
+    let space = match preallocation_called(name).ok_or_else(unknown)? {
+        // As QEMU: there is no metadata that could be laid out.
+        Preallocation::Off | Preallocation::Metadata => NewPart::Hole,
+        Preallocation::Falloc => NewPart::Reserved,
+        Preallocation::Full => NewPart::Zeros,
+    };
+    let (luks, key) = encryption::plan_luks(values, "")?;
+    let end = luks.payload_offset().checked_add(size);
+    if end.is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(too_large(Format::Luks));
+    }
+    Ok(NewLuksFile { size, luks, key, space })
+}
+
 fn parse_preallocation(values: &OptionValues) -> Outcome<Preallocation> {
     let Some(name) = values.text("preallocation") else { return Ok(Preallocation::Off) };
     preallocation_called(name).ok_or_else(|| not_accepted("preallocation", name))
@@ -241,7 +283,7 @@ fn power_of_two(
 /// Refuses features that are not served yet, by name.
 fn refuse_unserved(values: &OptionValues) -> Outcome {
     let asked = |name: &str| match name {
-        "nocow" => values.is_on(name),
+        "nocow" | "detached-header" => values.is_on(name),
         "extent_size_hint" => values.number(name).is_some_and(|hint| hint > 0),
         _ => false,
     };

@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn rebase(args: &Args, image: &HostImage, backing_cache: Cache) -> Outcome {
-    if args.compress && image.format() == Format::Raw {
+    if args.compress && image.format() != Format::Qcow2 {
         return Err(Failure::new("Compression not supported for this file format"));
     }
     if let Some(format) = args.backing_format.as_ref().filter(|f| !image::is_known_driver(f)) {

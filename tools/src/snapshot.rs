@@ -112,7 +112,7 @@ fn apply(image: &HostImage, which: &OsStr) -> Outcome {
     applied.map_err(|e| {
         let why = match e.kind() {
             ErrorKind::Denied => e.message().to_owned(),
-            _ if image.format() == Format::Raw => {
+            _ if image.format() != Format::Qcow2 => {
                 "Block driver does not support snapshots".to_owned()
             }
             _ => format!("Failed to load snapshot: {}", reason(&e)),

@@ -64,6 +64,7 @@ impl SocketSettings {
 pub enum Format {
     Qcow2,
     Raw,
+    Luks,
 }
 
 /// How the host caches.
@@ -135,6 +136,7 @@ impl DiskSettings {
             format: self.format.map(|format| match format {
                 Format::Qcow2 => engine::Format::Qcow2,
                 Format::Raw => engine::Format::Raw,
+                Format::Luks => engine::Format::Luks,
             }),
             l2_cache_bytes: self.l2_cache_size,
             unpackers: Unpackers::threads(unpack_threads()),

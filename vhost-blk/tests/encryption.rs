@@ -17,6 +17,8 @@ use qcow::crypt::luks::{Cost, NewLuks};
 use qcow::crypt::{CipherSpec, Hash, Passphrase};
 use qcow::disk::uring::{Access, CacheMode, UringDisk, block_on};
 use qcow::engine::{CreateOptions, NewEncryption, create};
+use qcow::foreign::luks;
+use qcow::foreign::raw::NewPart;
 
 /// A passphrase that this program does not hold in one piece.
 fn passphrase() -> Vec<u8> {
@@ -32,7 +34,7 @@ fn encrypted(bed: &Bed, encryption: fn(Arc<Passphrase>) -> NewEncryption) {
     block_on(create(&disk, &options)).unwrap();
 }
 
-fn luks(key: Arc<Passphrase>) -> NewEncryption {
+fn new_luks(key: Arc<Passphrase>) -> NewEncryption {
     let (cipher, hash, cost) = (CipherSpec::DEFAULT, Hash::Sha256, Cost::Iterations(1000));
     NewEncryption::Luks(NewLuks { cipher, hash, cost }, key)
 }
@@ -52,7 +54,7 @@ fn content(bed: &Bed, len: usize) -> Vec<u8> {
 #[test]
 fn a_guest_reads_and_writes_and_the_file_holds_no_clear_text() {
     let bed = Bed::new();
-    encrypted(&bed, luks);
+    encrypted(&bed, new_luks);
     let key = File::open(bed.path("key")).unwrap();
     fcntl(&key, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let by_file = ["--encrypt-key-file", bed.path("key").to_str().unwrap()].map(str::to_owned);
@@ -80,10 +82,45 @@ fn a_guest_reads_and_writes_and_the_file_holds_no_clear_text() {
     assert_eq!((read[0], read[SECTOR]), (0, 0xab));
 }
 
+/// A file that is LUKS and nothing else, found out or by its format's name.
+#[test]
+fn a_luks_file_is_served() {
+    let bed = Bed::new();
+    std::fs::write(bed.path("key"), passphrase()).unwrap();
+    let key = Passphrase::from_file(&bed.path("key")).unwrap();
+    let (cipher, hash, cost) = (CipherSpec::DEFAULT, Hash::Sha256, Cost::Iterations(1000));
+    let new = NewLuks { cipher, hash, cost };
+    let disk = UringDisk::open(&bed.image(), Access::Create, CacheMode::PageCache).unwrap();
+    block_on(luks::create(&disk, &new, &key, 64 * MIB, NewPart::Hole)).unwrap();
+    drop(disk);
+    let key = bed.path("key").to_str().unwrap().to_owned();
+    let marker = vec![0xab; 3 * 65_536 - SECTOR];
+    for options in [&["--encrypt-key-file", &key][..], &["-f", "luks", "--encrypt-key-file", &key]]
+    {
+        let daemon = bed.serve(options);
+        let mut session = daemon.connect();
+        let disk = session.queue(0);
+        disk.write(1, &marker).unwrap();
+        disk.write_zeroes(100, 50, true).unwrap();
+        disk.discard(200, 8).unwrap();
+        disk.flush().unwrap();
+        let mut wanted = marker.clone();
+        wanted[99 * SECTOR..149 * SECTOR].fill(0);
+        assert!(disk.read(1, marker.len() as u32).unwrap() == wanted);
+        session.stop().unwrap();
+        daemon.stop();
+    }
+    let file = std::fs::read(bed.image()).unwrap();
+    assert!(!contains(&file, &[0xab; SECTOR]), "clear text in the file");
+    let (code, line) = refused(serve_args(&bed.image(), &bed.socket()));
+    assert_eq!(code, Some(1));
+    assert!(line.contains("'key-secret' is required"), "{line}");
+}
+
 #[test]
 fn without_its_passphrase_an_image_is_not_served() {
     let bed = Bed::new();
-    encrypted(&bed, luks);
+    encrypted(&bed, new_luks);
     let (code, line) = refused(serve_args(&bed.image(), &bed.socket()));
     assert_eq!(code, Some(1));
     assert!(line.contains("'encrypt.key-secret' is required"), "{line}");
@@ -113,7 +150,7 @@ fn the_legacy_format_is_refused() {
 #[test]
 fn the_passphrase_is_forgotten_once_the_image_is_open() {
     let bed = Bed::new();
-    encrypted(&bed, luks);
+    encrypted(&bed, new_luks);
     let mut command = vhost_blk();
     command.args(["--sandbox", "off", "--encrypt-key-file"]).arg(bed.path("key"));
     command.arg("--blk-file").arg(bed.image()).arg("--socket-path").arg(bed.socket());

@@ -13,6 +13,7 @@ use super::write::Hold;
 use crate::addr::{GuestCluster, GuestOffset};
 use crate::codec::{Compressor, Level};
 use crate::disk::{Buffer, Disk, Payload};
+use crate::encrypted::Stored;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::try_join_all;
 use crate::format::compression::CompressionType;
@@ -123,7 +124,7 @@ impl<D: Disk> Image<D> {
     pub fn compression(&self) -> Option<CompressionType> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.compression),
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 

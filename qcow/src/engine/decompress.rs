@@ -3,6 +3,7 @@
 use super::layer::Qcow2;
 use super::unpack::Task;
 use crate::disk::{Buffer, Disk, Payload};
+use crate::encrypted::Stored;
 use crate::error::{Error, Result};
 use crate::format::entry::CompressedExtent;
 use crate::limits::DECODED_BYTES_MIN;

@@ -19,6 +19,7 @@ impl<D: Disk> Image<D> {
     pub async fn flush(&self) -> Result<()> {
         match self.top() {
             Layer::Raw(raw) => raw.flush().await,
+            Layer::Luks(luks) => luks.raw().flush().await,
             // Where flushes do not reach the disk, this is still how freed clusters come to be free.
             Layer::Qcow2(qcow2) if self.is_writable() => qcow2.write_back().await,
             Layer::Qcow2(_) => Ok(()),

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use super::encryption::LuksVolume;
+use super::encryption::luks_volume;
 use super::load::{probe, read_header, read_snapshots};
 use super::options::Format;
 use crate::addr::sector_ceil;
 use crate::crypt::luks::LuksHeader;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::foreign::luks::read_luks_header;
+use crate::foreign::raw::size_of;
 use crate::format::header::{CryptMethod, Header};
 use crate::format::snapshot::SnapshotEntry;
 
@@ -65,6 +67,11 @@ impl ImageInfo {
             info.luks = read_luks(disk, &header).await?;
             info.header = Some(header);
         }
+        if format == Format::Luks {
+            let header = read_luks_header(disk).await?;
+            info.virtual_size = size_of(file_len, header.payload_offset())?;
+            info.luks = Some(header);
+        }
         Ok(info)
     }
 }
@@ -73,7 +80,7 @@ async fn read_luks<D: Disk>(disk: &D, header: &Header) -> Result<Option<LuksHead
     if header.crypt_method != CryptMethod::Luks {
         return Ok(None);
     }
-    match LuksVolume::of_image(disk, header).await {
+    match luks_volume(disk, header).await {
         Ok(volume) => Ok(Some(volume.header)),
         Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
         Err(e) => Err(e),

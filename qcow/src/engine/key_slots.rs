@@ -4,12 +4,14 @@
 //! the caller's to decide: without any slot left nobody ever reads the disk again.
 
 use super::Image;
-use super::encryption::LuksVolume;
+use super::encryption::luks_volume;
 use super::layer::{Layer, Qcow2};
 use crate::crypt::Passphrase;
-use crate::crypt::luks::{Cost, LuksHeader, SlotChange, Unlock};
+use crate::crypt::luks::{Cost, LuksHeader, Unlock};
 use crate::disk::Disk;
+use crate::encrypted::LuksVolume;
 use crate::error::{Error, Result};
+use crate::foreign::luks::Luks;
 use crate::format::header::{CryptMethod, Header};
 use crate::meta::regions::Kind;
 use crate::sync::lock;
@@ -20,9 +22,9 @@ impl<D: Disk> Image<D> {
     /// # Errors
     /// The image has none (`Unsupported`), it is damaged, or the host failed.
     pub async fn luks_header(&self) -> Result<LuksHeader> {
-        let (qcow2, header) = self.luks_image()?;
-        let volume = LuksVolume::of_image(&qcow2.disk, &header).await;
-        Ok(volume.map_err(|e| qcow2.named(e))?.header)
+        let home = self.luks_home()?;
+        let volume = home.volume().await;
+        Ok(volume.map_err(|e| home.named(e))?.header)
     }
 
     /// The key slots that `passphrase` opens.
@@ -30,9 +32,9 @@ impl<D: Disk> Image<D> {
     /// # Errors
     /// As [`Self::luks_header`]; or the slots ask for too much work.
     pub async fn slots_of(&self, passphrase: &Passphrase) -> Result<Vec<usize>> {
-        let (qcow2, header) = self.luks_image()?;
+        let home = self.luks_home()?;
         let found = async {
-            let volume = LuksVolume::of_image(&qcow2.disk, &header).await?;
+            let volume = home.volume().await?;
             let mut found = Vec::new();
             for (index, _) in volume.header.slots().iter().enumerate().filter(|(_, s)| s.active) {
                 let unlock = Unlock::one(&volume.header, passphrase, index);
@@ -42,7 +44,7 @@ impl<D: Disk> Image<D> {
             }
             Ok(found)
         };
-        found.await.map_err(|e: Error| qcow2.named(e))
+        found.await.map_err(|e: Error| home.named(e))
     }
 
     /// Lets `new` open the image, too, in the key slot `slot`, over what that has. `passphrase` opens it now. Durable once it
@@ -57,17 +59,17 @@ impl<D: Disk> Image<D> {
         new: &Passphrase,
         cost: Cost,
     ) -> Result<()> {
-        let (qcow2, header) = self.changeable_luks_image().await?;
+        let home = self.changeable_luks_home().await?;
         let added = async {
-            let volume = LuksVolume::of_image(&qcow2.disk, &header).await?;
+            let volume = home.volume().await?;
             let (_, key) = volume.unlock(passphrase).await?;
             let change = volume.header.with_key(slot, &key, new, cost);
-            qcow2.write_key_material(&header, &change).await?;
-            qcow2.barrier().await?;
-            qcow2.write_luks_header(&header, &change).await?;
-            qcow2.barrier().await
+            home.write(change.material_at, &change.material).await?;
+            home.barrier().await?;
+            home.write(0, &change.header.encode()).await?;
+            home.barrier().await
         };
-        added.await.map_err(|e| qcow2.named(e))
+        added.await.map_err(|e| home.named(e))
     }
 
     /// Empties the key slot `slot`: what opened it opens nothing any more. Durable once it succeeds.
@@ -75,50 +77,81 @@ impl<D: Disk> Image<D> {
     /// # Errors
     /// As [`Self::add_key`], but for the passphrase.
     pub async fn erase_key(&self, slot: usize) -> Result<()> {
-        let (qcow2, header) = self.changeable_luks_image().await?;
+        let home = self.changeable_luks_home().await?;
         let erased = async {
-            let volume = LuksVolume::of_image(&qcow2.disk, &header).await?;
-            let change = volume.header.without_key(slot);
-            qcow2.write_luks_header(&header, &change).await?;
-            qcow2.barrier().await?;
-            qcow2.write_key_material(&header, &change).await?;
-            qcow2.barrier().await
+            let change = home.volume().await?.header.without_key(slot);
+            home.write(0, &change.header.encode()).await?;
+            home.barrier().await?;
+            home.write(change.material_at, &change.material).await?;
+            home.barrier().await
         };
-        erased.await.map_err(|e| qcow2.named(e))
+        erased.await.map_err(|e| home.named(e))
     }
 
-    fn luks_image(&self) -> Result<(&Qcow2<D>, Header)> {
+    fn luks_home(&self) -> Result<Home<'_, D>> {
         let without = |path| Err(Error::unsupported("the image has no LUKS header").in_file(path));
-        let Layer::Qcow2(qcow2) = self.top() else { return without(self.top().path()) };
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Luks(luks) => return Ok(Home::File(luks)),
+            Layer::Raw(raw) => return without(raw.path()),
+        };
         let header = lock(&qcow2.header).clone();
         match header.crypt_method {
-            CryptMethod::Luks => Ok((qcow2, header)),
+            CryptMethod::Luks => Ok(Home::Qcow2(qcow2, Box::new(header))),
             CryptMethod::None | CryptMethod::Aes => without(&qcow2.path),
         }
     }
 
-    async fn changeable_luks_image(&self) -> Result<(&Qcow2<D>, Header)> {
+    async fn changeable_luks_home(&self) -> Result<Home<'_, D>> {
         self.check_change(0, 0)?;
-        let (qcow2, _) = self.luks_image()?;
-        qcow2.guarded(qcow2.prepare_header()).await?;
-        self.luks_image()
+        if let Home::Qcow2(qcow2, _) = self.luks_home()? {
+            qcow2.guarded(qcow2.prepare_header()).await?;
+        }
+        self.luks_home()
     }
 }
 
-impl<D: Disk> Qcow2<D> {
-    async fn write_luks_header(&self, header: &Header, change: &SlotChange) -> Result<()> {
-        let Some(place) = header.extensions.encryption_header else {
-            unreachable!("an image with LUKS names its header")
-        };
-        let bytes = change.header.encode();
-        self.write_metadata(Kind::EncryptionHeader, place.offset, &bytes).await
+/// What has a LUKS header.
+enum Home<'a, D: Disk> {
+    /// A qcow2 image, and its own header, which says where.
+    Qcow2(&'a Qcow2<D>, Box<Header>),
+    /// A file that starts with it.
+    File(&'a Luks<D>),
+}
+
+impl<D: Disk> Home<'_, D> {
+    async fn volume(&self) -> Result<LuksVolume<'_, D>> {
+        match self {
+            Self::Qcow2(qcow2, header) => luks_volume(&qcow2.disk, header).await,
+            Self::File(luks) => luks.volume().await,
+        }
     }
 
-    async fn write_key_material(&self, header: &Header, change: &SlotChange) -> Result<()> {
-        let Some(place) = header.extensions.encryption_header else {
-            unreachable!("an image with LUKS names its header")
-        };
-        let at = place.offset.plus(change.material_at);
-        self.write_metadata(Kind::EncryptionHeader, at, &change.material).await
+    /// Writes `bytes` at byte `at` of the LUKS header.
+    async fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Qcow2(qcow2, header) => {
+                let Some(place) = header.extensions.encryption_header else {
+                    unreachable!("an image with LUKS names its header")
+                };
+                let at = place.offset.plus(at);
+                qcow2.write_metadata(Kind::EncryptionHeader, at, bytes).await
+            }
+            Self::File(luks) => luks.write_header(at, bytes).await,
+        }
+    }
+
+    async fn barrier(&self) -> Result<()> {
+        match self {
+            Self::Qcow2(qcow2, _) => qcow2.barrier().await,
+            Self::File(luks) => luks.raw().flush().await,
+        }
+    }
+
+    fn named(&self, error: Error) -> Error {
+        match self {
+            Self::Qcow2(qcow2, _) => qcow2.named(error),
+            Self::File(luks) => error.in_file(luks.raw().path()),
+        }
     }
 }

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
-use super::encryption::Encryption;
 use super::unpack::Unpackers;
 use crate::addr::{ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
+use crate::encrypted::Encryption;
 use crate::error::{Error, Result};
+use crate::foreign::luks::Luks;
 use crate::foreign::raw::Raw;
 use crate::format::compression::CompressionType;
 use crate::format::header::Header;
@@ -28,6 +29,7 @@ use crate::sync::{Exclusive, WaitQueue, lock};
 pub(super) enum Layer<D: Disk> {
     Qcow2(Box<Qcow2<D>>),
     Raw(Raw<D>),
+    Luks(Luks<D>),
 }
 
 impl<D: Disk> Layer<D> {
@@ -35,6 +37,7 @@ impl<D: Disk> Layer<D> {
         match self {
             Self::Qcow2(qcow2) => &qcow2.path,
             Self::Raw(raw) => raw.path(),
+            Self::Luks(luks) => luks.raw().path(),
         }
     }
 
@@ -42,7 +45,7 @@ impl<D: Disk> Layer<D> {
     pub fn data_identity(&self) -> Option<Identity> {
         match self {
             Self::Qcow2(qcow2) => qcow2.data.as_ref().map(|data| data.disk.identity()),
-            Self::Raw(_) => None,
+            Self::Raw(_) | Self::Luks(_) => None,
         }
     }
 
@@ -51,6 +54,7 @@ impl<D: Disk> Layer<D> {
         match self {
             Self::Qcow2(qcow2) => qcow2.size.load(Ordering::Acquire),
             Self::Raw(raw) => raw.size(),
+            Self::Luks(luks) => luks.raw().size(),
         }
     }
 }

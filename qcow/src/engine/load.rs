@@ -2,6 +2,7 @@
 
 use super::options::Format;
 use crate::addr::HostOffset;
+use crate::crypt::luks::LuksHeader;
 use crate::disk::{Buffer, Disk};
 use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
@@ -14,13 +15,20 @@ use crate::seeded_bugs::Bug;
 /// First bytes of every qcow2 image.
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 
+/// First bytes of a file that tell its format.
+const PREFIX_LEN: u64 = 8;
+
 /// Bytes of a snapshot table that are read at a time.
 const TABLE_CHUNK: u64 = 64 << 10;
 
 /// The format that the first bytes of a file show.
 pub(super) async fn probe<D: Disk>(disk: &D) -> Result<Format> {
-    let prefix = read_bytes(disk, HostOffset::new(0), MAGIC.len() as u64, "header").await?;
-    Ok(if prefix == MAGIC { Format::Qcow2 } else { Format::Raw })
+    let prefix = read_bytes(disk, HostOffset::new(0), PREFIX_LEN, "header").await?;
+    Ok(match prefix {
+        prefix if prefix.starts_with(MAGIC) => Format::Qcow2,
+        prefix if LuksHeader::is_luks(&prefix) => Format::Luks,
+        _ => Format::Raw,
+    })
 }
 
 /// Reads and validates the header of a qcow2 image.

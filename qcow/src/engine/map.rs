@@ -76,6 +76,7 @@ impl<D: Disk> Image<D> {
                     Layer::Qcow2(qcow2) if qcow2.is_encrypted() => {
                         MapExtent { data: true, offset: None, ..extent }
                     }
+                    Layer::Luks(_) => MapExtent { data: true, offset: None, ..extent },
                     Layer::Qcow2(qcow2) => {
                         let stored = qcow2.stored_extent(host, extent.len).await?;
                         MapExtent { len: stored.len, data: true, zero: !stored.data, ..extent }

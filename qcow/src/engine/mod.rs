@@ -108,7 +108,7 @@ impl<D: Disk> Image<D> {
     pub fn cluster_size(&self) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.geometry.cluster_size()),
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 
@@ -117,7 +117,7 @@ impl<D: Disk> Image<D> {
     pub fn subcluster_size(&self) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.geometry.subcluster_size()),
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 
@@ -126,6 +126,7 @@ impl<D: Disk> Image<D> {
         match self.top() {
             Layer::Qcow2(_) => Format::Qcow2,
             Layer::Raw(_) => Format::Raw,
+            Layer::Luks(_) => Format::Luks,
         }
     }
 
@@ -134,6 +135,7 @@ impl<D: Disk> Image<D> {
         match self.top() {
             Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.header).crypt_method,
             Layer::Raw(_) => CryptMethod::None,
+            Layer::Luks(_) => CryptMethod::Luks,
         }
     }
 
@@ -163,7 +165,7 @@ impl<D: Disk> Image<D> {
         let layer = &self.inner.layers[depth];
         match layer {
             Layer::Qcow2(qcow2) => qcow2.data_path(),
-            Layer::Raw(raw) => raw.path(),
+            Layer::Raw(_) | Layer::Luks(_) => layer.path(),
         }
     }
 
@@ -172,6 +174,7 @@ impl<D: Disk> Image<D> {
         match &self.inner.layers[depth] {
             Layer::Qcow2(_) => Format::Qcow2,
             Layer::Raw(_) => Format::Raw,
+            Layer::Luks(_) => Format::Luks,
         }
     }
 
@@ -180,6 +183,7 @@ impl<D: Disk> Image<D> {
         match self.top() {
             Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.meta).check_writable(),
             Layer::Raw(raw) => raw.health(),
+            Layer::Luks(luks) => luks.raw().health(),
         }
     }
 

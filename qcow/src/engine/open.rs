@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::bitmap::{Bitmaps, read_bitmaps};
 use super::data_file::{DataFile, chosen};
 use super::dirty::repair_dirty;
-use super::encryption::Encryption;
+use super::encryption::open_encryption;
 use super::layer::{Layer, Qcow2};
 use super::load::{
     forget_session, probe, read_bytes, read_header, read_snapshots, read_words, see_medium,
@@ -21,6 +21,7 @@ use crate::addr::HostOffset;
 use crate::crypt::Passphrase;
 use crate::disk::{Disk, Identity};
 use crate::error::{Error, ErrorKind, Result};
+use crate::foreign::luks::Luks;
 use crate::foreign::raw::Raw;
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::{CryptMethod, Header, Version};
@@ -160,10 +161,15 @@ async fn open_layer<G: Gate>(
     };
     let snapshot = options.snapshot.as_ref().filter(|_| top);
     match format {
-        Format::Raw if snapshot.is_some() => {
-            let what = "Block format 'raw' used by device '' does not support temporarily loading internal snapshots";
+        Format::Raw | Format::Luks if snapshot.is_some() => {
+            let what = format!(
+                "Block format '{format}' used by device '' does not support temporarily loading internal snapshots"
+            );
             Err(Error::unsupported(what).context(NOT_LOADED))
         }
+        Format::Luks => Ok(Layer::Luks(
+            Luks::open(disk, path, key, options.without_keys, options.flushes).await?,
+        )),
         Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
         Format::Qcow2 => {
             let qcow2 = open_qcow2(gate, disk, path, top, snapshot, key, options).await?;
@@ -188,7 +194,7 @@ async fn open_qcow2<G: Gate>(
     }
     let mut header = read_header(&disk).await?;
     refuse_unserved(&header, writable)?;
-    let encryption = Encryption::open(&disk, &header, key, options).await?;
+    let encryption = open_encryption(&disk, &header, key, options).await?;
     let data = DataFile::open(gate, path, &header, chosen(options, top), writable).await?;
     if let Some(data) = data.as_ref().filter(|_| distrusted)
         && let Err(e) = see_medium(&data.disk).await

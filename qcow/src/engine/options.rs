@@ -23,6 +23,8 @@ pub enum Format {
     Qcow2,
     /// The disk's bytes and nothing else.
     Raw,
+    /// A LUKS header of version 1, and the disk's bytes encrypted behind it.
+    Luks,
 }
 
 impl fmt::Display for Format {
@@ -30,6 +32,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
+            Self::Luks => "luks",
         })
     }
 }
@@ -41,6 +44,7 @@ impl FromStr for Format {
         match name {
             "qcow2" => Ok(Self::Qcow2),
             "raw" => Ok(Self::Raw),
+            "luks" => Ok(Self::Luks),
             other => Err(format!("Unknown driver '{other}'")),
         }
     }

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use super::Image;
-use super::encryption::DataPlace;
 use super::layer::{Layer, Qcow2};
 use crate::addr::{GuestOffset, HostOffset};
 use crate::disk::{Disk, Payload};
-use crate::error::{Error, Result};
+use crate::encrypted::DataPlace;
+use crate::error::Result;
 use crate::exec::try_join_all;
 use crate::format::entry::CompressedExtent;
 use crate::limits::IN_FLIGHT_MAX;
@@ -64,7 +64,7 @@ impl<D: Disk> Image<D> {
     pub(super) fn enter(&self) -> Option<Inside<'_>> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.drain.enter()),
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 
@@ -147,6 +147,7 @@ impl<D: Disk> Image<D> {
             }
             let (content, reach) = match layer {
                 Layer::Raw(_) => (Content::Bytes(HostOffset::new(at)), len),
+                Layer::Luks(luks) => (Content::Bytes(luks.raw().place_of(at)), len),
                 Layer::Qcow2(qcow2) => qcow2.resolve(at, len).await?,
             };
             len = reach;
@@ -161,6 +162,7 @@ impl<D: Disk> Image<D> {
         let layer = &self.layers_from(source.depth)[0];
         match (layer, source.content) {
             (Layer::Raw(raw), Content::Bytes(_)) => raw.read(at, into).await,
+            (Layer::Luks(luks), Content::Bytes(_)) => luks.read(at, into).await,
             (Layer::Qcow2(qcow2), Content::Bytes(host)) => {
                 qcow2.read_data(DataPlace { host, guest: at }, into).await
             }
@@ -204,11 +206,5 @@ impl<D: Disk> Qcow2<D> {
             Ok(Ok((content, len)))
         })
         .await
-    }
-
-    /// Fills `into` with what the file that holds data has at `at`, as it is.
-    pub(super) async fn read_stored(&self, at: HostOffset, into: &Payload) -> Result<()> {
-        let read = self.data_disk().read(at, into).await;
-        read.map_err(|e| Error::io(format!("read at {at}"), &e).in_file(self.data_path()))
     }
 }

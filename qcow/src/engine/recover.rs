@@ -59,7 +59,7 @@ impl<D: Disk> Image<D> {
     pub fn needs_recovery(&self) -> bool {
         match self.top() {
             Layer::Qcow2(qcow2) => qcow2.may_leak.load(Ordering::Acquire),
-            Layer::Raw(_) => false,
+            Layer::Raw(_) | Layer::Luks(_) => false,
         }
     }
 

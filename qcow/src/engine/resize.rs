@@ -41,6 +41,18 @@ pub struct Resize {
     pub preallocation: Preallocation,
 }
 
+/// What a file that is no qcow2 image gets where it grows.
+fn new_part(preallocation: Preallocation) -> Result<NewPart> {
+    match preallocation {
+        Preallocation::Off => Ok(NewPart::Hole),
+        Preallocation::Metadata => {
+            Err(Error::unsupported("Unsupported preallocation mode: metadata"))
+        }
+        Preallocation::Falloc => Ok(NewPart::Reserved),
+        Preallocation::Full => Ok(NewPart::Zeros),
+    }
+}
+
 impl<D: Disk> Image<D> {
     /// As [`Self::resize_as`], with nothing laid out in advance.
     ///
@@ -81,16 +93,10 @@ impl<D: Disk> Image<D> {
         }
         match self.top() {
             Layer::Raw(raw) => {
-                let new = match how.preallocation {
-                    Preallocation::Off => NewPart::Hole,
-                    Preallocation::Metadata => {
-                        let what = "Unsupported preallocation mode: metadata";
-                        return Err(named(Error::unsupported(what)));
-                    }
-                    Preallocation::Falloc => NewPart::Reserved,
-                    Preallocation::Full => NewPart::Zeros,
-                };
-                raw.resize(new_size, new).await
+                raw.resize(new_size, new_part(how.preallocation).map_err(named)?).await
+            }
+            Layer::Luks(luks) => {
+                luks.raw().resize(new_size, new_part(how.preallocation).map_err(named)?).await
             }
             Layer::Qcow2(_) if size == old => self.flush().await,
             Layer::Qcow2(qcow2) => self.resize_qcow2(qcow2, old, size, how.preallocation).await,

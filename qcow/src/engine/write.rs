@@ -10,13 +10,13 @@ use smallvec::{SmallVec, smallvec};
 use super::Image;
 use super::claim::Claimed;
 use super::data_file::WrittenHold;
-use super::encryption::DataPlace;
 use super::layer::{Layer, Qcow2};
 use super::options::DetectZeroes;
 use super::surround::Around;
 use crate::addr::{GuestOffset, HostCluster, HostOffset};
 use crate::disk::{Disk, Payload};
-use crate::error::{Error, Result};
+use crate::encrypted::DataPlace;
+use crate::error::Result;
 use crate::exec::try_join_all;
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::lookaside::Right;
@@ -47,6 +47,10 @@ impl<D: Disk> Image<D> {
             }
             // Whether it still takes writes is part of the look at its metadata.
             Layer::Qcow2(qcow2) => self.write_clusters(qcow2, at, from).await,
+            Layer::Luks(luks) => {
+                luks.raw().health()?;
+                luks.write(at, from).await
+            }
         }
     }
 
@@ -314,11 +318,5 @@ impl<D: Disk> Qcow2<D> {
             Ok(()) => Ok(()),
             Err(e) => self.guarded(async { Err(self.named(e)) }).await,
         }
-    }
-
-    /// Writes `from`, as it is, to the file that holds data.
-    pub(super) async fn write_stored(&self, at: HostOffset, from: &Payload) -> Result<()> {
-        let written = self.data_disk().write(at, from).await;
-        written.map_err(|e| Error::io(format!("write at {at}"), &e).in_file(self.data_path()))
     }
 }

@@ -62,6 +62,10 @@ impl<D: Disk> Image<D> {
                 let unmap = unmap && self.inner.options.discard == Discard::Unmap;
                 return raw.write_zeroes(at, len, unmap).await;
             }
+            Layer::Luks(luks) => {
+                otherwise.check()?;
+                return luks.write_zeroes(at, len).await;
+            }
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;
@@ -184,6 +188,8 @@ impl<D: Disk> Image<D> {
         let _recording = self.record(at, len);
         match self.top() {
             Layer::Raw(raw) => raw.discard(at, len).await,
+            // As QEMU: a hole there would say what is not in use.
+            Layer::Luks(_) => Ok(()),
             Layer::Qcow2(qcow2) => {
                 if qcow2.bitmaps.is_recording() {
                     // What is recorded is what was asked for, also where nothing comes of it.

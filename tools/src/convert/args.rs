@@ -30,7 +30,7 @@ const PARALLEL_MAX: usize = 16;
 pub struct Args {
     #[command(flatten)]
     telling: TellingArgs,
-    /// Format of the sources: qcow2 or raw; found out if not given
+    /// Format of the sources: qcow2, raw or luks; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     source_format: Option<String>,
     /// The sources are option strings, such as driver=qcow2,file.filename=disk.qcow2
@@ -42,7 +42,7 @@ pub struct Args {
     /// Cache mode of the sources: writeback (default), none, directsync, writethrough or unsafe
     #[arg(short = 'T', long, value_name = "MODE")]
     source_cache: Option<String>,
-    /// Format of the target: qcow2 or raw (default)
+    /// Format of the target: qcow2, luks or raw (default)
     #[arg(short = 'O', long, value_name = "FMT")]
     target_format: Option<String>,
     /// The target is an option string, such as driver=qcow2,file.filename=disk.qcow2; needs -n

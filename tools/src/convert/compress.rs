@@ -69,7 +69,7 @@ impl<'a> Compress<'a> {
 
 /// Refuses a new target of `format` that cannot be compressed, or not with the options it is made with.
 pub fn check(format: Format, values: &OptionValues) -> Outcome {
-    if format == Format::Raw {
+    if format != Format::Qcow2 {
         return Err(Failure::new(NOT_SUPPORTED));
     }
     let clash = if values.is_on("encryption") || values.text("encrypt.format").is_some() {

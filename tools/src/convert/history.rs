@@ -42,7 +42,7 @@ impl History {
             (job.backing.is_some(), "does not go with -B"),
             (job.compression.is_some(), "does not go with -c"),
             (job.granularity == 0, "does not go with -S 0"),
-            (source.image.format() == Format::Raw, "a raw source has no snapshots"),
+            (source.image.format() != Format::Qcow2, "only a qcow2 source has snapshots"),
             (job.target_format.as_deref() != Some("qcow2"), "the target has to be qcow2"),
         ];
         if let Some((_, why)) = refused.into_iter().find(|(broken, _)| *broken) {

@@ -55,7 +55,8 @@ impl NewTarget {
 
     /// Whether it reads as zeros when it has just been made.
     pub fn starts_zeroed(&self) -> bool {
-        new_image::starts_zeroed(&self.path)
+        // What nobody has written to a LUKS file reads as noise.
+        self.format != Format::Luks && new_image::starts_zeroed(&self.path)
     }
 
     fn create(&self, name: &Path) -> Outcome<PartialFile> {
@@ -125,7 +126,8 @@ fn opening<'a>(job: &'a Job, new: Option<&'a NewTarget>) -> (&'a Path, Opening<'
     let opening = Opening { format, ..Opening::default() };
     match new {
         Some(new) => {
-            let key_secret = new.values.text("encrypt.key-secret");
+            let key_secret =
+                new.values.text("encrypt.key-secret").or(new.values.text("key-secret"));
             (&new.path_until_whole, Opening { key_secret, ..opening })
         }
         None => (&job.target, Opening { image_opts: job.target_image_opts, ..opening }),

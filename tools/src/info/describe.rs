@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow::Error;
+use qcow::crypt::luks::LuksHeader;
 use qcow::disk::uring::block_on;
 use qcow::disk::{Disk, Identity};
 use qcow::engine::Format;
@@ -137,6 +138,11 @@ impl Description {
     /// Bytes of the file in whole sectors, as QEMU counts files.
     pub fn file_size(&self) -> u64 {
         qcow::addr::sector_ceil(self.info.file_len).unwrap_or(self.info.file_len)
+    }
+
+    /// The header, of a file that is LUKS and nothing else.
+    pub fn luks(&self) -> Option<&LuksHeader> {
+        self.info.luks.as_ref().filter(|_| self.info.format == Format::Luks)
     }
 
     /// The header, of a qcow2 image.

@@ -18,11 +18,19 @@ enum Property {
 /// understood.
 pub fn properties(header: &Header, luks: Option<&LuksHeader>) -> Option<Properties> {
     let format = encryption_name(header.crypt_method)?;
+    match luks {
+        Some(luks) => Some(luks_properties(luks, Some(format))),
+        None => {
+            let mut found = Properties::default();
+            found.put("format", format);
+            Some(found)
+        }
+    }
+}
+
+/// What a LUKS header says; with the name of the format, where an image could have another one.
+pub fn luks_properties(luks: &LuksHeader, format: Option<&str>) -> Properties {
     let mut found = Properties::default();
-    let Some(luks) = luks else {
-        found.put("format", format);
-        return Some(found);
-    };
     let (cipher, hash) = (luks.cipher(), luks.hash());
     found.put("ivgen-alg", cipher.iv().name());
     found.put("detached-header", false);
@@ -32,13 +40,15 @@ pub fn properties(header: &Header, luks: Option<&LuksHeader>) -> Option<Properti
     if let Some(hash) = cipher.iv().hash() {
         found.put("ivgen-hash-alg", hash.to_string());
     }
-    found.put("format", format);
+    if let Some(format) = format {
+        found.put("format", format);
+    }
     found.put("cipher-mode", cipher.mode().to_string());
     let slots = luks.slots().iter().map(slot).collect();
     found.0.push(("slots", Property::List(slots)));
     found.put("payload-offset", luks.payload_offset());
     found.put("master-key-iters", luks.master_key_iterations());
-    Some(found)
+    found
 }
 
 fn slot(slot: &KeySlot) -> Properties {

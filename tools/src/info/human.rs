@@ -23,6 +23,10 @@ pub fn print(image: &Description) {
     if let Some(header) = image.qcow2() {
         print_qcow2(image, header);
     }
+    if let Some(header) = image.luks() {
+        say!("encrypted: yes");
+        luks_specific(header).iter().for_each(|line| say!("{line}"));
+    }
     say!("Child node '/file':");
     say!("    filename: {}", image.path.display());
     say!("    protocol type: file");
@@ -91,6 +95,13 @@ fn clock(nanoseconds: u64) -> String {
     let (seconds, milliseconds) = (milliseconds / 1000, milliseconds % 1000);
     let (minutes, seconds) = (seconds / 60, seconds % 60);
     format!("{:04}:{:02}:{seconds:02}.{milliseconds:03}", minutes / 60, minutes % 60)
+}
+
+/// The lines about what only LUKS files have.
+pub fn luks_specific(header: &LuksHeader) -> Vec<String> {
+    let properties = encryption::luks_properties(header, None).lines();
+    let lines = properties.into_iter().map(|line| format!("    {line}"));
+    std::iter::once("Format specific information:".to_owned()).chain(lines).collect()
 }
 
 /// The lines about what only qcow2 images have.

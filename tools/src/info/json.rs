@@ -37,6 +37,11 @@ pub fn to_json(image: &Description) -> Value {
     if let Some(header) = image.qcow2() {
         add_qcow2(&mut object, image, header);
     }
+    if let Some(header) = image.luks() {
+        let data = encryption::luks_properties(header, None).to_json();
+        object.insert("format-specific".to_owned(), json!({ "type": "luks", "data": data }));
+        object.insert("encrypted".to_owned(), true.into());
+    }
     Value::Object(object)
 }
 

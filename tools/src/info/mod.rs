@@ -16,7 +16,7 @@ use crate::image::Opening;
 use crate::output::{self, say};
 
 pub use describe::describe;
-pub use human::{format_specific, print_snapshots};
+pub use human::{format_specific, luks_specific, print_snapshots};
 pub use json::snapshot as snapshot_json;
 
 const COMMAND: &str = "info";

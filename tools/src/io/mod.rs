@@ -34,7 +34,7 @@ pub struct Args {
     /// Run this command; may be given several times. Without it, commands are read from standard input
     #[arg(short, long, value_name = "COMMAND")]
     cmd: Vec<String>,
-    /// Format of the image: qcow2 or raw; found out if not given
+    /// Format of the image: qcow2, raw or luks; found out if not given
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// Open the image for reading only

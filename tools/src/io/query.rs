@@ -30,7 +30,7 @@ pub fn info(session: &mut Session, _: &Command, _: &[&str]) -> Done {
     let cluster_size = open.image.cluster_size().unwrap_or(0);
     say!("cluster size: {}", size(cluster_size as f64));
     say!("vm state offset: {}", size(vm_state_offset(&open.image) as f64));
-    if open.image.format() == Format::Qcow2 {
+    if open.image.format() != Format::Raw {
         print_format_specific(open)?;
     }
     Ok(Flow::Continue)
@@ -39,7 +39,7 @@ pub fn info(session: &mut Session, _: &Command, _: &[&str]) -> Done {
 fn print_format_specific(open: &OpenImage) -> Done<()> {
     // The lock is ours already, so the header is read past it.
     let opening = Opening { shared: true, ..Opening::default() };
-    let source = Source { format: Some(Format::Qcow2), ..open.source.clone() };
+    let source = Source { format: Some(open.image.format()), ..open.source.clone() };
     let (_, image) = info::describe::describe(&source, &opening).map_err(|reason| {
         tell(&reason);
         Failed
@@ -48,6 +48,9 @@ fn print_format_specific(open: &OpenImage) -> Done<()> {
         info::format_specific(header, image.info.luks.as_ref(), &image.bitmaps)
             .iter()
             .for_each(|line| say!("{line}"));
+    }
+    if let Some(header) = image.luks() {
+        info::luks_specific(header).iter().for_each(|line| say!("{line}"));
     }
     Ok(())
 }

@@ -26,7 +26,8 @@ use crate::output::say;
 
 /// Bytes at the start of a raw image by which its format could be mistaken: magic and version.
 const MAGIC_LEN: u64 = 8;
-const QCOW_MAGICS: [&[u8]; 3] = [b"QFI\xfb\0\0\0\x01", b"QFI\xfb\0\0\0\x02", b"QFI\xfb\0\0\0\x03"];
+const MAGICS: [&[u8]; 4] =
+    [b"QFI\xfb\0\0\0\x01", b"QFI\xfb\0\0\0\x02", b"QFI\xfb\0\0\0\x03", b"LUKS\xba\xbe\0\x01"];
 
 /// `write`
 pub fn write(session: &mut Session, command: &Command, words: &[&str]) -> Done {
@@ -175,12 +176,12 @@ impl Write {
 
     async fn write(&self, name: &str, image: &HostImage, bytes: &Payload) -> Done<()> {
         let told = |e| failed(name, &e);
-        if self.guard_start && self.looks_like_qcow(image, bytes).await.map_err(told)? {
+        if self.guard_start && self.looks_like_image(image, bytes).await.map_err(told)? {
             say!("{name} failed: Operation not permitted");
             return Err(Failed);
         }
-        if self.compressed && image.format() == Format::Raw {
-            return Err(told(Error::unsupported("raw images have no compressed clusters")));
+        if self.compressed && image.format() != Format::Qcow2 {
+            return Err(told(Error::unsupported("only qcow2 images have compressed clusters")));
         }
         if self.compressed && bytes.is_empty() {
             // There is nothing to write, but it may be the wrong place.
@@ -197,8 +198,8 @@ impl Write {
         Ok(())
     }
 
-    /// Whether the image would begin like a qcow2 image after this write.
-    async fn looks_like_qcow(&self, image: &HostImage, bytes: &Payload) -> qcow::Result<bool> {
+    /// Whether the image would begin like one of another format after this write.
+    async fn looks_like_image(&self, image: &HostImage, bytes: &Payload) -> qcow::Result<bool> {
         let at = self.range.at;
         let end = MAGIC_LEN.min(image.virtual_size());
         if at >= end {
@@ -208,7 +209,7 @@ impl Write {
         image.read(0, &start).await?;
         let overlap = bytes.len().min(end - at);
         start.slice(at, overlap).copy_from_payload(&bytes.slice(0, overlap));
-        Ok(QCOW_MAGICS.contains(&start.to_vec().as_slice()))
+        Ok(MAGICS.contains(&start.to_vec().as_slice()))
     }
 }
 

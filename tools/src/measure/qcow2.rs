@@ -39,7 +39,7 @@ impl Target {
     pub(super) fn parse(values: &OptionValues) -> Outcome<Self> {
         // As QEMU: only LUKS takes room, and nothing else about encryption is looked at.
         let encryption_header = match values.text("encrypt.format") {
-            Some("luks") => encryption::plan_luks(values, "encrypt.")?.header_len(),
+            Some("luks") => encryption::plan_luks(values, "encrypt.")?.0.payload_offset(),
             _ => 0,
         };
         let extended_l2 = values.is_on("extended_l2");

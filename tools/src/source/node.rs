@@ -57,6 +57,8 @@ pub struct Encrypt {
     pub format: Option<String>,
     /// The name of the secret with the key.
     pub key_secret: Option<String>,
+    /// It is named as for a file that is encrypted as a whole.
+    pub is_of_file: bool,
 }
 
 /// What is said about the backing image.
@@ -124,10 +126,19 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
         source.data_file = Some(protocol(None, data_file)?.path);
     }
     source.below = below(options)?;
-    if format == Some(Format::Raw) {
-        source.window = window(options)?;
-    } else {
-        (source.l2_cache_entry_len, source.encrypt) = qcow2::check(options)?;
+    match format {
+        Some(Format::Raw) => source.window = window(options)?,
+        Some(Format::Luks) => source.encrypt = key_of_file(options),
+        Some(Format::Qcow2) => {
+            (source.l2_cache_entry_len, source.encrypt) = qcow2::check(options)?;
+        }
+        None => {
+            let whole = key_of_file(options);
+            (source.l2_cache_entry_len, source.encrypt) = qcow2::check(options)?;
+            if whole.is_of_file {
+                source.encrypt = whole;
+            }
+        }
     }
     match options.first_name() {
         None => Ok(source),
@@ -138,9 +149,16 @@ fn node(path: Option<PathBuf>, options: &mut Options) -> Result<Source, String> 
     }
 }
 
+/// What is said about the encryption of a file as a whole.
+fn key_of_file(options: &mut Options) -> Encrypt {
+    let key_secret = options.take_text("key-secret");
+    Encrypt { is_of_file: key_secret.is_some(), key_secret, format: None }
+}
+
 /// Raw on top of another format, of all its disk, shows that disk as it is: the node below stands in its place.
 fn take_raw_out(options: &mut Options) {
-    let below = options.get("file.driver").is_some_and(|driver| driver == "qcow2");
+    let below =
+        options.get("file.driver").is_some_and(|driver| ["qcow2", "luks"].contains(&driver));
     let whole = options.get("offset").or(options.get("size")).is_none();
     if options.get("driver") == Some("raw") && below && whole {
         options.take("driver");

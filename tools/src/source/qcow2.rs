@@ -39,7 +39,7 @@ pub fn check(options: &mut Options) -> Result<(Option<u64>, Encrypt), String> {
     let mut encrypt = options.take_child("encrypt");
     let (format, key_secret) = (encrypt.take_text("format"), encrypt.take_text("key-secret"));
     match encrypt.first_name() {
-        None => Ok((entry_len, Encrypt { format, key_secret })),
+        None => Ok((entry_len, Encrypt { format, key_secret, is_of_file: false })),
         Some(name) => Err(format!("Parameter '{name}' is unexpected")),
     }
 }

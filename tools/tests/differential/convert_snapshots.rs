@@ -112,7 +112,7 @@ fn what_cannot_come_along_is_refused_in_one_line() {
     let ours = pair.ours();
     for (line, why) in [
         ("-O raw s t", "--snapshots: the target has to be qcow2"),
-        ("-O qcow2 -f raw raw t", "--snapshots: a raw source has no snapshots"),
+        ("-O qcow2 -f raw raw t", "--snapshots: only a qcow2 source has snapshots"),
         ("-O qcow2 s s t", "--snapshots: only one source can come with its snapshots"),
         ("-O qcow2 -l one s t", "--snapshots: does not go with -l"),
         ("-O qcow2 -n s base", "--snapshots: does not go with -n"),

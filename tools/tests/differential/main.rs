@@ -19,6 +19,7 @@ mod encryption;
 mod info;
 mod io;
 mod layers;
+mod luks;
 mod manual;
 mod map;
 mod measure;

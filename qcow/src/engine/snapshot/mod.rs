@@ -42,7 +42,7 @@ impl<D: Disk> Image<D> {
     pub async fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
         match self.top() {
             Layer::Qcow2(qcow2) => qcow2.read_snapshots().await,
-            Layer::Raw(_) => Ok(Vec::new()),
+            Layer::Raw(_) | Layer::Luks(_) => Ok(Vec::new()),
         }
     }
 
@@ -51,7 +51,7 @@ impl<D: Disk> Image<D> {
     pub fn vm_state_start(&self, disk_size: u64) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(view::vm_state_start(qcow2.geometry, disk_size)),
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 
