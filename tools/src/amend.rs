@@ -19,7 +19,6 @@ use crate::key_slots::{self, SlotChange};
 use crate::keyval::{self, Kind, OptionSpec, OptionValues, print_help};
 use crate::output::say;
 use crate::progress::Progress;
-use crate::secrets;
 
 /// Change options of an image
 #[derive(Debug, clap::Args)]
@@ -239,13 +238,10 @@ impl Amendment<'_> {
 
     fn change_key_slots(&self, prefix: &str) -> Outcome {
         let change = SlotChange::parse(self.values, prefix, self.force)?;
-        let source = self.opening.source(self.path).map_err(Failure::new)?;
-        let Some(name) = source.encrypt.key_secret else {
+        let passphrase = self.opening.key(self.path)?.ok_or_else(|| {
             // An image that needs a key would not have been opened.
-            let what = format!("Parameter '{prefix}key-secret' is required for cipher");
-            return Err(Failure::new(what));
-        };
-        let passphrase = secrets::find(&name).map_err(Failure::new)?;
+            Failure::new(format!("Parameter '{prefix}key-secret' is required for cipher"))
+        })?;
         let image = self.opening.open(self.path)?;
         let changed = change.carry_out(&image, &passphrase);
         close(&image, changed)

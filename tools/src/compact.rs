@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use qcow::Error;
+use qcow::crypt::Passphrase;
 use qcow::disk::uring::{UringDisk, block_on};
 use qcow::engine::check::Crew;
 use qcow::engine::compact::{Compaction, Step, compact};
@@ -46,8 +47,9 @@ pub fn run(args: &Args) -> Outcome {
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let other_format = || Failure::new("This image format cannot be compacted");
     let disk = opening.open_qcow2_file(path)?.ok_or_else(other_format)?;
+    let key = opening.key(path)?;
     let shown = args.telling.shows_progress() && output == OutputFormat::Human;
-    let compaction = carry_out(&disk, path, args.threads.crew(), shown)?;
+    let compaction = carry_out(&disk, path, key.as_deref(), args.threads.crew(), shown)?;
     match output {
         _ if args.telling.quiet => {}
         OutputFormat::Human => tell(&compaction),
@@ -56,12 +58,18 @@ pub fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-fn carry_out(disk: &UringDisk, path: &Path, crew: Crew, shown: bool) -> Outcome<Compaction> {
+fn carry_out(
+    disk: &UringDisk,
+    path: &Path,
+    key: Option<&Passphrase>,
+    crew: Crew,
+    shown: bool,
+) -> Outcome<Compaction> {
     let mut progress: Option<Progress> = None;
     let mut step = |Step { copied, total }| {
         progress.get_or_insert_with(|| Progress::new(shown, total)).advance(copied);
     };
-    let compacted = block_on(compact(crew, disk, path, &mut step));
+    let compacted = block_on(compact(crew, disk, path, key, &mut step));
     let compaction = compacted.map_err(|e: Error| Failure::new(e.to_string()))?;
     progress.unwrap_or_else(|| Progress::new(shown, 0)).finish();
     Ok(compaction)

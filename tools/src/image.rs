@@ -139,6 +139,12 @@ impl Opening<'_> {
         source::parse(name, self.format, self.image_opts)
     }
 
+    /// The key that is named for the image that the command line calls `name`, if one is.
+    pub fn key(&self, name: &Path) -> Outcome<Option<Arc<Passphrase>>> {
+        let secret = self.source(name).map_err(Failure::new)?.encrypt.key_secret;
+        secret.map(|id| secrets::find(&id).map_err(Failure::new)).transpose()
+    }
+
     /// Opens `source`; the error is the reason alone.
     pub fn open_source(&self, source: &Source) -> Result<HostImage, String> {
         let opening = self.with_options_of(source)?;

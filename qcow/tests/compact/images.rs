@@ -1,17 +1,21 @@
 //! Random images with holes in them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use qcow::addr::Geometry;
+use qcow::crypt::Hash;
+use qcow::crypt::cipher::{Aes, CipherSpec, Iv, Mode};
+use qcow::crypt::luks::{Cost, NewLuks};
 use qcow::disk::Buffer;
 use qcow::disk::sim::{Content, Random, SimDisk, World};
-use qcow::engine::{CreateOptions, Image, SnapshotChoice, create};
+use qcow::engine::{CreateOptions, Image, NewEncryption, SnapshotChoice, create};
 use qcow::format::compression::CompressionType;
 use qcow::format::header::Version;
 use qcow::format::mark::MARK_TYPE;
 
-use crate::layers::{Layers, open_to_write};
+use crate::layers::{KEY, Layers, open_to_write};
 
 /// An image, and what it shows.
 pub struct Made {
@@ -22,6 +26,7 @@ pub struct Made {
     pub has_runs: bool,
     /// Whether it has the close mark from the start.
     pub is_marked: bool,
+    pub is_encrypted: bool,
     recipe: Recipe,
 }
 
@@ -64,6 +69,17 @@ impl Recipe {
             bitmaps: !is_v2 && random.below(6) == 0,
             snapshots: random.below(2) == 0,
         }
+        .encrypted(random.below(4) == 0)
+    }
+
+    fn encrypted(mut self, encrypted: bool) -> Self {
+        if encrypted {
+            // The cipher with the shortest header.
+            let cipher = CipherSpec::new(Aes::Aes128, Mode::Cbc, Iv::Plain64).unwrap();
+            let new = NewLuks { cipher, hash: Hash::Sha256, cost: Cost::Iterations(1000) };
+            self.options.encryption = Some(NewEncryption::Luks(new, Arc::clone(&KEY)));
+        }
+        self
     }
 }
 
@@ -102,8 +118,9 @@ impl Made {
         let options = &recipe.options;
         let geometry = Geometry::new(options.cluster_bits, options.refcount_order)
             .with_extended_l2(options.extended_l2);
-        let has_runs = recipe.packs;
-        Self { content: disk.content(), layers, geometry, has_runs, is_marked: true, recipe }
+        let (has_runs, is_encrypted) = (recipe.packs, recipe.options.encryption.is_some());
+        let content = disk.content();
+        Self { content, layers, geometry, has_runs, is_marked: true, is_encrypted, recipe }
     }
 }
 

@@ -3,12 +3,18 @@
 use std::ffi::OsString;
 use std::iter::successors;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
+use qcow::crypt::Passphrase;
 use qcow::disk::Buffer;
 use qcow::disk::sim::SimDisk;
 use qcow::engine::check::{CheckSummary, Repair, check};
 use qcow::engine::{Image, OpenOptions, SnapshotChoice};
 use qcow::gate::OneFile;
+
+/// What opens those that are encrypted. It remembers the keys that it opened.
+pub static KEY: LazyLock<Arc<Passphrase>> =
+    LazyLock::new(|| Arc::new(Passphrase::read(&b"key"[..]).unwrap()));
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Layers {
@@ -20,6 +26,7 @@ pub struct Layers {
 }
 
 pub async fn open(disk: &SimDisk, options: OpenOptions) -> qcow::Result<Image<SimDisk>> {
+    let options = OpenOptions { keys: vec![Some(Arc::clone(&KEY))], ..options };
     Image::open(&OneFile(disk.clone()), Path::new("image"), &options).await
 }
 

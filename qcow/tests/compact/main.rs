@@ -22,7 +22,7 @@ mod images;
 mod layers;
 
 use images::Made;
-use layers::{Layers, look};
+use layers::{KEY, Layers, look};
 
 const IMAGES: u64 = 250;
 /// Of so many images QEMU looks at one.
@@ -31,7 +31,8 @@ const QEMU_ONE_IN: u64 = 8;
 /// Compacts the image in `disk`, of every other seed in goes of a few clusters.
 async fn compact_image(disk: &SimDisk, seed: u64) -> qcow::Result<Compaction> {
     let clusters_max = if seed.is_multiple_of(2) { u64::MAX } else { 1 + seed / 2 % 8 };
-    compact_in_goes(Crew::ALONE, disk, Path::new("image"), clusters_max, &mut |_| ()).await
+    let (path, key) = (Path::new("image"), Some(&**KEY));
+    compact_in_goes(Crew::ALONE, disk, path, key, clusters_max, &mut |_| ()).await
 }
 
 /// Runs `case` with `count` seeds times the soak factor, or with the one that is asked for.
@@ -61,7 +62,7 @@ fn layers_keep_their_content_and_the_file_is_as_short_as_it_can_be() {
         given_back += done.before.len - done.after.len;
         must_be_compact(&world, &disk, &made);
         if seed % QEMU_ONE_IN == 0 {
-            must_be_clean_to_qemu(&disk, &directory.path().join("image"));
+            must_be_clean_to_qemu(&disk, directory.path(), &made);
         }
         let bytes = disk.to_vec();
         let again = world.block_on(compact_image(&disk, seed)).unwrap();
@@ -103,9 +104,16 @@ fn used_clusters(image: &[u8], geometry: Geometry) -> u64 {
     counts.sum()
 }
 
-fn must_be_clean_to_qemu(disk: &SimDisk, path: &Path) {
-    std::fs::write(path, disk.to_vec()).unwrap();
-    let output = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(path).output();
+fn must_be_clean_to_qemu(disk: &SimDisk, directory: &Path, made: &Made) {
+    std::fs::write(directory.join("image"), disk.to_vec()).unwrap();
+    std::fs::write(directory.join("key"), "key").unwrap();
+    let mut opened = "driver=qcow2,file.filename=image".to_owned();
+    if made.is_encrypted {
+        opened += ",encrypt.key-secret=key";
+    }
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "-q", "--object", "secret,id=key,file=key", "--image-opts", &opened]);
+    let output = command.current_dir(directory).output();
     let output = output.expect("this test needs qemu-img: install qemu-utils");
     assert!(output.status.success(), "qemu-img check: {output:?}");
 }

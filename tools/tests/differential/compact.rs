@@ -155,7 +155,10 @@ fn what_cannot_be_compacted_is_told_in_one_line() {
         ),
         ("compact a.raw", "qcow: This image format cannot be compacted\n"),
         ("compact -f raw a.qcow2", "qcow: This image format cannot be compacted\n"),
-        ("compact l.qcow2", "qcow: l.qcow2: an encrypted image cannot be compacted\n"),
+        (
+            "compact l.qcow2",
+            "qcow: l.qcow2: Parameter 'encrypt.key-secret' is required for cipher\n",
+        ),
         (
             "compact damaged.qcow2",
             "qcow: damaged.qcow2: the image is not clean, nothing was moved: see 'qcow check'\n",
@@ -170,6 +173,37 @@ fn what_cannot_be_compacted_is_told_in_one_line() {
     }
     let now = std::fs::read(pair.ours().join("damaged.qcow2")).expect("it is there");
     assert!(now == damaged, "it was changed");
+}
+
+/// What is encrypted by its place is encrypted anew where it goes, and compressed data of QEMU's, which is clear, is not.
+#[test]
+fn encrypted_data_moves() {
+    let pair = Pair::new();
+    crate::tool::put(&pair, "key", b"a passphrase");
+    let secret = "--object secret,id=k,file=key";
+    let opened = "driver=qcow2,encrypt.key-secret=k,file.filename=a.qcow2";
+    let ours = pair.ours();
+    let img = |line: &str| Tool::Theirs.img(ours, line).expect_success();
+    let options = "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10";
+    img(&format!("create -q -f qcow2 {secret} -o {options} a.qcow2 4M"));
+    let io = format!("{secret} --image-opts {opened}");
+    let fill = ["write -P 1 0 2M", "write -c -P 2 2M 64k", "write -P 3 2560k 512k"];
+    Tool::Theirs.io(ours, &io, &fill).expect_success();
+    img(&format!("snapshot -c s {io}"));
+    let change = ["write -P 4 100k 800k", "discard 1M 512k", "write -c -P 5 3M 64k"];
+    Tool::Theirs.io(ours, &io, &change).expect_success();
+    img(&format!("snapshot -d s {io}"));
+    img(&format!("convert {io} -O raw before.raw"));
+
+    let line = format!("compact --json {secret} --image-opts {opened}");
+    let said = Tool::Ours.run("qcow", ours, line.split(' ')).expect_success().json();
+    assert!(said["clusters-moved"].as_u64() > Some(4), "{said}");
+    assert!(said["file-length"].as_u64() < said["file-length-before"].as_u64(), "{said}");
+    for tool in [Tool::Ours, Tool::Theirs] {
+        tool.img(ours, &format!("check {io}")).expect_success();
+        tool.img(ours, &format!("compare {io} driver=raw,file.filename=before.raw"))
+            .expect_success();
+    }
 }
 
 #[test]

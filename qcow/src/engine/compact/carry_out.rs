@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::copy::copy;
+use super::copy::{Bytes, copy};
 use super::layout::{Layout, Metadata};
 use super::moves::{Move, Moves, Stage};
 use super::plan::Plan;
@@ -23,7 +23,14 @@ impl<D: Disk> Layout<'_, D> {
         // They get durable with the copies, before any pointer changes.
         self.write_blocks(&places).await?;
         for (stage, moves) in plan.stages() {
-            copy(&self.target, moves, stage == Stage::Data, done).await?;
+            let bytes = match (stage, &self.cipher) {
+                (Stage::EncryptedData, Some(cipher)) => Bytes::Encrypted(cipher),
+                (Stage::EncryptedData, None) => unreachable!("there is a cipher, or nothing moves"),
+                // What was written before the last sync has settled.
+                (Stage::Data, _) => Bytes::Settled,
+                _ => Bytes::Metadata,
+            };
+            copy(&self.target, moves, bytes, done).await?;
             if !Bug::MovedBeforeCopied.is_seeded() {
                 sync(&self.target).await?;
             }
@@ -55,7 +62,7 @@ impl<D: Disk> Layout<'_, D> {
     /// Lets whatever names what has moved name it in its new place.
     async fn point_to_moved(&mut self, stage: Stage, moves: &Moves) -> Result<()> {
         match stage {
-            Stage::Data => {
+            Stage::Data | Stage::EncryptedData => {
                 point_to_data(&self.target, &self.l2_tables(), moves).await?;
                 moves.iter().for_each(|run| self.move_data(run));
                 return Ok(());

@@ -2,10 +2,12 @@
 
 use super::moves::{Move, Moves};
 use crate::addr::{HostCluster, HostOffset};
+use crate::crypt::SectorCipher;
 use crate::disk::{Buffer, Disk, Payload};
 use crate::engine::check::parts::Target;
 use crate::error::{Error, Result};
 use crate::exec::try_join_all;
+use crate::limits::SECTOR_BYTES;
 
 /// Most bytes that one copy takes, unless clusters are larger.
 const COPY_BYTES: u64 = 1 << 20;
@@ -14,12 +16,22 @@ const COPIES_MAX: usize = 16;
 /// The least zeros that become a hole rather than a write, unless clusters are larger.
 const HOLE_BYTES_MIN: u64 = 64 << 10;
 
-/// Copies all of `moves`; tells `done` the bytes of each copy as it ends. What was written before the last sync has
-/// `settled`: there the host is believed where it tells of a hole.
+/// What is copied.
+#[derive(Clone, Copy)]
+pub(super) enum Bytes<'c> {
+    /// What may have been written since the last sync.
+    Metadata,
+    /// What has not: there the host is believed where it tells of a hole.
+    Settled,
+    /// What is encrypted by its place: holes too are something there.
+    Encrypted(&'c SectorCipher),
+}
+
+/// Copies all of `moves`; tells `done` the bytes of each copy as it ends.
 pub(super) async fn copy<D: Disk>(
     target: &Target<'_, D>,
     moves: &Moves,
-    settled: bool,
+    bytes: Bytes<'_>,
     done: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let step = target.geometry.clusters_for(COPY_BYTES);
@@ -34,9 +46,10 @@ pub(super) async fn copy<D: Disk>(
     let copies = pieces.map(|piece| {
         let done = &done;
         async move {
-            match settled && is_hole(target, piece)? {
-                true => put_zeros(target, piece).await?,
-                false => copy_piece(target, piece).await?,
+            match bytes {
+                Bytes::Settled if is_hole(target, piece)? => put_zeros(target, piece).await?,
+                Bytes::Settled | Bytes::Metadata => copy_piece(target, piece).await?,
+                Bytes::Encrypted(cipher) => encrypt_piece(target, piece, cipher).await?,
             }
             done.borrow_mut()(target.geometry.bytes(piece.len));
             Ok(())
@@ -59,13 +72,38 @@ async fn put_zeros<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<()> {
     put(target, to, &Payload::zeros(len), true).await
 }
 
+/// Where a piece starts, and where it is to start.
+fn ends<D: Disk>(target: &Target<'_, D>, piece: Move) -> (HostOffset, HostOffset) {
+    let start = |cluster| target.geometry.host_start(HostCluster::new(cluster));
+    (start(piece.from), start(piece.to))
+}
+
+async fn read<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<Buffer> {
+    let (from, _) = ends(target, piece);
+    let buffer = Buffer::zeroed(target.geometry.bytes(piece.len) as usize);
+    let read = target.disk.read(from, &buffer.payload()).await;
+    read.map_err(|e| Error::io(format!("Could not read the clusters at {from}"), &e))?;
+    Ok(buffer)
+}
+
+/// The number of a sector is that of its place in the file.
+async fn encrypt_piece<D: Disk>(
+    target: &Target<'_, D>,
+    piece: Move,
+    cipher: &SectorCipher,
+) -> Result<()> {
+    let (from, to) = ends(target, piece);
+    let mut buffer = read(target, piece).await?;
+    let bytes = buffer.make_mut();
+    cipher.decrypt(from.get() / SECTOR_BYTES, bytes);
+    cipher.encrypt(to.get() / SECTOR_BYTES, bytes);
+    put(target, to, &buffer.payload(), false).await
+}
+
 async fn copy_piece<D: Disk>(target: &Target<'_, D>, piece: Move) -> Result<()> {
     let geometry = target.geometry;
-    let start = |cluster| geometry.host_start(HostCluster::new(cluster));
-    let (from, to) = (start(piece.from), start(piece.to));
-    let buffer = Buffer::zeroed(geometry.bytes(piece.len) as usize).payload();
-    let read = target.disk.read(from, &buffer).await;
-    read.map_err(|e| Error::io(format!("Could not read the clusters at {from}"), &e))?;
+    let (_, to) = ends(target, piece);
+    let buffer = read(target, piece).await?.payload();
     let step = HOLE_BYTES_MIN.max(geometry.cluster_size());
     let mut at = 0;
     while at < buffer.len() {

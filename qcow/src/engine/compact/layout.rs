@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::moves::{Move, Moves};
 use super::tables::visit_l2_tables;
 use crate::addr::{HostCluster, HostOffset};
+use crate::crypt::SectorCipher;
 use crate::disk::Disk;
 use crate::engine::check::parts::{
     Bits, Claim, Counts, L2Format, LooseL2, Survey, Target, snapshot_l1, words,
@@ -45,6 +46,8 @@ pub(super) struct Unit {
 pub(super) enum Kind {
     /// Data of the disk: one cluster, or several that compressed data ties together because it lies across their borders.
     Data,
+    /// Data that is encrypted by its place: one cluster.
+    EncryptedData,
     Metadata(Metadata),
     /// The header, and whatever else is counted: it stays where it is.
     Fixed,
@@ -54,6 +57,8 @@ pub(super) enum Kind {
 pub(super) struct Layout<'d, D> {
     pub(super) target: Target<'d, D>,
     pub(super) format: L2Format,
+    /// What data that is encrypted by its place is encrypted with.
+    pub(super) cipher: Option<SectorCipher>,
     /// References to each cluster, which are also the stored counts.
     pub(super) counts: Counts,
     /// The places of refcount blocks, by table index.
@@ -62,6 +67,8 @@ pub(super) struct Layout<'d, D> {
     data: Counts,
     /// Whether compressed data ties a cluster to the next one.
     ties: Bits,
+    /// Whether a cluster has data that is encrypted by its place.
+    encrypted: Bits,
     /// Runs of metadata, by their first clusters: how many bytes they have, and what they are.
     metadata: BTreeMap<u64, (u64, Metadata)>,
 }
@@ -71,7 +78,7 @@ impl<'d, D: Disk> Layout<'d, D> {
     ///
     /// # Errors
     /// A cluster is two things at once, which nothing forbids where it is counted twice; or the file cannot be read.
-    pub(super) async fn of(survey: Survey<'d, D>) -> Result<Self> {
+    pub(super) async fn of(survey: Survey<'d, D>, cipher: Option<SectorCipher>) -> Result<Self> {
         let Survey { target, snapshots, references, stored, .. } = survey;
         let format = L2Format::of(&target);
         let blocks = (0..stored.table().len() as u64).map(|index| stored.block(index).place());
@@ -80,9 +87,11 @@ impl<'d, D: Disk> Layout<'d, D> {
         let clusters = references.counts.len();
         let mut layout = Self {
             format,
+            cipher,
             blocks,
             data: Counts::new(clusters),
             ties: Bits::new(clusters),
+            encrypted: Bits::new(clusters),
             metadata: BTreeMap::new(),
             counts: references.counts,
             target,
@@ -156,12 +165,18 @@ impl<'d, D: Disk> Layout<'d, D> {
         let tables = self.l2_tables();
         let uses: BTreeMap<u64, u64> = self.metadata.iter().filter_map(uses_of).collect();
         let (format, data, ties) = (self.format, &self.data, &mut self.ties);
+        let (by_place, encrypted) = (self.cipher.is_some(), &mut self.encrypted);
         visit_l2_tables(&self.target, &tables, |table, words| {
             let uses = uses.get(&table).copied().unwrap_or(0);
             for entry in format.entries(words) {
                 let clusters = clusters_of(entry, format);
                 for cluster in clusters.clone() {
                     data.add(HostCluster::new(cluster), uses, u64::MAX);
+                }
+                // Compressed data is never encrypted, and nobody reads what is only kept in reserve.
+                if by_place && matches!(entry.claim(format), Claim::Cluster { reserve: false, .. })
+                {
+                    clusters.clone().for_each(|cluster| encrypted.set(cluster, true));
                 }
                 clusters.skip(1).for_each(|tied| ties.set(tied - 1, true));
             }
@@ -239,7 +254,8 @@ impl<'d, D: Disk> Layout<'d, D> {
         while self.ties.get(end - 1) {
             end += 1;
         }
-        Unit { first, len: end - first, kind: Kind::Data }
+        let kind = if self.encrypted.get(cluster) { Kind::EncryptedData } else { Kind::Data };
+        Unit { first, len: end - first, kind }
     }
 
     /// Data has moved.
@@ -250,6 +266,8 @@ impl<'d, D: Disk> Layout<'d, D> {
             self.data.clear(old);
             self.ties.set(to, self.ties.get(from));
             self.ties.set(from, false);
+            self.encrypted.set(to, self.encrypted.get(from));
+            self.encrypted.set(from, false);
         }
     }
 

@@ -5,7 +5,8 @@
 //! known and nothing has to be believed; the [`layout`] makes units of it, and the [`plan`] finds each a place. What moves:
 //! data; compressed data with all clusters that it ties together, because it lies across their borders; L2 tables, L1
 //! tables, the snapshot table, bitmaps with their tables and directory, refcount blocks and the refcount table. What stays:
-//! the header, and whatever this engine does not know. An encrypted image is refused: how its data is encrypted depends on where it lies.
+//! the header with the LUKS header, and whatever this engine does not know. What LUKS encrypts by its place in the file is encrypted anew
+//! on its way; that needs the key.
 //!
 //! Nothing needs a table that is switched to, because a pointer is eight bytes, which a sector holds whole, and both of its
 //! values are right while both copies are there. So the order is, for as many clusters at a time as memory allows:
@@ -27,6 +28,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::check::{Crew, Repair, check_by};
+use crate::crypt::Passphrase;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
@@ -86,19 +88,20 @@ pub struct Step {
 }
 
 /// Gives back the unused space of the qcow2 image in `disk`, the file at `path`, which nobody else may use meanwhile; the
-/// threads of `crew` look for it. A crash leaves the same disk and the same snapshots, and perhaps clusters that are leaked,
+/// threads of `crew` look for it, and `key` opens it where it is encrypted. A crash leaves the same disk and the same snapshots, and perhaps clusters that are leaked,
 /// which the next open for writing gives back.
 ///
 /// # Errors
-/// The image is encrypted (`Unsupported`), or something is wrong with it that a check tells (`Corrupt`): it is as it was. Or
+/// The image is encrypted and `key` missing or wrong (`Denied`), or something is wrong with it that a check tells (`Corrupt`): it is as it was. Or
 /// the host failed: the image is sound, and what had moved by then has moved.
 pub async fn compact<D: Disk>(
     crew: Crew,
     disk: &D,
     path: &Path,
+    key: Option<&Passphrase>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Compaction> {
-    compact_in_goes(crew, disk, path, CLUSTERS_MAX, progress).await
+    compact_in_goes(crew, disk, path, key, CLUSTERS_MAX, progress).await
 }
 
 /// As [`compact`], with at most `clusters_max` clusters moving in one go. What moves as a whole and is larger stays.
@@ -109,13 +112,15 @@ pub async fn compact_in_goes<D: Disk>(
     crew: Crew,
     disk: &D,
     path: &Path,
+    key: Option<&Passphrase>,
     clusters_max: u64,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Compaction> {
     let compacted = async {
         let before = FileSize::of(disk)?;
+        let cipher = prepare::cipher(disk, key).await?;
         let survey = prepare::survey(crew, disk, path).await?;
-        let layout = Layout::of(survey).await?;
+        let layout = Layout::of(survey, cipher).await?;
         let mut run = Run { layout, clusters_max, announced: false, clusters_moved: 0, progress };
         if let Err(error) = run.run().await {
             if run.announced {

@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Data,
+    EncryptedData,
     L2Tables,
     ActiveL1,
     SnapshotL1,

@@ -49,6 +49,7 @@ impl Plan {
     fn push(&mut self, kind: Kind, new: Move) {
         let stage = match kind {
             Kind::Data => Stage::Data,
+            Kind::EncryptedData => Stage::EncryptedData,
             Kind::Metadata(Metadata::L2Table { .. }) => Stage::L2Tables,
             Kind::Metadata(Metadata::ActiveL1) => Stage::ActiveL1,
             Kind::Metadata(Metadata::SnapshotL1) => Stage::SnapshotL1,

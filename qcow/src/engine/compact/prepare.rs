@@ -1,10 +1,13 @@
 //! What an image has to be before its clusters move, and what its header has to say then.
 
 use super::layout::Layout;
+use crate::crypt::{Passphrase, SectorCipher};
 use crate::disk::Disk;
+use crate::encrypted::key_missing;
 use crate::engine::check::parts::{Survey, clear_unknown_statements, sync, write};
 use crate::engine::check::{CheckSummary, Crew, Repair, check_by};
 use crate::engine::dirty::repair_dirty;
+use crate::engine::encryption::luks_volume;
 use crate::engine::load::{read_header, read_header_cluster, see_medium};
 use crate::error::{Error, Result};
 use crate::format::feature::Incompatible;
@@ -16,7 +19,7 @@ use std::path::Path;
 /// Surveys the image in `disk`, the file at `path`, as it can be compacted. What a crash has left behind is cleared away.
 ///
 /// # Errors
-/// Something is wrong with the image (`Corrupt`), or it is encrypted (`Unsupported`).
+/// Something is wrong with the image (`Corrupt`).
 pub(super) async fn survey<'d, D: Disk>(
     crew: Crew,
     disk: &'d D,
@@ -26,7 +29,7 @@ pub(super) async fn survey<'d, D: Disk>(
         return Err(Error::read_only("cannot be compacted: it is open read-only"));
     }
     see_medium(disk).await?;
-    refuse_unmovable(disk, path).await?;
+    clear_after_crash(disk, path).await?;
     let (found, summary) = Survey::before_change(disk, crew).await?;
     if let Some(survey) = found.filter(|_| summary.is_clean()) {
         return Ok(survey);
@@ -47,12 +50,26 @@ fn not_clean() -> Error {
     Error::corrupt("the image is not clean, nothing was moved: see 'qcow check'")
 }
 
-async fn refuse_unmovable<D: Disk>(disk: &D, path: &Path) -> Result<()> {
+/// The cipher with which data that moves is encrypted anew, where it has to be: by its place in the file.
+///
+/// # Errors
+/// The key is missing or wrong, or the LUKS header is damaged.
+pub(super) async fn cipher<D: Disk>(
+    disk: &D,
+    key: Option<&Passphrase>,
+) -> Result<Option<SectorCipher>> {
     let header = read_header(disk).await?;
-    if header.crypt_method != CryptMethod::None {
-        // How data is encrypted depends on where it lies.
-        return Err(Error::unsupported("an encrypted image cannot be compacted"));
+    if header.crypt_method != CryptMethod::Luks || header.has_external_data() {
+        return Ok(None);
     }
+    let key = key.ok_or_else(|| key_missing("encrypt.key-secret"))?;
+    let volume = luks_volume(disk, &header).await?;
+    let (_, master) = volume.unlock(key).await?;
+    Ok(Some(master.cipher(&volume.header)))
+}
+
+async fn clear_after_crash<D: Disk>(disk: &D, path: &Path) -> Result<()> {
+    let header = read_header(disk).await?;
     let mark = header.extensions.mark.as_ref().map(Mark::state);
     let is_dirty = header.incompatible.contains(Incompatible::DIRTY);
     if header.incompatible.contains(Incompatible::CORRUPT) {
