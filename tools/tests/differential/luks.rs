@@ -20,7 +20,7 @@ fn pair(setup: &str) -> Pair {
 fn pair_with_file() -> Pair {
     let pair = pair("");
     Tool::Ours.img(pair.ours(), &filled("create -q $S -f luks -o $L a.luks 1M")).expect_success();
-    std::fs::copy(pair.ours().join("a.luks"), pair.theirs().join("a.luks")).unwrap();
+    std::fs::copy(pair.ours().join("a.luks"), pair.theirs().join("a.luks")).expect("a copy");
     pair
 }
 
@@ -300,7 +300,12 @@ fn key_slots_change_alike() {
         let slots = [pair.ours(), pair.theirs()].map(|directory| {
             let info = Tool::Theirs.img(directory, "info --output=json a.luks").json();
             let slots = &info["format-specific"]["data"]["slots"];
-            slots.as_array().unwrap().iter().map(|slot| slot["active"] == true).collect::<Vec<_>>()
+            slots
+                .as_array()
+                .expect("slots")
+                .iter()
+                .map(|slot| slot["active"] == true)
+                .collect::<Vec<_>>()
         });
         assert_eq!(slots[0], slots[1], "{options}");
     }
@@ -342,8 +347,8 @@ fn damaged_files_are_refused() {
     for len in [8, 600, 8192, 300_000, 2_067_000] {
         let pair = pair_with_file();
         for directory in [pair.ours(), pair.theirs()] {
-            let file = std::fs::File::options().write(true).open(directory.join("a.luks")).unwrap();
-            file.set_len(len).unwrap();
+            let file = std::fs::File::options().write(true).open(directory.join("a.luks"));
+            file.and_then(|file| file.set_len(len)).expect("it is cut off");
         }
         for line in ["info -f luks a.luks", "map $S --image-opts @a.luks"] {
             let (ours, theirs) = pair.img(&filled(line));
