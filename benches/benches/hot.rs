@@ -1,5 +1,5 @@
 //! Micro-benchmarks of what a request passes on the CPU: the looks at the metadata, the counters that queues share, the
-//! unpacking of a cluster, and the encryption of a page. `cargo bench -p benches --bench hot`.
+//! unpacking of a cluster, the encryption of a page, and the sealing of parts of authenticated images. `cargo bench -p benches --bench hot`.
 //!
 //! Columns of `threads` show what sharing costs: as many threads as are named do the same to one image.
 
@@ -7,8 +7,10 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use divan::Bencher;
+use divan::counter::BytesCount;
 use qcow::addr::{Geometry, GuestCluster, GuestOffset, HostOffset, SliceKey};
 use qcow::codec::{Compressor, Decompressor, Level};
+use qcow::crypt::seal::{DataKey, ImageId, Label, SealKind, Sealer};
 use qcow::crypt::{CipherSpec, SectorCipher};
 use qcow::format::compression::CompressionType;
 use qcow::format::entry::L1Entry;
@@ -43,6 +45,7 @@ fn main() {
 fn decrypt_page(bencher: Bencher<'_, '_>) {
     let cipher = SectorCipher::new(CipherSpec::DEFAULT, &[7; 64]);
     let mut page = [0; BLOCK_LEN as usize];
+    let bencher = bencher.counter(BytesCount::new(page.len()));
     bencher.bench_local(|| cipher.decrypt(next_place().get(), &mut page));
 }
 
@@ -51,7 +54,54 @@ fn decrypt_page(bencher: Bencher<'_, '_>) {
 fn encrypt_page(bencher: Bencher<'_, '_>) {
     let cipher = SectorCipher::new(CipherSpec::DEFAULT, &[7; 64]);
     let mut page = [0; BLOCK_LEN as usize];
+    let bencher = bencher.counter(BytesCount::new(page.len()));
     bencher.bench_local(|| cipher.encrypt(next_place().get(), &mut page));
+}
+
+/// Parts of authenticated images: a node, and a cluster.
+const PARTS: [(SealKind, usize); 4] = [
+    (SealKind::Crc32c, 4 << 10),
+    (SealKind::Crc32c, 16 << 10),
+    (SealKind::Aes256Gcm, 4 << 10),
+    (SealKind::Aes256Gcm, 16 << 10),
+];
+
+fn sealer(kind: SealKind) -> Sealer {
+    match kind {
+        SealKind::Crc32c => Sealer::crc32c(ImageId::random()),
+        SealKind::Aes256Gcm => Sealer::aes_256_gcm(ImageId::random(), &DataKey::random()),
+    }
+}
+
+/// What a write to an authenticated image adds for each part.
+#[divan::bench(args = PARTS)]
+fn seal(bencher: Bencher<'_, '_>, (kind, len): (SealKind, usize)) {
+    let (sealer, mut bytes) = (sealer(kind), vec![7; len]);
+    let label = Label { level: 0, index: 0, len: len as u32 };
+    bencher.counter(BytesCount::new(len)).bench_local(|| sealer.seal(label, &mut bytes));
+}
+
+/// What a read of one adds. What is opened is sealed bytes again each time, for the time a copy takes.
+#[divan::bench(args = PARTS)]
+fn open(bencher: Bencher<'_, '_>, (kind, len): (SealKind, usize)) {
+    let (sealer, mut sealed) = (sealer(kind), vec![7; len]);
+    let label = Label { level: 0, index: 0, len: len as u32 };
+    let seal = sealer.seal(label, &mut sealed);
+    let mut bytes = sealed.clone();
+    bencher.counter(BytesCount::new(len)).bench_local(|| {
+        bytes.copy_from_slice(&sealed);
+        assert!(sealer.open(label, &seal, &mut bytes));
+    });
+}
+
+/// What these compare with, beside the encryption of a page.
+#[divan::bench(args = [4 << 10, 16 << 10])]
+fn copy(bencher: Bencher<'_, '_>, len: usize) {
+    let (from, mut to) = (vec![7_u8; len], vec![0; len]);
+    bencher.counter(BytesCount::new(len)).bench_local(|| {
+        to.copy_from_slice(&from);
+        divan::black_box(&mut to);
+    });
 }
 
 /// What a read asks.

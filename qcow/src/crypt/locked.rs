@@ -150,11 +150,16 @@ impl<T> fmt::Debug for Locked<T> {
 }
 
 /// Wipes what calls that have returned may have left below the caller on the stack.
-#[inline(never)]
 pub fn scrub_stack() {
-    let mut below = [0u8; SCRUBBED_BYTES];
-    below.zeroize();
-    std::hint::black_box(&below);
+    scrub_stack_of::<SCRUBBED_BYTES>();
+}
+
+/// As [`scrub_stack`], of so many bytes: for what is done so often that wiping more than it takes would be felt.
+#[inline(never)]
+pub fn scrub_stack_of<const LEN: usize>() {
+    let mut below = [0u8; LEN];
+    // Whoever has its address might read it, so that the zeros have to be there.
+    std::hint::black_box(&mut below);
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!   |      \
 //! checksum   xaes    CRC-32C | XAES-256-GCM: a key for each message
 //!              |
-//!             gcm    AES-256-GCM
+//!             gcm    AES-256-GCM     (wide | narrow: as the processor has it)
 //! ```
 //!
 //! With CRC-32C a part is found out that has changed by accident; who edits the file makes a new checksum. With a key, parts
@@ -21,8 +21,8 @@
 //! such a state.
 //!
 //! **Keys in memory.** The image's key lies in locked memory, with all that is computed from it once. The key of one message
-//! lies on the stack while the message is sealed or opened, and is wiped there. Copies that the compiler has made of it on the
-//! way, or in registers, are not: wiping the stack takes longer than sealing a small part. Who finds one reads one part.
+//! lies on the stack while the message is sealed or opened, and is wiped there afterwards, with the stack that computing has
+//! taken; a child process or a core dump at that moment would have it. What registers hold is not wiped.
 
 mod associated;
 pub(super) mod checksum;

@@ -3,15 +3,12 @@
 //! The first half of the nonce makes a key of its own with two blocks of AES (CMAC in counter mode, NIST SP 800-108r1); the
 //! second half is the nonce under that key. Names are the specification's.
 
-use aes::Aes256Enc;
-use aes::cipher::array::Array;
-use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use zeroize::Zeroize;
 
-use super::gcm::{GCM_NONCE_LEN, Gcm};
+use super::gcm::{self, BlockCipher, GCM_NONCE_LEN};
 use super::key::KEY_LEN;
 use super::{NONCE_LEN, TAG_LEN};
-use crate::crypt::cipher::{BLOCK_LEN, Block};
+use crate::crypt::cipher::BLOCK_LEN;
 use crate::crypt::locked::{Locked, scrub_stack};
 
 /// What is added when a doubling overflows: x^128 = x^7 + x^2 + x + 1.
@@ -22,7 +19,7 @@ pub(in crate::crypt) struct Xaes(Locked<Keyed>);
 
 struct Keyed {
     /// K.
-    key: Aes256Enc,
+    key: BlockCipher,
     /// K1.
     subkey: u128,
 }
@@ -41,8 +38,12 @@ impl Xaes {
         associated: &[u8],
         bytes: &mut [u8],
     ) -> [u8; TAG_LEN] {
-        let (gcm, nonce) = self.0.derive(nonce);
-        gcm.seal(nonce, associated, bytes)
+        let (context, nonce) = halves(nonce);
+        let mut key = [0; KEY_LEN];
+        self.0.derive(context, &mut key);
+        let tag = gcm::seal(&key, nonce, associated, bytes);
+        key.zeroize();
+        tag
     }
 
     /// Decrypts `bytes`; false, and `bytes` are wiped, where they or `associated` are not what `tag` is of.
@@ -54,40 +55,41 @@ impl Xaes {
         bytes: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> bool {
-        let (gcm, nonce) = self.0.derive(nonce);
-        gcm.open(nonce, associated, bytes, tag)
+        let (context, nonce) = halves(nonce);
+        let mut key = [0; KEY_LEN];
+        self.0.derive(context, &mut key);
+        let opened = gcm::open(&key, nonce, associated, bytes, tag);
+        key.zeroize();
+        opened
     }
 }
 
 impl Keyed {
     fn new(key: &[u8; KEY_LEN]) -> Self {
-        let key = Aes256Enc::new(key.into());
-        let mut l = Block::default();
-        key.encrypt_block(&mut l);
-        let l = u128::from_be_bytes(l.0);
+        let key = BlockCipher::new(key);
+        let l = u128::from_be_bytes(key.encrypt([0; BLOCK_LEN]));
         Self { key, subkey: (l << 1) ^ ((l >> 127) * OVERFLOW) }
     }
 
-    /// The key and the nonce of one message: Kx and Nx.
-    fn derive<'a>(&self, nonce: &'a [u8; NONCE_LEN]) -> (Gcm, &'a [u8; GCM_NONCE_LEN]) {
-        let (context, nonce) = nonce.split_first_chunk::<GCM_NONCE_LEN>().expect("two halves");
-        let nonce = nonce.first_chunk().expect("two halves");
-        let mut blocks = [self.message(1, context), self.message(2, context)];
-        self.key.encrypt_blocks(&mut blocks);
-        let mut derived = [0; KEY_LEN];
-        derived[..BLOCK_LEN].copy_from_slice(&blocks[0]);
-        derived[BLOCK_LEN..].copy_from_slice(&blocks[1]);
-        let gcm = Gcm::new(&derived);
-        blocks.iter_mut().for_each(|block| block.0.zeroize());
-        derived.zeroize();
-        (gcm, nonce)
+    /// The key of one message: Kx.
+    fn derive(&self, context: &[u8; GCM_NONCE_LEN], key: &mut [u8; KEY_LEN]) {
+        let (blocks, _) = key.as_chunks_mut();
+        for (block, counter) in blocks.iter_mut().zip(1..) {
+            *block = self.key.encrypt(self.message(counter, context));
+        }
     }
 
     /// M1 or M2, with K1 added.
-    fn message(&self, counter: u8, context: &[u8; GCM_NONCE_LEN]) -> Block {
+    fn message(&self, counter: u8, context: &[u8; GCM_NONCE_LEN]) -> [u8; BLOCK_LEN] {
         let mut message = [0; BLOCK_LEN];
         message[..4].copy_from_slice(&[0, counter, b'X', 0]);
         message[4..].copy_from_slice(context);
-        Array((u128::from_be_bytes(message) ^ self.subkey).to_be_bytes())
+        (u128::from_be_bytes(message) ^ self.subkey).to_be_bytes()
     }
+}
+
+/// What the key is derived with, and the nonce under that key: N[:12] and Nx.
+fn halves(nonce: &[u8; NONCE_LEN]) -> (&[u8; GCM_NONCE_LEN], &[u8; GCM_NONCE_LEN]) {
+    let halves = (nonce.first_chunk(), nonce.last_chunk());
+    halves.0.zip(halves.1).expect("two halves")
 }
