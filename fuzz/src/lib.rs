@@ -2,3 +2,4 @@
 
 pub mod luks_header;
 pub mod open_any_image;
+pub mod sealed_slots;

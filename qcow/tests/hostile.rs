@@ -14,11 +14,15 @@ use qcow::disk::sim::Random;
 mod luks_header;
 #[path = "../../fuzz/src/open_any_image.rs"]
 mod open_any_image;
+#[path = "../../fuzz/src/sealed_slots.rs"]
+mod sealed_slots;
 
 /// Damaged images of one run.
 const CASES: u64 = 4000;
 /// Damaged LUKS headers.
 const LUKS_CASES: u64 = 400;
+/// Damaged key slots of authenticated images.
+const SLOT_CASES: u64 = 3000;
 
 #[test]
 fn damaged_images_neither_panic_nor_hang() {
@@ -69,6 +73,26 @@ fn damaged_luks_headers_neither_panic_nor_ask_for_too_much() {
         }
         let cut = if random.below(8) == 0 { random.below(70_000) } else { damaged.len() as u64 };
         luks_header::run(&damaged[..cut as usize]);
+    }
+}
+
+#[test]
+fn damaged_key_slots_neither_panic_nor_open() {
+    for seed in 0..SLOT_CASES {
+        let mut random = Random::new(seed);
+        let mut changes = vec![0; 4097];
+        changes[0] = random.draw() as u8;
+        // Seed 0 is the slot as it is.
+        for _ in 0..seed.min(random.below(5)) {
+            // Most of what a slot says stands at its start.
+            let in_slot = if random.below(4) == 0 { random.below(512) } else { random.below(130) };
+            let at = 1 + random.below(8).saturating_sub(4) * 512 + in_slot;
+            changes[at as usize] = 1 << random.below(8);
+        }
+        sealed_slots::run(&changes);
+    }
+    for len in [0, 1, 2, 600] {
+        sealed_slots::run(&vec![1; len]);
     }
 }
 
