@@ -8,7 +8,7 @@ use aes::cipher::array::Array;
 use aes::cipher::array::typenum::U16;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
-use super::cipher::{BLOCKS_PER_SECTOR, Block, PAGE_BLOCKS, PAGE_SECTORS};
+use super::cipher::{BLOCKS_PER_SECTOR, Block, PAGE_BLOCKS};
 
 /// What is added when a doubling overflows: x^128 = x^7 + x^2 + x + 1.
 const OVERFLOW: u128 = 0x87;
@@ -44,21 +44,19 @@ where
         let mut tweaks = [0_u128; PAGE_BLOCKS];
         let tweaks = &mut tweaks[..blocks.len()];
         self.tweak.encrypt_blocks(ivs);
-        let mut current = [0_u128; PAGE_SECTORS];
-        let current = &mut current[..ivs.len()];
-        for (tweak, iv) in current.iter_mut().zip(&*ivs) {
-            *tweak = u128::from_le_bytes(iv.0);
-        }
-        // All sectors side by side: one doubling has to wait for the one before it.
-        for index in 0..BLOCKS_PER_SECTOR {
-            for (sector, tweak) in current.iter_mut().enumerate() {
-                tweaks[sector * BLOCKS_PER_SECTOR + index] = *tweak;
-                *tweak = double(*tweak);
+        let sectors = blocks
+            .chunks_exact_mut(BLOCKS_PER_SECTOR)
+            .zip(tweaks.chunks_exact_mut(BLOCKS_PER_SECTOR));
+        for ((blocks, tweaks), iv) in sectors.zip(&*ivs) {
+            let mut tweak = u128::from_le_bytes(iv.0);
+            for (block, place) in blocks.iter_mut().zip(tweaks) {
+                add(block, tweak);
+                *place = tweak;
+                tweak = double(tweak);
             }
         }
-        xor(blocks, tweaks);
         transform(blocks);
-        xor(blocks, tweaks);
+        blocks.iter_mut().zip(&*tweaks).for_each(|(block, tweak)| add(block, *tweak));
     }
 }
 
@@ -67,8 +65,6 @@ fn double(tweak: u128) -> u128 {
     (tweak << 1) ^ ((tweak >> 127) * OVERFLOW)
 }
 
-fn xor(blocks: &mut [Block], with: &[u128]) {
-    for (block, with) in blocks.iter_mut().zip(with) {
-        *block = Array((u128::from_le_bytes(block.0) ^ with).to_le_bytes());
-    }
+fn add(block: &mut Block, tweak: u128) {
+    *block = Array((u128::from_le_bytes(block.0) ^ tweak).to_le_bytes());
 }

@@ -7,19 +7,20 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::Whence;
 
 use super::direct::{Alignment, BlockLocks};
-use super::lock;
+use super::lock::{lock_image, unlock_image};
 use super::ring::{self, Operation};
 use super::upkeep;
 use crate::addr::HostOffset;
 use crate::disk::{Buffer, Disk, FileExtent, Identity, Payload};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// Bytes of zeros that one write carries where the file system cannot zero a range by itself.
 const ZERO_WRITE_LEN: u64 = 4 << 20;
@@ -59,6 +60,9 @@ pub struct UringDisk {
     identity: Identity,
     /// Set when I/O bypasses the page cache.
     direct: Option<Direct>,
+    /// The stretch of data that was found last. To find its end again, tmpfs looks at each of its pages; who walks a file
+    /// would pay for that at every step. What somebody else has made a hole of meanwhile reads as zeros all the same.
+    known_data: Mutex<Range<u64>>,
 }
 
 #[derive(Debug)]
@@ -91,7 +95,7 @@ impl UringDisk {
         let blocking = nix::fcntl::fcntl(&file, FcntlArg::F_SETFL(flags));
         blocking.map_err(|e| Error::io("set the file's flags", &e.into()))?;
         if !matches!(access, Access::ReadOnlyShared | Access::ReadWriteShared) {
-            lock::lock_image(&file, writable)?;
+            lock_image(&file, writable)?;
         }
         if access == Access::Create && metadata.is_file() {
             file.set_len(0).map_err(|e| Error::io("cut the file to nothing", &e))?;
@@ -99,7 +103,8 @@ impl UringDisk {
         let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
         let direct = (cache == CacheMode::Direct)
             .then(|| Direct { alignment: Alignment::of(&file), locks: BlockLocks::default() });
-        Ok(Self { file: Arc::new(file.into()), writable, identity, direct })
+        let known_data = Mutex::default();
+        Ok(Self { file: Arc::new(file.into()), writable, identity, direct, known_data })
     }
 
     /// The same file with a coarser alignment for direct I/O than the device asks for; for tests.
@@ -201,14 +206,21 @@ impl UringDisk {
     }
 
     async fn fallocate(&self, mode: FallocateFlags, at: HostOffset, len: u64) -> io::Result<()> {
-        loop {
+        let done = loop {
             let operation = Operation::Fallocate { mode: mode.bits(), at: at.get(), len };
             match upkeep::perform(&self.file, operation).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => break Ok(()),
                 Err(e) if is_transient(&e) => {}
-                Err(e) => return Err(e),
+                Err(e) => break Err(e),
             }
-        }
+        };
+        self.forget_data();
+        done
+    }
+
+    /// There may be holes where there was data.
+    fn forget_data(&self) {
+        *lock(&self.known_data) = 0..0;
     }
 
     /// Makes a range read as zeros and keep its space, without writing; an error where this file cannot.
@@ -235,7 +247,7 @@ impl UringDisk {
 
 impl Drop for UringDisk {
     fn drop(&mut self) {
-        lock::unlock_image(&self.file);
+        unlock_image(&self.file);
     }
 }
 
@@ -303,7 +315,9 @@ impl Disk for UringDisk {
             let fits = len <= self.len()?;
             return if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) };
         }
-        match upkeep::perform(&self.file, Operation::SetLen { len }).await {
+        let set = upkeep::perform(&self.file, Operation::SetLen { len }).await;
+        self.forget_data();
+        match set {
             Ok(_) => Ok(()),
             // Kernels before 6.9 have no asynchronous ftruncate.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
@@ -346,6 +360,10 @@ impl Disk for UringDisk {
     }
 
     fn extent_at(&self, at: HostOffset) -> io::Result<FileExtent> {
+        let known = lock(&self.known_data).clone();
+        if known.contains(&at.get()) {
+            return Ok(FileExtent { len: known.end - at.get(), data: true });
+        }
         let start = at.get() as i64;
         let hole = match nix::unistd::lseek64(&self.file, start, Whence::SeekHole) {
             Ok(hole) => hole,
@@ -354,6 +372,7 @@ impl Disk for UringDisk {
             Err(e) => return Err(e.into()),
         };
         if hole > start {
+            *lock(&self.known_data) = at.get()..hole as u64;
             return Ok(FileExtent { len: (hole - start) as u64, data: true });
         }
         let data = match nix::unistd::lseek64(&self.file, start, Whence::SeekData) {
