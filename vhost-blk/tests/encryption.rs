@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "../../qcow/tests/common/master_key.rs"]
+mod master_key;
 
 use std::fs::File;
 use std::io::BufRead;
@@ -164,6 +166,42 @@ fn the_passphrase_is_forgotten_once_the_image_is_open() {
         assert!(!contains(&bytes, &secret), "{name}");
     }
     daemon.stop();
+}
+
+/// All that the daemon can be made to log has neither the passphrase nor the key.
+#[test]
+fn no_log_has_a_secret() {
+    let bed = Bed::new();
+    encrypted(&bed, new_luks);
+    std::fs::write(bed.path("wrong"), [&passphrase()[..], b"?"].concat()).unwrap();
+    let mut said = String::new();
+    for format in ["plain", "json"] {
+        for name in ["key", "wrong"] {
+            let mut command = serve_args(&bed.image(), &bed.socket());
+            command.args(["-vv", "--log", format, "--encrypt-key-file"]).arg(bed.path(name));
+            if name == "wrong" {
+                said += &common::text(&command.output().unwrap());
+                continue;
+            }
+            let daemon = Daemon::start(command, bed.socket(), 1);
+            let mut session = daemon.connect();
+            let disk = session.queue(0);
+            disk.write(0, &[7; 4096]).unwrap();
+            disk.flush().unwrap();
+            session.stop().unwrap();
+            daemon.signal(nix::sys::signal::Signal::SIGTERM);
+            said += &daemon.wait().1;
+        }
+    }
+    assert!(said.contains("closed") && said.contains("Invalid password"), "{said}");
+    let secret = passphrase();
+    let key = master_key::master_key(&std::fs::read(bed.image()).unwrap(), &secret);
+    assert!(!contains(said.as_bytes(), &secret), "{said}");
+    for part in key.chunks(8) {
+        let hex: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+        let list = format!("{part:?}");
+        assert!(!said.contains(&hex) && !said.contains(list.trim_matches(['[', ']'])), "{said}");
+    }
 }
 
 /// Whether some memory of a process has `bytes`.

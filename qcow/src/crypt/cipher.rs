@@ -9,7 +9,7 @@ use aes::{Aes128, Aes192, Aes256};
 
 use super::cbc::Cbc;
 use super::hash::{DIGEST_BYTES_MAX, Hash};
-use super::locked::{Locked, scrub_stack};
+use super::locked::{Locked, scrubbing};
 use super::xts::Xts;
 use crate::error::{Error, Result};
 use crate::limits::SECTOR_BYTES;
@@ -263,9 +263,7 @@ impl SectorCipher {
     /// The cipher `spec` with `key`, which has the length that it asks for.
     pub fn new(spec: CipherSpec, key: &[u8]) -> Self {
         assert_eq!(key.len(), spec.key_len(), "a key of the cipher's length");
-        let cipher = Self(Locked::new(Keyed::new(spec, key)));
-        scrub_stack();
-        cipher
+        scrubbing(|| Self(Locked::new(Keyed::new(spec, key))))
     }
 
     /// Encrypts whole sectors, of which the first has the number `sector`.

@@ -9,7 +9,7 @@ use sha2::digest::Digest;
 use sha2::{Sha224, Sha256, Sha384, Sha512};
 use zeroize::Zeroize;
 
-use super::locked::scrub_stack;
+use super::locked::scrubbing;
 
 /// Bytes of the longest digest.
 pub const DIGEST_BYTES_MAX: usize = 64;
@@ -80,15 +80,14 @@ impl Hash {
 
     /// Fills `out` with a key made of `password` (PBKDF2 with this hash's HMAC).
     pub fn pbkdf2(self, password: &[u8], salt: &[u8], iterations: u32, out: &mut [u8]) {
-        match self {
+        // Wiped once: doing so after each of the many rounds would make every guess of an attacker the cheaper one.
+        scrubbing(|| match self {
             Self::Sha1 => pbkdf2::<Hmac<Sha1>>(password, salt, iterations, out),
             Self::Sha224 => pbkdf2::<Hmac<Sha224>>(password, salt, iterations, out),
             Self::Sha256 => pbkdf2::<Hmac<Sha256>>(password, salt, iterations, out),
             Self::Sha384 => pbkdf2::<Hmac<Sha384>>(password, salt, iterations, out),
             Self::Sha512 => pbkdf2::<Hmac<Sha512>>(password, salt, iterations, out),
-        }
-        // Wiped once: doing so after each of the many rounds would make every guess of an attacker the cheaper one.
-        scrub_stack();
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It is locked as far as the host lets this process lock memory (`RLIMIT_MEMLOCK`); where that fails, the content may reach
 //! swap, and all else holds. A child process does not get it at all: one that went on with such memory emptied would
-//! encrypt with a key of zeros. What a computation leaves on the stack, [`scrub_stack`] wipes.
+//! encrypt with a key of zeros. What a computation leaves on the stack, [`scrubbing`] wipes.
 #![expect(unsafe_code, reason = "locked pages come from the kernel, not from the allocator")]
 
 use std::fmt;
@@ -117,7 +117,7 @@ pub struct Locked<T> {
 }
 
 impl<T> Locked<T> {
-    /// Moves `value` there. The copy that it came from stays on the stack until [`scrub_stack`].
+    /// Moves `value` there. The copy that it came from stays on the stack: see [`scrubbing`].
     pub fn new(value: T) -> Self {
         const { assert!(align_of::<T>() <= 4096, "a page is aligned enough") };
         let pages = Pages::new(size_of::<T>());
@@ -149,12 +149,21 @@ impl<T> fmt::Debug for Locked<T> {
     }
 }
 
-/// Wipes what calls that have returned may have left below the caller on the stack.
-pub fn scrub_stack() {
+/// Runs `compute`, and wipes what that and all that it has called may have left on the stack. What it returns is copied as
+/// any value is: a key has to be in locked memory by then.
+pub fn scrubbing<T>(compute: impl FnOnce() -> T) -> T {
+    /// Never a part of its caller: of his own frame nobody could wipe anything.
+    #[inline(never)]
+    fn below<T>(compute: impl FnOnce() -> T) -> T {
+        compute()
+    }
+    let value = below(compute);
     scrub_stack_of::<SCRUBBED_BYTES>();
+    value
 }
 
-/// As [`scrub_stack`], of so many bytes: for what is done so often that wiping more than it takes would be felt.
+/// Wipes so many bytes of what calls that have returned may have left below the caller on the stack: for what is done so often
+/// that wiping more than it takes would be felt.
 #[inline(never)]
 pub fn scrub_stack_of<const LEN: usize>() {
     let mut below = [0u8; LEN];

@@ -26,6 +26,7 @@ mod measure;
 mod messages;
 mod rebase;
 mod resize;
+mod secrets;
 #[path = "../sides/mod.rs"]
 mod sides;
 mod snapshot;

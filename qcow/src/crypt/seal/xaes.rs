@@ -9,7 +9,7 @@ use super::gcm::{self, BlockCipher, GCM_NONCE_LEN};
 use super::key::KEY_LEN;
 use super::{NONCE_LEN, TAG_LEN};
 use crate::crypt::cipher::BLOCK_LEN;
-use crate::crypt::locked::{Locked, scrub_stack};
+use crate::crypt::locked::{Locked, scrubbing};
 
 /// What is added when a doubling overflows: x^128 = x^7 + x^2 + x + 1.
 const OVERFLOW: u128 = 0x87;
@@ -26,9 +26,7 @@ struct Keyed {
 
 impl Xaes {
     pub fn new(key: &[u8; KEY_LEN]) -> Self {
-        let xaes = Self(Locked::new(Keyed::new(key)));
-        scrub_stack();
-        xaes
+        scrubbing(|| Self(Locked::new(Keyed::new(key))))
     }
 
     /// Encrypts `bytes`; the tag of them and of `associated`. No nonce may be used twice.

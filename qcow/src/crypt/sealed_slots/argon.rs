@@ -3,7 +3,7 @@
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroizing;
 
-use crate::crypt::locked::{LockedBytes, scrub_stack};
+use crate::crypt::locked::{LockedBytes, scrubbing};
 use crate::crypt::seal::key::KEY_LEN;
 use crate::crypt::secret::Passphrase;
 use crate::error::{Error, Result};
@@ -60,8 +60,7 @@ impl Argon {
     ) -> Result<LockedBytes> {
         self.check()?;
         let mut key = LockedBytes::zeroed(KEY_LEN);
-        self.compute(passphrase.bytes(), salt, &mut key)?;
-        scrub_stack();
+        scrubbing(|| self.compute(passphrase.bytes(), salt, &mut key))?;
         Ok(key)
     }
 
