@@ -87,6 +87,11 @@ address!(
     GuestSubcluster
 );
 
+address!(
+    /// A block of 4 KiB of the file of an authenticated image, counted from its start.
+    HostBlock
+);
+
 /// A number of clusters of either space.
 pub type ClusterCount = u64;
 

@@ -93,3 +93,16 @@ pub const ARGON_LANES_MAX: u32 = 4;
 /// Most KiB, times passes, that one passphrase is tried with on all key slots of an authenticated image together: ours; a
 /// minute or two. Eight slots in 64 MiB with all passes there may be ask for half of it.
 pub const ARGON_WORK_MAX: u64 = 1 << 26;
+/// Smallest cluster of an authenticated image: a block.
+pub const SEALED_CLUSTER_BITS_MIN: u32 = 12;
+/// Largest cluster of an authenticated image: ours. Each write, however small, writes a whole one.
+pub const SEALED_CLUSTER_BITS_MAX: u32 = 16;
+/// Most bytes of what a root names beside its tree, details or a map of blocks: ours. A map of that size is one of 16 TiB.
+pub const SEALED_BLOB_BYTES_MAX: u64 = 512 << 20;
+/// Nodes that are kept in memory of an authenticated image by default, those of changes that are not durable yet beside them:
+/// ours; 16,384 of them are 72 MiB and cover 16 GiB in clusters of 16 KiB.
+pub const SEALED_NODES_DEFAULT: usize = 16_384;
+/// Changed nodes after which an authenticated image is flushed although nobody asked for it: ours.
+pub const SEALED_DIRTY_NODES_MAX: usize = 4096;
+/// Blocks that wait to become free after which an authenticated image is flushed although nobody asked for it: ours; 1 GiB.
+pub const SEALED_PENDING_BLOCKS_MAX: u64 = 1 << 18;

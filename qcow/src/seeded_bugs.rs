@@ -160,6 +160,20 @@ pub enum Bug {
     StaleRedoIsReplayed,
     /// A replay begins a session of its own before all of it is in the file.
     ReplayForgetsSession,
+    /// In an authenticated image, a root may be durable before what it leads to.
+    NoBarrierBeforeRoot,
+    /// In an authenticated image, a flush is acknowledged before its root is durable.
+    NoBarrierAfterRoot,
+    /// In an authenticated image, the tree leads to a cluster before it has been written.
+    SealedLinkedBeforeWritten,
+    /// In an authenticated image, blocks are used again although the newest durable root leads to them.
+    SealedFreedTooEarly,
+    /// In an authenticated image, blocks are used again while requests in flight still read them.
+    SealedReusedBeforeDrained,
+    /// In an authenticated image, blocks become free to which a snapshot leads.
+    SealedSnapshotFreed,
+    /// A sweep takes for unused what has been taken since it began.
+    SweepForgetsNew,
 }
 
 #[cfg(feature = "seeded-bugs")]

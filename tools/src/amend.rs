@@ -110,6 +110,7 @@ pub fn run(args: &Args) -> Outcome {
     let opening = Opening { writable: true, cache, ..args.image.opening() };
     let image = opening.open_to_write(path)?;
     let format = image.format();
+    let is_authenticated = image.is_authenticated();
     if help {
         drop(image);
         return tell_options(format);
@@ -122,6 +123,7 @@ pub fn run(args: &Args) -> Outcome {
     let amendment = Amendment { path, opening, values: &values, force: args.force };
     match format {
         Format::Luks => amendment.change_key_slots("")?,
+        Format::Qcow2 if is_authenticated => amendment.change_authenticated()?,
         _ => amendment.carry_out()?,
     }
     progress.finish();
@@ -204,6 +206,22 @@ impl Amendment<'_> {
         Ok(())
     }
 
+    /// Of an authenticated image: passphrases, and the size.
+    fn change_authenticated(&self) -> Outcome {
+        let other = self.values.names().find(|name| {
+            let is_known = *name == "size" || name.starts_with(key_slots::PREFIX);
+            !is_known
+        });
+        if let Some(other) = other {
+            let what = format!("the option '{other}' of an authenticated image cannot be changed");
+            return Err(Failure::new(what));
+        }
+        if self.is_about_encryption() {
+            self.change_key_slots(key_slots::PREFIX)?;
+        }
+        self.change_size()
+    }
+
     fn version(&self) -> Outcome<Option<Version>> {
         match self.values.text("compat") {
             None => Ok(None),
@@ -243,7 +261,10 @@ impl Amendment<'_> {
             Failure::new(format!("Parameter '{prefix}key-secret' is required for cipher"))
         })?;
         let image = self.opening.open(self.path)?;
-        let changed = change.carry_out(&image, &passphrase);
+        let changed = match image.is_authenticated() {
+            true => change.carry_out_sealed(&image, &passphrase),
+            false => change.carry_out(&image, &passphrase),
+        };
         close(&image, changed)
     }
 
@@ -279,6 +300,10 @@ impl Amendment<'_> {
             }
             self.change(|image| block_on(image.set_lazy_refcounts(wanted)))?;
         }
+        self.change_size()
+    }
+
+    fn change_size(&self) -> Outcome {
         match self.values.number("size").filter(|&size| size > 0) {
             None => Ok(()),
             Some(size) if !size.is_multiple_of(SECTOR_BYTES) => {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use qcow::Error;
 use qcow::disk::uring::{UringDisk, block_on};
-use qcow::engine::check::{CheckSummary, Crew, Finding, Repair, check_by};
+use qcow::engine::check::{CheckSummary, Crew, Finding, Repair, check_by, is_authenticated};
+use qcow::format::sealed::root::RootTag;
 use serde::Serialize;
 
 use crate::arguments::{ImageArgs, OutputArgs, OutputFormat, ThreadsArgs, one_file};
@@ -12,6 +13,10 @@ use crate::cache::Cache;
 use crate::failure::{self, Failure, Outcome};
 use crate::image::{self, Opening};
 use crate::output::{self, say};
+
+mod sealed;
+
+use sealed::SealedChecker;
 
 const COMMAND: &str = "check";
 
@@ -42,6 +47,13 @@ pub struct Args {
     /// Check even while another program uses the image; then findings may be wrong
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// Of an authenticated image, read all data, too
+    #[arg(long)]
+    scrub: bool,
+    /// Of an authenticated image, fail unless it has this root (GENERATION:TAG, as 'info' tells it) or a later one: an older
+    /// state of the file that somebody has put in its place is found out so
+    #[arg(long, value_name = "ROOT")]
+    root: Option<RootTag>,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -70,8 +82,18 @@ pub fn run(args: &Args) -> Outcome<u8> {
         let what = "This image format does not support checks";
         return Err(Failure::new(what).with_code(NOT_SUPPORTED));
     };
-    let checker = Checker { disk: &disk, path, crew: args.threads.crew() };
-    let report = checker.check_and_repair(repair, args.quiet, output)?;
+    let report = if block_on(is_authenticated(&disk))? {
+        drop(disk);
+        let checker = SealedChecker { opening, path, scrub: args.scrub, root: args.root };
+        checker.check_and_repair(repair, args.quiet || output == OutputFormat::Json)?
+    } else {
+        if args.scrub || args.root.is_some() {
+            let what = "--scrub and --root are for authenticated images (create -o integrity=...)";
+            return Err(Failure::new(what).with_code(NOT_SUPPORTED));
+        }
+        let checker = Checker { disk: &disk, path, crew: args.threads.crew() };
+        checker.check_and_repair(repair, args.quiet, output)?
+    };
     if !args.quiet {
         match output {
             OutputFormat::Human => report.print(),

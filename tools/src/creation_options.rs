@@ -7,6 +7,7 @@ use qcow::engine::Format;
 use crate::failure::{Failure, Outcome};
 use crate::keyval::{Kind, OptionSpec, OptionValues, print_help};
 use crate::output::say;
+use crate::program::{self, Persona};
 
 /// Answers `-o help`. The file's own options are told where there is a file.
 pub fn help(format: Format, with_file: bool) {
@@ -67,7 +68,11 @@ pub fn announce(path: &Path, format: Format, values: &OptionValues) {
     let mut line = format!("Formatting '{}', fmt={format}", path.display());
     for spec in format_specs(format).iter().chain(FILE) {
         let default = || {
-            let found = QCOW2_DEFAULTS.iter().find(|(name, _)| *name == spec.name);
+            let defaults: &[_] = match values.text("integrity") {
+                Some(_) => &AUTHENTICATED_DEFAULTS,
+                None => &QCOW2_DEFAULTS,
+            };
+            let found = defaults.iter().find(|(name, _)| *name == spec.name);
             found.filter(|_| format == Format::Qcow2).map(|(_, value)| (*value).to_owned())
         };
         if let Some(value) = values.shown(spec.name).or_else(default) {
@@ -79,6 +84,8 @@ pub fn announce(path: &Path, format: Format, values: &OptionValues) {
 
 fn format_specs(format: Format) -> &'static [OptionSpec] {
     match format {
+        // A stand-in knows what the other program knows.
+        Format::Qcow2 if program::persona() != Persona::Qcow => &QCOW2[..QCOW2.len() - OWN_COUNT],
         Format::Qcow2 => QCOW2,
         Format::Raw => RAW,
         Format::Luks => LUKS,
@@ -132,7 +139,15 @@ const QCOW2: &[OptionSpec] = &[
     ),
     OptionSpec::new("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
     OptionSpec::new("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    OptionSpec::new(
+        "integrity",
+        Kind::Text,
+        "Authenticate the image, with checksums or a key (allowed values: crc32c, aes-256-gcm)",
+    ),
 ];
+
+/// How many of them, at the end, QEMU does not know.
+const OWN_COUNT: usize = 1;
 
 /// The options of raw images.
 const RAW: &[OptionSpec] = &[
@@ -175,6 +190,10 @@ const FILE: &[OptionSpec] = &[
         "Extent size hint for the image file, 0 to disable",
     ),
 ];
+
+/// What `Formatting ...` shows of options that are not given, of an authenticated image.
+const AUTHENTICATED_DEFAULTS: [(&str, &str); 2] =
+    [("cluster_size", "16384"), ("compression_type", "zlib")];
 
 /// What `Formatting ...` shows of qcow2 options that are not given.
 const QCOW2_DEFAULTS: [(&str, &str); 5] = [

@@ -145,6 +145,12 @@ impl Opening<'_> {
         secret.map(|id| secrets::find(&id).map_err(Failure::new)).transpose()
     }
 
+    /// The key that is named for `source`, if one is.
+    pub fn key_of(&self, source: &Source) -> Result<Option<Arc<Passphrase>>, String> {
+        let name = source.encrypt.key_secret.as_deref().or(self.key_secret);
+        name.map(secrets::find).transpose()
+    }
+
     /// Opens `source`; the error is the reason alone.
     pub fn open_source(&self, source: &Source) -> Result<HostImage, String> {
         let opening = self.with_options_of(source)?;

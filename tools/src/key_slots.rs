@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use qcow::crypt::Passphrase;
 use qcow::crypt::luks::{Cost, LuksHeader, SLOT_COUNT};
+use qcow::crypt::sealed_slots::SlotCost;
 use qcow::disk::uring::block_on;
 
 use crate::failure::{Failure, Outcome};
@@ -99,6 +100,50 @@ impl SlotChange {
                 for slot in self.slots_to_empty(image, &header, old.as_deref())? {
                     block_on(image.erase_key(slot))?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::carry_out`], of an authenticated image.
+    ///
+    /// # Errors
+    /// As [`Self::carry_out`]; nothing is ever forced.
+    pub fn carry_out_sealed(&self, image: &HostImage, passphrase: &Passphrase) -> Outcome {
+        match &self.state {
+            State::Active { new, cost } => {
+                let cost = match cost {
+                    Cost::Time(time) => SlotCost::Time(*time),
+                    Cost::Iterations(_) => SlotCost::default(),
+                };
+                block_on(image.add_sealed_key(self.slot, passphrase, new, cost))?;
+            }
+            State::Inactive { old } => {
+                let unlocked = |old: &Passphrase| block_on(image.sealed_slots())?.unlock(old);
+                let slot = match (self.slot, old) {
+                    (None, None) => {
+                        return Err(Failure::new(
+                            "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
+                        ));
+                    }
+                    (Some(slot), None) => slot,
+                    (wanted, Some(old)) => {
+                        let (found, _) = unlocked(old).map_err(|_| {
+                            Failure::new(
+                                "No keyslots match given (old) password for erase operation",
+                            )
+                        })?;
+                        match wanted {
+                            Some(wanted) if wanted != found => {
+                                return Err(Failure::new(format!(
+                                    "Given keyslot {wanted} doesn't contain the given old password for erase operation"
+                                )));
+                            }
+                            _ => found,
+                        }
+                    }
+                };
+                block_on(image.erase_sealed_key(slot))?;
             }
         }
         Ok(())

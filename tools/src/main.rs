@@ -14,6 +14,7 @@ mod creation_options;
 mod encryption;
 mod failure;
 mod image;
+mod integrity;
 mod json_text;
 mod key_slots;
 mod keyval;

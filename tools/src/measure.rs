@@ -125,6 +125,9 @@ impl Args {
         }
         let size = values.number("size").unwrap_or(0);
         match format {
+            Format::Qcow2 if values.text("integrity").is_some() => {
+                Err(Failure::new("authenticated images cannot be measured yet"))
+            }
             Format::Qcow2 => Target::parse(&values)?.measure(size, source),
             Format::Luks => {
                 let (new, _) = encryption::plan_luks(&values, "")?;

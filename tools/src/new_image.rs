@@ -20,6 +20,7 @@ use qcow::{Error, ErrorKind, foreign};
 use crate::encryption;
 use crate::failure::{Failure, Outcome};
 use crate::image;
+use crate::integrity;
 use crate::keyval::OptionValues;
 use crate::partial::PartialFile;
 use crate::program;
@@ -194,7 +195,9 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         Some(other) => return Err(not_accepted("compression-type", other)),
     };
     let preallocation = parse_preallocation(values)?;
-    let cluster_bits = power_of_two(values.number("cluster_size"), 16, 9..=21)
+    let integrity = integrity::plan(values)?;
+    let default_bits = if integrity.is_some() { integrity::CLUSTER_BITS } else { 16 };
+    let cluster_bits = power_of_two(values.number("cluster_size"), default_bits, 9..=21)
         .ok_or_else(|| Failure::new("Cluster size must be a power of two between 512 and 2048k"))?;
     let backing = values.text("backing_file").filter(|name| !name.is_empty());
     let extended_l2 = values.is_on("extended_l2");
@@ -216,7 +219,10 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
     }
     let data_file = values.text("data_file");
     let raw = values.is_on("data_file_raw");
-    let encryption = encryption::plan(values)?;
+    let encryption = match &integrity {
+        Some(_) => None,
+        None => encryption::plan(values)?,
+    };
     let options = CreateOptions {
         size,
         version,
@@ -229,6 +235,7 @@ fn plan_qcow2(size: u64, values: &OptionValues) -> Outcome<CreateOptions> {
         backing: backing.map(|name| (OsString::from(name), format)),
         data_file: data_file.map(|name| DataFileOptions { name: OsString::from(name), raw }),
         encryption,
+        integrity,
         marked: program::adds_marks(),
     };
     if raw && options.data_file.is_none() {

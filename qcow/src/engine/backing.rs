@@ -21,8 +21,10 @@ impl<D: Disk> Image<D> {
     /// Gets the image ready for a backing file that it does not name yet: from now on zeros are said where they are written,
     /// even where nothing shows through as long as there is no such file. No request may be in flight.
     pub fn expect_backing(&self) {
-        if let Layer::Qcow2(qcow2) = self.top() {
-            qcow2.names_backing.store(true, Ordering::Release);
+        match self.top() {
+            Layer::Qcow2(qcow2) => qcow2.names_backing.store(true, Ordering::Release),
+            Layer::Sealed(sealed) => sealed.expect_backing(),
+            Layer::Raw(_) | Layer::Luks(_) => {}
         }
     }
 
@@ -32,8 +34,12 @@ impl<D: Disk> Image<D> {
     /// As [`Self::write`].
     pub async fn write_lasting_zeroes(&self, at: u64, len: u64) -> Result<()> {
         let end = at + len;
-        let Layer::Qcow2(qcow2) = self.top() else {
-            return self.write_zeroes(at, len, false).await;
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => {
+                return self.write_lasting_zeroes_sealed(sealed, at, len).await;
+            }
+            Layer::Raw(_) | Layer::Luks(_) => return self.write_zeroes(at, len, false).await,
         };
         let whole = match qcow2.can_map_zeros() && qcow2.has_backing() {
             true => {
@@ -73,9 +79,13 @@ impl<D: Disk> Image<D> {
     /// by itself (`Invalid`); there is no room for the name in the header (`Limit`); or the host failed.
     pub async fn set_backing(&self, backing: Option<(OsString, Option<String>)>) -> Result<()> {
         self.check_change(0, 0)?;
-        let Layer::Qcow2(qcow2) = self.top() else {
-            let what = "a raw image has no backing file";
-            return Err(Error::unsupported(what).in_file(self.top().path()));
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return sealed.set_backing(backing).await,
+            Layer::Raw(_) | Layer::Luks(_) => {
+                let what = "a raw image has no backing file";
+                return Err(Error::unsupported(what).in_file(self.top().path()));
+            }
         };
         qcow2.prepare_for_change().await?;
         if !Bug::BackingBeforeData.is_seeded() {

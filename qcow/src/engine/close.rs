@@ -22,6 +22,7 @@ impl<D: Disk> Image<D> {
         match self.top() {
             Layer::Raw(raw) => raw.flush().await,
             Layer::Luks(luks) => luks.raw().flush().await,
+            Layer::Sealed(sealed) => sealed.close().await,
             Layer::Qcow2(qcow2) if Bug::MarkedCleanTooEarly.is_seeded() => {
                 qcow2.mark_clean().await?;
                 qcow2.settle().await.map(drop)

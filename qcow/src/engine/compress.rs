@@ -36,13 +36,13 @@ thread_local! {
 /// Consecutive clusters of a disk, compressed.
 #[derive(Debug)]
 pub struct Packed {
-    at: u64,
+    pub(super) at: u64,
     /// What they hold.
-    plain: Payload,
+    pub(super) plain: Payload,
     /// The same in compressed form, one cluster behind the other.
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// Where in `bytes` each cluster is; `None` where it did not become smaller, and is to be stored as it is.
-    clusters: Vec<Option<Range<usize>>>,
+    pub(super) clusters: Vec<Option<Range<usize>>>,
 }
 
 impl<D: Disk> Image<D> {
@@ -75,9 +75,8 @@ impl<D: Disk> Image<D> {
     /// The range is not whole clusters of the disk, the image's format cannot store compressed clusters, or there is no
     /// memory.
     pub fn pack(&self, at: u64, from: &Payload, level: Option<Level>) -> Result<Packed> {
-        let qcow2 = self.check_compressible(at, from.len())?;
-        let level = level.unwrap_or(Level::default_of(qcow2.compression));
-        let cluster_len = qcow2.geometry.cluster_size();
+        let (compression, cluster_len) = self.check_compressible(at, from.len())?;
+        let level = level.unwrap_or(Level::default_of(compression));
         let mut cluster = vec![0; cluster_len as usize];
         let (mut bytes, mut clusters) = (Vec::new(), Vec::new());
         for offset in (0..from.len()).step_by(cluster_len as usize) {
@@ -87,9 +86,9 @@ impl<D: Disk> Image<D> {
             cluster[len..].fill(0);
             let start = bytes.len();
             let smaller = COMPRESSOR.with_borrow_mut(|compressor| {
-                compressor.compress(qcow2.compression, level, &cluster, &mut bytes)
+                compressor.compress(compression, level, &cluster, &mut bytes)
             });
-            let smaller = smaller.map_err(|e| qcow2.named(e))?;
+            let smaller = smaller.map_err(|e| e.in_file(self.top().path()))?;
             clusters.push(smaller.then_some(start..bytes.len()));
         }
         Ok(Packed { at, plain: from.clone(), bytes, clusters })
@@ -101,7 +100,12 @@ impl<D: Disk> Image<D> {
     /// As [`Self::write_compressed`].
     pub async fn write_packed(&self, packed: &Packed) -> Result<()> {
         self.check_change(packed.at, packed.plain.len())?;
-        let qcow2 = self.check_compressible(packed.at, packed.plain.len())?;
+        self.check_compressible(packed.at, packed.plain.len())?;
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return self.write_packed_sealed(sealed, packed).await,
+            Layer::Raw(_) | Layer::Luks(_) => unreachable!("a raw image is not compressible"),
+        };
         let _recording = self.record(packed.at, packed.plain.len());
         qcow2.prepare_for_change().await?;
         let mut rest = &packed.clusters[..];
@@ -124,6 +128,7 @@ impl<D: Disk> Image<D> {
     pub fn compression(&self) -> Option<CompressionType> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.compression),
+            Layer::Sealed(sealed) => Some(sealed.header.compression),
             Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
@@ -173,30 +178,33 @@ impl<D: Disk> Image<D> {
         qcow2.guarded(stored).await
     }
 
-    /// The image, if `len` bytes at `at` of it can be compressed.
-    fn check_compressible(&self, at: u64, len: u64) -> Result<&Qcow2<D>> {
+    /// How the image compresses, and its cluster size, if `len` bytes at `at` of it can be compressed.
+    fn check_compressible(&self, at: u64, len: u64) -> Result<(CompressionType, u64)> {
         self.check_transfer(at, len)?;
-        let Layer::Qcow2(qcow2) = self.top() else {
-            let what = "this format has no compressed clusters";
-            return Err(Error::unsupported(what).in_file(self.top().path()));
-        };
-        if qcow2.data.is_some() {
-            let what = "an external data file has no compressed clusters";
-            return Err(qcow2.named(Error::unsupported(what)));
-        }
-        if qcow2.is_encrypted() {
+        let named = |e: Error| e.in_file(self.top().path());
+        let cannot = |what| Err(named(Error::unsupported(what)));
+        let (compression, cluster_len) = match self.top() {
+            Layer::Qcow2(qcow2) if qcow2.data.is_some() => {
+                return cannot("an external data file has no compressed clusters");
+            }
             // QEMU's driver would store them clear, and say nothing.
-            let what = "Compression and encryption not supported at the same time";
-            return Err(qcow2.named(Error::unsupported(what)));
-        }
-        let aligned = |at| qcow2.geometry.is_cluster_aligned(at);
+            Layer::Qcow2(qcow2) if qcow2.is_encrypted() => {
+                return cannot("Compression and encryption not supported at the same time");
+            }
+            Layer::Qcow2(qcow2) => (qcow2.compression, qcow2.geometry.cluster_size()),
+            Layer::Sealed(sealed) => (sealed.header.compression, sealed.cluster_len()),
+            Layer::Raw(_) | Layer::Luks(_) => {
+                return cannot("this format has no compressed clusters");
+            }
+        };
+        let aligned = |at: u64| at.is_multiple_of(cluster_len);
         let whole = aligned(at) && (aligned(len) || at + len == self.virtual_size());
         if len > 0 && !whole {
             let what =
                 format!("a compressed write of {len} bytes at {at:#x} is not whole clusters");
-            return Err(qcow2.named(Error::invalid(what)));
+            return Err(named(Error::invalid(what)));
         }
-        Ok(qcow2)
+        Ok((compression, cluster_len))
     }
 }
 

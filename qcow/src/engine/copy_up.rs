@@ -3,7 +3,7 @@
 use super::Image;
 use super::layer::Layer;
 use super::zero::Otherwise;
-use crate::disk::{Buffer, Disk};
+use crate::disk::{Buffer, Disk, Payload};
 use crate::error::Result;
 
 /// Bytes that are copied in one go, at most.
@@ -17,8 +17,7 @@ impl<D: Disk> Image<D> {
     /// As [`Self::read`] and [`Self::write`].
     pub async fn copy_up(&self, at: u64, len: u64) -> Result<()> {
         self.check_change(at, len)?;
-        let Layer::Qcow2(qcow2) = self.top() else { return Ok(()) };
-        let unit = qcow2.geometry.subcluster_size();
+        let Some(unit) = self.subcluster_size() else { return Ok(()) };
         let (mut at, end) = (at / unit * unit, at + len);
         let end = end.next_multiple_of(unit).min(self.virtual_size());
         while at < end {
@@ -26,16 +25,29 @@ impl<D: Disk> Image<D> {
             if extent.depth > 0 || !extent.present {
                 let bytes = Buffer::zeroed(extent.len as usize).payload();
                 self.read(at, &bytes).await?;
-                qcow2.prepare_for_change().await?;
-                match bytes.is_zero() {
-                    true => {
-                        self.zero_range(qcow2, at, extent.len, false, Otherwise::Write).await?;
-                    }
-                    false => self.write_clusters(qcow2, at, &bytes).await?,
-                }
+                self.store_copy(at, &bytes).await?;
             }
             at += extent.len;
         }
         Ok(())
+    }
+
+    /// Gives the top image `bytes`, which the disk shows at `at` already.
+    async fn store_copy(&self, at: u64, bytes: &Payload) -> Result<()> {
+        let (is_zero, len) = (bytes.is_zero(), bytes.len());
+        match self.top() {
+            Layer::Qcow2(qcow2) => {
+                qcow2.prepare_for_change().await?;
+                match is_zero {
+                    true => self.zero_range(qcow2, at, len, false, Otherwise::Write).await,
+                    false => self.write_clusters(qcow2, at, bytes).await,
+                }
+            }
+            Layer::Sealed(sealed) => match is_zero {
+                true => self.zero_sealed(sealed, at, len, false, Otherwise::Write).await,
+                false => self.write_sealed(sealed, at, bytes).await,
+            },
+            Layer::Raw(_) | Layer::Luks(_) => Ok(()),
+        }
     }
 }

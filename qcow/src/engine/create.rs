@@ -10,6 +10,7 @@
 
 use super::layout::Layout;
 use super::options::{CreateOptions, NewEncryption, Preallocation};
+use super::sealed::create::create_sealed;
 use crate::addr::HostOffset;
 use crate::crypt::luks;
 use crate::disk::{Buffer, Disk, Payload};
@@ -46,6 +47,9 @@ pub async fn create_with_data<D: Disk>(disk: &D, data: &D, options: &CreateOptio
 
 async fn create_in<D: Disk>(disk: &D, data: Option<&D>, options: &CreateOptions) -> Result<()> {
     options.check()?;
+    if let Some(integrity) = &options.integrity {
+        return create_sealed(disk, options, integrity).await;
+    }
     let layout = Layout::plan(options)?;
     let geometry = layout.geometry;
     write(disk, geometry.host_start(layout.refcount_table()), &layout.refcount_table_bytes())

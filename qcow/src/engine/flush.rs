@@ -22,7 +22,8 @@ impl<D: Disk> Image<D> {
             Layer::Luks(luks) => luks.raw().flush().await,
             // Where flushes do not reach the disk, this is still how freed clusters come to be free.
             Layer::Qcow2(qcow2) if self.is_writable() => qcow2.write_back().await,
-            Layer::Qcow2(_) => Ok(()),
+            Layer::Sealed(sealed) if self.is_writable() => sealed.flush().await,
+            Layer::Qcow2(_) | Layer::Sealed(_) => Ok(()),
         }
     }
 }

@@ -5,7 +5,10 @@ use std::path::Path;
 use super::encryption::luks_volume;
 use super::load::{probe, read_header, read_snapshots};
 use super::options::Format;
+use super::sealed::describe::SealedInfo;
+use super::sealed::is_sealed;
 use crate::addr::sector_ceil;
+use crate::crypt::Passphrase;
 use crate::crypt::luks::LuksHeader;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +29,8 @@ pub struct ImageInfo {
     pub header: Option<Header>,
     /// The LUKS header, of an image that is encrypted so, unless it asks for what is not supported here.
     pub luks: Option<LuksHeader>,
+    /// What an authenticated image says; then there is no other header.
+    pub sealed: Option<SealedInfo>,
     /// The internal snapshots, in the order of their table.
     pub snapshots: Vec<SnapshotEntry>,
     /// Length of the file in bytes.
@@ -40,10 +45,27 @@ impl ImageInfo {
     /// # Errors
     /// The image is damaged or cannot be read.
     pub async fn read<D: Disk>(disk: &D, path: &Path, format: Option<Format>) -> Result<Self> {
-        Self::read_unnamed(disk, format).await.map_err(|e| e.in_file(path))
+        Self::read_with(disk, path, format, None).await
     }
 
-    async fn read_unnamed<D: Disk>(disk: &D, format: Option<Format>) -> Result<Self> {
+    /// As [`Self::read`], with a key, which opens what an authenticated image says under it.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; or the key is wrong.
+    pub async fn read_with<D: Disk>(
+        disk: &D,
+        path: &Path,
+        format: Option<Format>,
+        key: Option<&Passphrase>,
+    ) -> Result<Self> {
+        Self::read_unnamed(disk, format, key).await.map_err(|e| e.in_file(path))
+    }
+
+    async fn read_unnamed<D: Disk>(
+        disk: &D,
+        format: Option<Format>,
+        key: Option<&Passphrase>,
+    ) -> Result<Self> {
         let format = match format {
             Some(format) => format,
             None => probe(disk).await?,
@@ -56,10 +78,18 @@ impl ImageInfo {
             virtual_size: raw_size,
             header: None,
             luks: None,
+            sealed: None,
             snapshots: Vec::new(),
             file_len,
             allocated_len,
         };
+        if format == Format::Qcow2 && is_sealed(disk).await? {
+            let sealed = SealedInfo::read(disk, key).await?;
+            info.virtual_size = sealed.state.as_ref().map_or(sealed.header.size, |s| s.size);
+            info.snapshots = sealed.snapshots();
+            info.sealed = Some(sealed);
+            return Ok(info);
+        }
         if format == Format::Qcow2 {
             let header = read_header(disk).await?;
             info.virtual_size = header.virtual_size();

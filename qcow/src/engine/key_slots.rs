@@ -93,7 +93,7 @@ impl<D: Disk> Image<D> {
         let qcow2 = match self.top() {
             Layer::Qcow2(qcow2) => qcow2,
             Layer::Luks(luks) => return Ok(Home::File(luks)),
-            Layer::Raw(raw) => return without(raw.path()),
+            Layer::Sealed(_) | Layer::Raw(_) => return without(self.top().path()),
         };
         let header = lock(&qcow2.header).clone();
         match header.crypt_method {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bitmap::Bitmaps;
 use super::data_file::DataFile;
+use super::sealed::Sealed;
 use super::unpack::Unpackers;
 use crate::addr::{ClusterCount, Geometry, GuestOffset, HostCluster, HostOffset, SliceKey};
 use crate::disk::{Buffer, Disk, Identity};
@@ -28,6 +29,8 @@ use crate::sync::{Exclusive, WaitQueue, lock};
 #[derive(Debug)]
 pub(super) enum Layer<D: Disk> {
     Qcow2(Box<Qcow2<D>>),
+    /// An authenticated image.
+    Sealed(Box<Sealed<D>>),
     Raw(Raw<D>),
     Luks(Luks<D>),
 }
@@ -36,6 +39,7 @@ impl<D: Disk> Layer<D> {
     pub fn path(&self) -> &Path {
         match self {
             Self::Qcow2(qcow2) => &qcow2.path,
+            Self::Sealed(sealed) => &sealed.path,
             Self::Raw(raw) => raw.path(),
             Self::Luks(luks) => luks.raw().path(),
         }
@@ -45,7 +49,7 @@ impl<D: Disk> Layer<D> {
     pub fn data_identity(&self) -> Option<Identity> {
         match self {
             Self::Qcow2(qcow2) => qcow2.data.as_ref().map(|data| data.disk.identity()),
-            Self::Raw(_) | Self::Luks(_) => None,
+            Self::Sealed(_) | Self::Raw(_) | Self::Luks(_) => None,
         }
     }
 
@@ -53,6 +57,7 @@ impl<D: Disk> Layer<D> {
     pub fn virtual_size(&self) -> u64 {
         match self {
             Self::Qcow2(qcow2) => qcow2.size.load(Ordering::Acquire),
+            Self::Sealed(sealed) => sealed.size(),
             Self::Raw(raw) => raw.size(),
             Self::Luks(luks) => luks.raw().size(),
         }

@@ -21,9 +21,13 @@ impl<D: Disk> Image<D> {
     /// The image is raw (`Unsupported`), read-only or damaged, or the host failed.
     pub async fn make_empty(&self) -> Result<()> {
         self.check_change(0, 0)?;
-        let Layer::Qcow2(qcow2) = self.top() else {
-            let what = "a raw image cannot be emptied";
-            return Err(Error::unsupported(what).in_file(self.top().path()));
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return sealed.make_empty().await,
+            Layer::Raw(_) | Layer::Luks(_) => {
+                let what = "a raw image cannot be emptied";
+                return Err(Error::unsupported(what).in_file(self.top().path()));
+            }
         };
         qcow2.prepare_for_change().await?;
         // Nothing of the old tables waits to be written any more.

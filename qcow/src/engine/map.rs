@@ -68,10 +68,12 @@ impl<D: Disk> Image<D> {
                 let stored_at = Some(packed.offset.get());
                 MapExtent { data: true, compressed: true, stored_at, ..extent }
             }
+            Content::Sealed { compressed } => MapExtent { data: true, compressed, ..extent },
             Content::Bytes(host) => {
                 let offset = Some(host.get());
                 let extent = MapExtent { offset, stored_at: offset, ..extent };
                 match &self.layers_from(source.depth)[0] {
+                    Layer::Sealed(_) => unreachable!("what is sealed does not lie there as it is"),
                     // No place of the file has the disk's bytes, and a hole decrypts to anything but zeros.
                     Layer::Qcow2(qcow2) if qcow2.is_encrypted() => {
                         MapExtent { data: true, offset: None, ..extent }

@@ -49,6 +49,7 @@ mod recover;
 mod redo;
 mod regions;
 mod resize;
+mod sealed;
 mod search;
 pub mod snapshot;
 mod surround;
@@ -65,11 +66,12 @@ pub use create::{create, create_with_data};
 pub use map::MapExtent;
 pub use options::{
     Below, CreateOptions, DataFileOptions, DetectZeroes, Discard, Format, NewEncryption,
-    OpenOptions, Preallocation,
+    NewIntegrity, OpenOptions, Preallocation,
 };
 pub use recover::{Recovery, RecoveryEnd};
 pub use redo::FoundRedo;
 pub use resize::Resize;
+pub use sealed::describe::{SealedInfo, SealedState};
 pub use unpack::Unpackers;
 
 use layer::{Layer, Qcow2};
@@ -108,6 +110,7 @@ impl<D: Disk> Image<D> {
     pub fn cluster_size(&self) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.geometry.cluster_size()),
+            Layer::Sealed(sealed) => Some(sealed.cluster_len()),
             Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
@@ -117,6 +120,7 @@ impl<D: Disk> Image<D> {
     pub fn subcluster_size(&self) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.geometry.subcluster_size()),
+            Layer::Sealed(sealed) => Some(sealed.cluster_len()),
             Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
@@ -124,7 +128,7 @@ impl<D: Disk> Image<D> {
     /// Format of the top image.
     pub fn format(&self) -> Format {
         match self.top() {
-            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Qcow2(_) | Layer::Sealed(_) => Format::Qcow2,
             Layer::Raw(_) => Format::Raw,
             Layer::Luks(_) => Format::Luks,
         }
@@ -134,7 +138,7 @@ impl<D: Disk> Image<D> {
     pub fn encryption(&self) -> CryptMethod {
         match self.top() {
             Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.header).crypt_method,
-            Layer::Raw(_) => CryptMethod::None,
+            Layer::Sealed(_) | Layer::Raw(_) => CryptMethod::None,
             Layer::Luks(_) => CryptMethod::Luks,
         }
     }
@@ -165,6 +169,7 @@ impl<D: Disk> Image<D> {
         let layer = &self.inner.layers[depth];
         match layer {
             Layer::Qcow2(qcow2) => qcow2.data_path(),
+            Layer::Sealed(sealed) => &sealed.path,
             Layer::Raw(_) | Layer::Luks(_) => layer.path(),
         }
     }
@@ -172,7 +177,7 @@ impl<D: Disk> Image<D> {
     /// Format of the image `depth` places below the top.
     pub fn layer_format(&self, depth: usize) -> Format {
         match &self.inner.layers[depth] {
-            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Qcow2(_) | Layer::Sealed(_) => Format::Qcow2,
             Layer::Raw(_) => Format::Raw,
             Layer::Luks(_) => Format::Luks,
         }
@@ -182,6 +187,7 @@ impl<D: Disk> Image<D> {
     pub fn health(&self) -> Result<()> {
         match self.top() {
             Layer::Qcow2(qcow2) => crate::sync::lock(&qcow2.meta).check_writable(),
+            Layer::Sealed(sealed) => sealed.health(),
             Layer::Raw(raw) => raw.health(),
             Layer::Luks(luks) => luks.raw().health(),
         }

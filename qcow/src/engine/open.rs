@@ -15,6 +15,7 @@ use super::load::{
     see_medium_unless_closed,
 };
 use super::regions::map_regions;
+use super::sealed::{Sealed, is_sealed};
 use super::snapshot::{DiskThen, NOT_LOADED};
 use super::{Below, Format, Image, Inner, OpenOptions};
 use crate::addr::HostOffset;
@@ -107,8 +108,11 @@ async fn open_below<G: Gate>(
         Below::Nothing => Ok(None),
         Below::Like(None, format) => open_backing(gate, image, layer, *format).await,
         Below::Like(Some(path), format) => {
-            let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
-            qcow2.names_backing = AtomicBool::new(true);
+            match layer {
+                Layer::Qcow2(qcow2) => qcow2.names_backing = AtomicBool::new(true),
+                Layer::Sealed(sealed) => sealed.expect_backing(),
+                Layer::Raw(_) | Layer::Luks(_) => return Ok(None),
+            }
             let disk = gate.open_image(path, false)?;
             Ok(Some((path.to_owned(), disk, *format)))
         }
@@ -121,12 +125,15 @@ async fn open_backing<G: Gate>(
     layer: &Layer<G::Disk>,
     format: Option<Format>,
 ) -> Result<Backing<G::Disk>> {
-    let Layer::Qcow2(qcow2) = layer else { return Ok(None) };
-    let (name, named_format) = {
-        let header = lock(&qcow2.header);
-        let Some(name) = header.backing_name.clone() else { return Ok(None) };
-        (name, header.extensions.backing_format.clone())
+    let named = match layer {
+        Layer::Qcow2(qcow2) => {
+            let header = lock(&qcow2.header);
+            header.backing_name.clone().zip(Some(header.extensions.backing_format.clone()))
+        }
+        Layer::Sealed(sealed) => sealed.backing(),
+        Layer::Raw(_) | Layer::Luks(_) => None,
     };
+    let Some((name, named_format)) = named else { return Ok(None) };
     let format = match named_format.filter(|_| format.is_none()) {
         None => format,
         Some(format) => Some(Format::from_str(&format).map_err(|e| {
@@ -171,6 +178,11 @@ async fn open_layer<G: Gate>(
             Luks::open(disk, path, key, options.without_keys, options.flushes).await?,
         )),
         Format::Raw => Ok(Layer::Raw(Raw::new(disk, path, options.flushes)?)),
+        Format::Qcow2 if is_sealed(&disk).await? => {
+            let writable = top && options.writable;
+            let sealed = Sealed::open(disk, path, writable, key, snapshot, options).await?;
+            Ok(Layer::Sealed(Box::new(sealed)))
+        }
         Format::Qcow2 => {
             let qcow2 = open_qcow2(gate, disk, path, top, snapshot, key, options).await?;
             Ok(Layer::Qcow2(Box::new(qcow2)))

@@ -10,6 +10,7 @@ use super::unpack::Unpackers;
 use crate::addr::Geometry;
 use crate::crypt::Passphrase;
 use crate::crypt::luks::NewLuks;
+use crate::crypt::sealed_slots::SlotCost;
 use crate::error::{Error, Result};
 use crate::format::compression::CompressionType;
 use crate::format::header::Version;
@@ -193,8 +194,19 @@ pub struct CreateOptions {
     pub data_file: Option<DataFileOptions>,
     /// How the disk is encrypted, if it is.
     pub encryption: Option<NewEncryption>,
+    /// How it is authenticated, if it is.
+    pub integrity: Option<NewIntegrity>,
     /// Give it a close mark.
     pub marked: bool,
+}
+
+/// How a new authenticated image is sealed.
+#[derive(Clone, Debug)]
+pub enum NewIntegrity {
+    /// With checksums, CRC-32C: against accidents.
+    Crc32c,
+    /// With AES-256-GCM and a random key, unlocked by this passphrase, a guess of which costs that.
+    Aes256Gcm(Arc<Passphrase>, SlotCost),
 }
 
 /// How the disk of a new image is encrypted.
@@ -230,6 +242,7 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             encryption: None,
+            integrity: None,
             marked: true,
         }
     }
@@ -303,6 +316,9 @@ impl CreateOptions {
 
     fn check_features(&self) -> Result<()> {
         self.check_encryption()?;
+        if self.integrity.is_some() {
+            self.check_integrity()?;
+        }
         if self.data_is_raw() && self.backing.is_some() {
             return Err(Error::invalid(
                 "Backing file and data-file-raw cannot be used at the same time",
@@ -336,6 +352,32 @@ impl NewEncryption {
 }
 
 impl CreateOptions {
+    /// Fails where an authenticated image cannot be what else is asked for.
+    fn check_integrity(&self) -> Result<()> {
+        let bits = limits::SEALED_CLUSTER_BITS_MIN..=limits::SEALED_CLUSTER_BITS_MAX;
+        if !bits.contains(&self.cluster_bits) {
+            return Err(Error::invalid(format!(
+                "the clusters of an authenticated image have {} to {} bytes",
+                1 << bits.start(),
+                1 << bits.end()
+            )));
+        }
+        let others = [
+            (self.version == Version::V2, "compat=0.10"),
+            (self.extended_l2, "extended_l2=on"),
+            (self.lazy_refcounts, "lazy_refcounts=on"),
+            (self.preallocation != Preallocation::Off, "preallocation"),
+            (self.data_file.is_some(), "data_file"),
+            (self.encryption.is_some(), "encrypt.format"),
+        ];
+        match others.iter().find(|(is_asked, _)| *is_asked) {
+            Some((_, option)) => {
+                Err(Error::invalid(format!("integrity does not go with {option}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Fails where the encryption contradicts the rest.
     fn check_encryption(&self) -> Result<()> {
         let Some(encryption) = &self.encryption else { return Ok(()) };

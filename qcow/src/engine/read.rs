@@ -38,6 +38,8 @@ pub(super) enum Content {
     Bytes(HostOffset),
     /// A compressed cluster or a part of it.
     Compressed { extent: CompressedExtent, skip: u64 },
+    /// Sealed clusters, compressed or not.
+    Sealed { compressed: bool },
 }
 
 impl Content {
@@ -64,6 +66,7 @@ impl<D: Disk> Image<D> {
     pub(super) fn enter(&self) -> Option<Inside<'_>> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.drain.enter()),
+            Layer::Sealed(sealed) => Some(sealed.drain.enter()),
             Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
@@ -149,6 +152,7 @@ impl<D: Disk> Image<D> {
                 Layer::Raw(_) => (Content::Bytes(HostOffset::new(at)), len),
                 Layer::Luks(luks) => (Content::Bytes(luks.raw().place_of(at)), len),
                 Layer::Qcow2(qcow2) => qcow2.resolve(at, len).await?,
+                Layer::Sealed(sealed) => sealed.resolve(at, len).await?,
             };
             len = reach;
             match content {
@@ -163,6 +167,7 @@ impl<D: Disk> Image<D> {
         match (layer, source.content) {
             (Layer::Raw(raw), Content::Bytes(_)) => raw.read(at, into).await,
             (Layer::Luks(luks), Content::Bytes(_)) => luks.read(at, into).await,
+            (Layer::Sealed(sealed), Content::Sealed { .. }) => sealed.read(at, into).await,
             (Layer::Qcow2(qcow2), Content::Bytes(host)) => {
                 qcow2.read_data(DataPlace { host, guest: at }, into).await
             }

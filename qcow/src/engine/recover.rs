@@ -59,6 +59,7 @@ impl<D: Disk> Image<D> {
     pub fn needs_recovery(&self) -> bool {
         match self.top() {
             Layer::Qcow2(qcow2) => qcow2.may_leak.load(Ordering::Acquire),
+            Layer::Sealed(sealed) => self.is_writable() && sealed.has_strays(),
             Layer::Raw(_) | Layer::Luks(_) => false,
         }
     }
@@ -71,10 +72,14 @@ impl<D: Disk> Image<D> {
     /// The host failed, or this is running already.
     pub async fn recover_leaks(&self, stop: &AtomicBool) -> Result<Recovery> {
         let nothing = Recovery { clusters: 0, end: RecoveryEnd::Complete };
-        let Layer::Qcow2(qcow2) = self.top() else { return Ok(nothing) };
         if !self.needs_recovery() {
             return Ok(nothing);
         }
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return sealed.sweep(stop).await,
+            Layer::Raw(_) | Layer::Luks(_) => return Ok(nothing),
+        };
         let punch = self.inner.options.discard == Discard::Unmap;
         let mut search = Search { image: qcow2, stop, punch, lowered: 0, doubtful: None };
         let end = search.run().await.map_err(|e| qcow2.named(e))?;

@@ -55,7 +55,8 @@ impl<D: Disk> Image<D> {
     ///
     /// To be called after the open, before anything else changes the image or [`Self::recover_leaks`] runs, and with no
     /// request in flight. Called later, it replaces the log by another one. Where the image cannot have a log, because it is
-    /// raw or read-only, nothing happens; one whose header has no room for a mark gets one in vain, which is logged.
+    /// raw or read-only, nothing happens; an authenticated image has none either, and refuses memory of a session that was not
+    /// closed; one whose header has no room for a mark gets one in vain, which is logged.
     ///
     /// # Errors
     /// The records are not of this image as it is now (`Stale`), or damaged (`Corrupt`), or the memory is too small
@@ -66,10 +67,14 @@ impl<D: Disk> Image<D> {
         memory: Arc<dyn SharedWords>,
         found: FoundRedo,
     ) -> Result<ClusterCount> {
-        let Layer::Qcow2(qcow2) = self.top() else { return Ok(0) };
         if !self.is_writable() {
             return Ok(0);
         }
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return sealed.note_memory(&*memory, found).map(|()| 0),
+            Layer::Raw(_) | Layer::Luks(_) => return Ok(0),
+        };
         let contents = match found {
             FoundRedo::Replay => Contents::read(&*memory).map_err(|e| qcow2.named(e))?,
             FoundRedo::Discard => Contents::default(),

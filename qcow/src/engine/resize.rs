@@ -98,7 +98,11 @@ impl<D: Disk> Image<D> {
             Layer::Luks(luks) => {
                 luks.raw().resize(new_size, new_part(how.preallocation).map_err(named)?).await
             }
-            Layer::Qcow2(_) if size == old => self.flush().await,
+            Layer::Qcow2(_) | Layer::Sealed(_) if size == old => self.flush().await,
+            Layer::Sealed(_) if how.preallocation != Preallocation::Off => Err(named(
+                Error::unsupported("an authenticated image has nothing laid out in advance"),
+            )),
+            Layer::Sealed(sealed) => self.resize_sealed(sealed, old, size).await,
             Layer::Qcow2(qcow2) => self.resize_qcow2(qcow2, old, size, how.preallocation).await,
         }
     }

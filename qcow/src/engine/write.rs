@@ -45,6 +45,7 @@ impl<D: Disk> Image<D> {
                 raw.health()?;
                 raw.write(at, from).await
             }
+            Layer::Sealed(sealed) => Box::pin(self.write_sealed(sealed, at, from)).await,
             // Whether it still takes writes is part of the look at its metadata.
             Layer::Qcow2(qcow2) => self.write_clusters(qcow2, at, from).await,
             Layer::Luks(luks) => {

@@ -66,6 +66,9 @@ impl<D: Disk> Image<D> {
                 otherwise.check()?;
                 return luks.write_zeroes(at, len).await;
             }
+            Layer::Sealed(sealed) => {
+                return Box::pin(self.zero_sealed(sealed, at, len, unmap, otherwise)).await;
+            }
             Layer::Qcow2(qcow2) => qcow2,
         };
         qcow2.prepare_for_change().await?;
@@ -190,6 +193,7 @@ impl<D: Disk> Image<D> {
             Layer::Raw(raw) => raw.discard(at, len).await,
             // As QEMU: a hole there would say what is not in use.
             Layer::Luks(_) => Ok(()),
+            Layer::Sealed(sealed) => Box::pin(self.discard_sealed(sealed, at, len)).await,
             Layer::Qcow2(qcow2) => {
                 if qcow2.bitmaps.is_recording() {
                     // What is recorded is what was asked for, also where nothing comes of it.
@@ -290,7 +294,7 @@ impl<D: Disk> Image<D> {
 }
 
 impl Otherwise {
-    fn check(self) -> Result<()> {
+    pub(super) fn check(self) -> Result<()> {
         match self {
             Self::Write => Ok(()),
             Self::Fail => Err(Error::unsupported("zeros can only be written as data here")),

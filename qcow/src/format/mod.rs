@@ -1,7 +1,7 @@
 //! Bytes to validated types and back. No I/O, no clock, no allocation by hostile numbers.
 
 pub mod bitmap;
-mod bytes;
+pub(crate) mod bytes;
 pub mod compression;
 pub mod crypt;
 pub mod entry;
@@ -9,6 +9,7 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 pub mod mark;
+pub mod sealed;
 pub mod snapshot;
 pub mod subcluster;
 mod table;

@@ -29,6 +29,7 @@ pub mod recover;
 pub mod redo;
 pub mod refs;
 pub mod regions;
+pub mod sealed;
 pub mod settle;
 pub mod snapshot;
 pub mod span;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use proptest::strategy::Strategy;
 use qcow::seeded_bugs::Bug;
 
-use crate::case::{Case, Start, redo_case, small_case};
+use crate::case::{Case, Start, redo_case, sealed_case, small_case};
 use crate::crash::{self, Effort, Tally, crash, table_grows};
 use crate::creation::creation;
 use crate::faults::{self, faults};
@@ -45,6 +45,18 @@ enum Finder {
     Kills,
     /// Faults that befall processes with a redo log, and kills.
     RedoFaults,
+    /// Power cuts on authenticated images.
+    SealedPowerCuts,
+    /// Power cuts while an authenticated image is written and flushed.
+    SealedLinks,
+    /// Writes to an authenticated image beside a sweep.
+    SealedSweeps,
+    /// Power cuts while an authenticated image is flushed beside writes to one place.
+    SealedFlushes,
+    /// Reads of an authenticated image beside writes to one place.
+    SealedReads,
+    /// Power cuts while snapshots of authenticated images come and go.
+    SealedSnapshots,
     /// Redo logs of earlier sessions.
     StaleLogs,
     /// Redo logs that somebody has tampered with.
@@ -53,10 +65,22 @@ enum Finder {
 
 use Finder::{
     Creation, Faults, HostileLogs, Kills, PowerCuts, RedoFaults, Regressions, Schedules,
+    SealedFlushes, SealedLinks, SealedPowerCuts, SealedReads, SealedSnapshots, SealedSweeps,
     SmallSchedules, Snapshots, StaleLogs, TableGrowth,
 };
 /// Hostile logs that are tried.
 const HOSTILE_LOGS: u64 = 3_000;
+
+/// Blocks are left behind while a root is written that leads to them, and are taken at once.
+const SEALED_FLUSHES: &str = "start=checksummed:512 size=512 cluster=12 depth=2 w0+512 w0+512 flush w0+512 w0+512 w0+512 w0+512";
+/// Blocks are left behind and taken while they are being read.
+const SEALED_READS: &str = "start=checksummed:64 size=64 cluster=12 depth=2 r0+64 w0+64 flush w0+64 r0+64 w0+64 flush w0+64 w0+64";
+
+/// A root is written while a cluster is on its way that it may lead to.
+const SEALED_LINKS: &str =
+    "start=checksummed:0 size=16 cluster=12 depth=3 w0+8 flush w8+8 flush w0+8 flush w8+8";
+/// Blocks are taken while it is being found out which are in use.
+const SEALED_SWEEPS: &str = "start=sealed-backing:64 size=640 cluster=12 depth=5 s115 s115 kill c55+1 r78+1 w53+1 d74+14 w17+1 recover w29+1";
 
 /// Which tests find which bug.
 const BUGS: &[(Bug, Finder)] = &[
@@ -127,6 +151,13 @@ const BUGS: &[(Bug, Finder)] = &[
     (Bug::SessionOutlivesLostSync, RedoFaults),
     (Bug::StaleRedoIsReplayed, StaleLogs),
     (Bug::ReplayTakesWhatIsNamed, HostileLogs),
+    (Bug::NoBarrierBeforeRoot, SealedPowerCuts),
+    (Bug::NoBarrierAfterRoot, SealedPowerCuts),
+    (Bug::SealedLinkedBeforeWritten, SealedLinks),
+    (Bug::SealedFreedTooEarly, SealedFlushes),
+    (Bug::SealedReusedBeforeDrained, SealedReads),
+    (Bug::SealedSnapshotFreed, SealedSnapshots),
+    (Bug::SweepForgetsNew, SealedSweeps),
 ];
 
 #[test]
@@ -185,9 +216,22 @@ fn seek(bug: Bug, finder: Finder, attempt: u64) -> Option<Failure> {
         TableGrowth => single(bug, table_grows(), |case| power_cuts(case, 12)),
         Snapshots => {
             let start = Instant::now();
-            let message = snapshots::find(bug, attempt)?;
+            let message = snapshots::find(bug, attempt, false)?;
             Some(Failure { case: Case::plain(Start::Empty), message, found_after: start.elapsed() })
         }
+        SealedSnapshots => {
+            let start = Instant::now();
+            let message = snapshots::find(bug, attempt, true)?;
+            let case = Case::plain(Start::Sealed(0));
+            Some(Failure { case, message, found_after: start.elapsed() })
+        }
+        SealedFlushes => orders(bug, SEALED_FLUSHES, |case| power_cuts(case, 2)),
+        SealedReads => orders(bug, SEALED_READS, linearizable),
+        SealedPowerCuts => {
+            hunt(bug, attempt, sealed_case, crash::SEEDS, |case| power_cuts(case, 64))
+        }
+        SealedLinks => orders(bug, SEALED_LINKS, |case| power_cuts(case, 16)),
+        SealedSweeps => orders(bug, SEALED_SWEEPS, linearizable),
         Kills => hunt(bug, attempt, redo_case, kills::SEEDS, |case| {
             kills(case, &kills::Tally::default());
         }),
@@ -200,6 +244,16 @@ fn seek(bug: Bug, finder: Finder, attempt: u64) -> Option<Failure> {
             creation(&case.shape);
         }),
     }
+}
+
+/// Looks for an order of completions in which one case shows the bug.
+fn orders(bug: Bug, case: &str, test: impl Fn(&Case)) -> Option<Failure> {
+    let start = Instant::now();
+    (0..).take_while(|_| start.elapsed() < LIMIT).find_map(|seed| {
+        let case: Case = format!("seed={seed} {case}").parse().expect("a case");
+        let message = message_of(|| bug.seeded(|| test(&case)))?;
+        Some(Failure { case, message, found_after: start.elapsed() })
+    })
 }
 
 fn single(bug: Bug, case: Case, test: impl FnOnce(&Case)) -> Option<Failure> {

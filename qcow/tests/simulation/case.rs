@@ -8,6 +8,10 @@ use proptest::prelude::*;
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
 
+/// The largest of small disks, and how large it is where a node is large.
+const LARGE: u64 = 57;
+const SEVERAL_NODES: u64 = 640;
+
 /// One request, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -67,6 +71,12 @@ pub enum Start {
     RawExternal(u64),
     /// As `Partly`, encrypted.
     Encrypted(u64),
+    /// As `Partly`, authenticated with checksums.
+    Checksummed(u64),
+    /// As `Partly`, authenticated with a key.
+    Sealed(u64),
+    /// As `Backing`, authenticated with a key.
+    SealedBacking(u64),
 }
 
 /// What kind of image it is.
@@ -108,6 +118,9 @@ impl Start {
             Self::External(_) => Self::External(0),
             Self::RawExternal(_) => Self::RawExternal(0),
             Self::Encrypted(_) => Self::Encrypted(0),
+            Self::Checksummed(_) => Self::Checksummed(0),
+            Self::Sealed(_) => Self::Sealed(0),
+            Self::SealedBacking(_) => Self::SealedBacking(0),
             other => other,
         }
     }
@@ -121,7 +134,7 @@ impl Shape {
     /// Sectors of the backing file, of images that have one.
     pub fn backing(&self) -> Option<u64> {
         match self.start {
-            Start::Backing(sectors) => Some(sectors),
+            Start::Backing(sectors) | Start::SealedBacking(sectors) => Some(sectors),
             _ => None,
         }
     }
@@ -129,12 +142,14 @@ impl Shape {
     /// Sectors of the image itself that are written at first.
     pub fn written(&self) -> u64 {
         match self.start {
-            Start::Empty | Start::Backing(_) => 0,
+            Start::Empty | Start::Backing(_) | Start::SealedBacking(_) => 0,
             Start::Filled | Start::Snapshot | Start::Compressed => self.size,
             Start::Partly(sectors)
             | Start::External(sectors)
             | Start::RawExternal(sectors)
-            | Start::Encrypted(sectors) => sectors.min(self.size),
+            | Start::Encrypted(sectors)
+            | Start::Checksummed(sectors)
+            | Start::Sealed(sectors) => sectors.min(self.size),
         }
     }
 
@@ -146,6 +161,18 @@ impl Shape {
     /// Whether guest data is encrypted.
     pub fn is_encrypted(&self) -> bool {
         matches!(self.start, Start::Encrypted(_))
+    }
+
+    /// Whether it is an authenticated image.
+    pub fn is_authenticated(&self) -> bool {
+        let Self { start, .. } = self;
+        matches!(start, Start::Checksummed(_) | Start::Sealed(_) | Start::SealedBacking(_))
+    }
+
+    /// Whether nobody can tell guest data in its file.
+    pub fn is_secret(&self) -> bool {
+        let sealed = matches!(self.start, Start::Sealed(_) | Start::SealedBacking(_));
+        sealed || self.is_encrypted()
     }
 
     /// The sectors that a discard of this range may change, on a disk of `size` sectors.
@@ -173,6 +200,12 @@ impl Shape {
     fn sound(mut self) -> Self {
         if self.extended {
             self.cluster_bits = 14 + u32::from(self.cluster_bits == 13);
+        }
+        if self.is_authenticated() {
+            // Their clusters are at least that large, and 64 of them have a node.
+            (self.extended, self.version3, self.refcount_order) = (false, true, 4);
+            self.cluster_bits = self.cluster_bits.clamp(12, 13);
+            self.size = if self.size == LARGE { SEVERAL_NODES } else { self.size };
         }
         self.version3 |= self.is_external() || self.extended;
         if !self.version3 {
@@ -240,6 +273,9 @@ pub fn busy_case() -> impl Strategy<Value = Case> {
         1 => (0u64..=600).prop_map(Start::External),
         1 => (0u64..=600).prop_map(Start::RawExternal),
         1 => (0u64..=600).prop_map(Start::Encrypted),
+        1 => (0u64..=600).prop_map(Start::Checksummed),
+        1 => (0u64..=600).prop_map(Start::Sealed),
+        1 => (0u64..=600).prop_map(Start::SealedBacking),
     ];
     // The largest disks have more tables than the smallest cache holds.
     let size = prop_oneof![8 => 1u64..=1200, 1 => 2000u64..=3000];
@@ -260,6 +296,9 @@ pub fn small_case() -> impl Strategy<Value = Case> {
         1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::External),
         1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::RawExternal),
         1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::Encrypted),
+        1 => prop::sample::select(vec![0u64, 9, 40]).prop_map(Start::Checksummed),
+        1 => prop::sample::select(vec![0u64, 9, 600]).prop_map(Start::Sealed),
+        1 => prop::sample::select(vec![5u64, 12, 64]).prop_map(Start::SealedBacking),
     ];
     // Few sizes, because QEMU makes some of these images.
     let size = prop::sample::select(vec![16u64, 33, 57]);
@@ -273,10 +312,27 @@ pub fn small_case() -> impl Strategy<Value = Case> {
     any_case(shape, 0.01, 1..=6, cache, (1u64..=9).boxed(), sizes, 1..14)
 }
 
+/// Small cases on authenticated images.
+pub fn sealed_case() -> impl Strategy<Value = Case> {
+    let start = prop_oneof![
+        prop::sample::select(vec![0u64, 9, 600]).prop_map(Start::Checksummed),
+        prop::sample::select(vec![0u64, 40]).prop_map(Start::Sealed),
+        prop::sample::select(vec![5u64, 64, 600]).prop_map(Start::SealedBacking),
+    ];
+    let shape =
+        (prop::sample::select(vec![16u64, 33, LARGE]), 12u32..=13, Just(4u32), Just(true), start);
+    let cache = prop::sample::select(vec![0u64, 1 << 20]);
+    let sizes = prop_oneof![1u64..=40, 41u64..=150, 500u64..=700].boxed();
+    let lengths = prop_oneof![4 => 1u64..=20, 1 => 1u64..=200].boxed();
+    any_case(shape, 0.0, 1..=6, cache, lengths, sizes, 1..14)
+}
+
 /// Small cases with a redo log, sometimes too small for one request.
 pub fn redo_case() -> impl Strategy<Value = Case> {
     let redo = prop::sample::select(vec![1u64, 3, 8, 100]);
-    (small_case(), redo).prop_map(|(case, redo)| Case { redo, ..case })
+    let case = small_case()
+        .prop_filter("an authenticated image has no log", |case| !case.shape.is_authenticated());
+    (case, redo).prop_map(|(case, redo)| Case { redo, ..case })
 }
 
 /// Cases on images of these shapes, of which the part `extended` has extended L2 entries.
@@ -393,6 +449,9 @@ impl fmt::Display for Start {
             Self::External(sectors) => write!(f, "external:{sectors}"),
             Self::RawExternal(sectors) => write!(f, "raw-external:{sectors}"),
             Self::Encrypted(sectors) => write!(f, "encrypted:{sectors}"),
+            Self::Checksummed(sectors) => write!(f, "checksummed:{sectors}"),
+            Self::Sealed(sectors) => write!(f, "sealed:{sectors}"),
+            Self::SealedBacking(sectors) => write!(f, "sealed-backing:{sectors}"),
         }
     }
 }
@@ -412,6 +471,9 @@ impl FromStr for Start {
                 Some(("external", sectors)) => Self::External(number(sectors)?),
                 Some(("raw-external", sectors)) => Self::RawExternal(number(sectors)?),
                 Some(("encrypted", sectors)) => Self::Encrypted(number(sectors)?),
+                Some(("checksummed", sectors)) => Self::Checksummed(number(sectors)?),
+                Some(("sealed", sectors)) => Self::Sealed(number(sectors)?),
+                Some(("sealed-backing", sectors)) => Self::SealedBacking(number(sectors)?),
                 _ => return Err(format!("no start is called '{text}'")),
             },
         })
@@ -478,7 +540,8 @@ impl Case {
             version3: true,
             extended: false,
             start,
-        };
+        }
+        .sound();
         Self { seed: 1, shape, depth: 1, cache: 1 << 20, redo: 0, ops: Vec::new() }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use qcow::disk::sim::Random;
 
-use crate::case::{Case, Shape, small_case};
+use crate::case::{Case, Shape, sealed_case, small_case};
 use crate::cut::Cut;
 use crate::drive::{Drive, Ending, SimGate};
 use crate::history::History;
@@ -18,6 +18,8 @@ use crate::start::Files;
 /// States that are looked at for each change, and in a long run; besides those of `sequences`.
 const STATES: u64 = 1_200_000;
 const STATES_SOAK: u64 = 200_000_000;
+/// Of these, on authenticated images alone.
+const SEALED_STATES: u64 = 12_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 12;
 /// Moments with up to so many states are enumerated.
@@ -96,7 +98,11 @@ impl Crashes<'_> {
     fn examine(&mut self, history: &History, files: &Files, fingerprint: u64) {
         let allowed = |values: &[u64]| history.check_survivors(values);
         // What encrypted data looks like is another each time.
-        let seed = if self.shape.is_encrypted() { self.random.draw() } else { fingerprint };
+        let seed = if self.shape.is_encrypted() || self.shape.is_authenticated() {
+            self.random.draw()
+        } else {
+            fingerprint
+        };
         let wanted = if self.random.below(TWICE_ONE_IN) == 0 { TWICE_STATES } else { 0 };
         let mut again =
             Again { random: Random::new(self.random.draw()), wanted, states: Vec::new() };
@@ -166,6 +172,16 @@ fn no_power_cut_loses_flushed_data() {
     let failure = find(small_case, SEEDS, enough, |case| crash(case, EFFORT, &tally, &sampler));
     expect_none("CRASH", failure);
     println!("power cuts: {}", tally.summary(start, &sampler));
+}
+
+#[test]
+fn no_power_cut_loses_flushed_data_of_authenticated_images() {
+    let wanted = wanted(SEALED_STATES, STATES_SOAK / 10);
+    let (tally, sampler, start) = (Tally::default(), Sampler::new(0), Instant::now());
+    let enough = || tally.states() >= wanted;
+    let failure = find(sealed_case, SEEDS, enough, |case| crash(case, EFFORT, &tally, &sampler));
+    expect_none("CRASH", failure);
+    println!("authenticated images: {}", tally.summary(start, &sampler));
 }
 
 /// The next clusters to be claimed need a larger refcount table.

@@ -7,7 +7,7 @@ use qcow::disk::sim::{Fault, Random};
 
 use proptest::strategy::Strategy;
 
-use crate::case::{Case, redo_case, small_case};
+use crate::case::{Case, redo_case, sealed_case, small_case};
 use crate::cut::Cut;
 use crate::drive::{Drive, Ending};
 use crate::hunt::{expect_none, find, is_soak, message_of, wanted};
@@ -17,6 +17,7 @@ use crate::recover::{expect_clean, recover};
 /// Faults that are tried for each change, also of cases with a redo log, and pairs of faults in a long run.
 const FAULTS: u64 = 40_000;
 const REDO_FAULTS: u64 = 3_000;
+const SEALED_FAULTS: u64 = 1_500;
 const PAIRS_SOAK: u64 = 50_000_000;
 /// Seeds that are tried where a failing case is made smaller.
 pub const SEEDS: u64 = 4;
@@ -86,6 +87,11 @@ fn survive(case: &Case, faults: &[(u64, Fault)]) {
 #[test]
 fn no_fault_of_the_host_loses_flushed_data() {
     hunt_faults(small_case, FAULTS);
+}
+
+#[test]
+fn no_fault_of_the_host_loses_flushed_data_of_authenticated_images() {
+    hunt_faults(sealed_case, SEALED_FAULTS);
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn revive(case: &Case, killed: Killed, seed: u64, mut again: Option<&mut Again>)
         })
         .expect("nothing hangs without a fault");
     world.block_on(async {
-        let (summary, findings) = check_tables(&gate.image).await;
+        let (summary, findings) = check_tables(&gate).await;
         assert!(
             summary.corruptions == 0 && summary.check_errors == 0,
             "after a replay: {findings:#?}"

@@ -10,7 +10,7 @@ use qcow::disk::sim::{SimDisk, World};
 use qcow::engine::check::{CheckSummary, Repair, check};
 use qcow::engine::{Format, Image, OpenOptions, RecoveryEnd};
 use qcow::exec::join_all;
-use qcow::format::header::CryptMethod;
+use qcow::format::sealed::header::{HEADER_LEN, SealedHeader};
 
 use crate::case::{SECTOR, Shape, Start};
 use crate::drive::{SimGate, open, read};
@@ -48,7 +48,7 @@ pub fn recover(
 ) -> Found {
     let world = World::new(seed);
     let gate = files.put_into(&world);
-    let found = world.block_on(look(&gate));
+    let found = world.block_on(look(shape, &gate));
     expect_raw_data(shape, &gate, &found.values);
     allowed(&found.values);
     let values = found.values.clone();
@@ -61,14 +61,14 @@ pub fn recover(
 }
 
 /// What the image holds, as it is found.
-async fn look(gate: &SimGate) -> Found {
-    let (summary, findings) = check_tables(&gate.image).await;
+async fn look(shape: &Shape, gate: &SimGate) -> Found {
+    let (summary, findings) = check_tables(gate).await;
     assert!(
         summary.corruptions == 0 && summary.check_errors == 0,
         "the image is corrupt: {findings:#?}"
     );
     let image = read_only(gate, gate.image.clone()).await;
-    if image.encryption() != CryptMethod::None {
+    if shape.is_secret() {
         expect_no_clear_text(&gate.image);
     }
     let values = read(&image, 0, image.virtual_size() / SECTOR).await.expect("read");
@@ -134,7 +134,7 @@ async fn grow(image: &Image<SimDisk>, size: u64, history: &RefCell<History>) {
 
 /// After a clean close nothing is wrong, not even a leak, and a snapshot holds what it held.
 pub async fn expect_clean(shape: &Shape, gate: &SimGate) {
-    let (summary, findings) = check_tables(&gate.image).await;
+    let (summary, findings) = check_tables(gate).await;
     assert!(
         findings.is_empty() && summary.corruptions == 0 && summary.leaks == 0,
         "after a clean close: {findings:#?}"
@@ -171,10 +171,17 @@ fn expect_raw_data(shape: &Shape, gate: &SimGate, values: &[u64]) {
     assert_eq!(first, None, "the raw data file is not the disk");
 }
 
-pub async fn check_tables(image: &SimDisk) -> (CheckSummary, Vec<String>) {
+pub async fn check_tables(gate: &SimGate) -> (CheckSummary, Vec<String>) {
     let mut findings = Vec::new();
     let mut report = |finding: &qcow::engine::check::Finding| findings.push(finding.to_string());
-    let summary = check(image, Path::new("image"), Repair::None, &mut report).await;
+    let mut prefix = [0; HEADER_LEN];
+    gate.image.content().read(0, &mut prefix);
+    let summary = if SealedHeader::is_at(&prefix) {
+        let image = read_only(gate, gate.image.clone()).await;
+        image.check_authenticated(true, &mut report).await
+    } else {
+        check(&gate.image, Path::new("image"), Repair::None, &mut report).await
+    };
     (summary.expect("check"), findings)
 }
 

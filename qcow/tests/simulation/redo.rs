@@ -172,7 +172,7 @@ fn suffer(shape: &Shape, files: &Files, memory: &Memory, seed: u64) -> bool {
 }
 
 async fn use_up(shape: &Shape, gate: &SimGate, seed: u64, image: &Image<SimDisk>) {
-    let (summary, findings) = check_tables(&gate.image).await;
+    let (summary, findings) = check_tables(gate).await;
     assert!(summary.corruptions == 0 && summary.check_errors == 0, "{findings:#?}");
     // What the guest reads is what the log wanted it to read, torn sectors of tables and all.
     let buffer = Buffer::zeroed((shape.size * SECTOR) as usize);

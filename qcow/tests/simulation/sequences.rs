@@ -43,7 +43,7 @@ fn requests() -> Vec<Op> {
     ]
 }
 
-fn starts() -> [Start; 8] {
+fn starts() -> [Start; 11] {
     [
         Start::Empty,
         Start::Backing(5),
@@ -53,6 +53,9 @@ fn starts() -> [Start; 8] {
         Start::External(3),
         Start::RawExternal(3),
         Start::Encrypted(3),
+        Start::Checksummed(9),
+        Start::Sealed(9),
+        Start::SealedBacking(9),
     ]
 }
 

@@ -8,10 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use qcow::addr::HostOffset;
 use qcow::crypt::cipher::{Aes, CipherSpec, Iv, Mode};
 use qcow::crypt::luks::{Cost, NewLuks};
+use qcow::crypt::sealed_slots::SlotCost;
 use qcow::crypt::{Hash, Passphrase};
 use qcow::disk::sim::{Content, SimDisk, World};
 use qcow::disk::{Buffer, Disk};
-use qcow::engine::{CreateOptions, DataFileOptions, NewEncryption, create, create_with_data};
+use qcow::engine::{
+    CreateOptions, DataFileOptions, NewEncryption, NewIntegrity, create, create_with_data,
+};
 use qcow::format::header::Version;
 
 use crate::case::{SECTOR, Shape, Start};
@@ -52,7 +55,9 @@ pub fn files(shape: &Shape) -> Files {
 /// What a sector holds at first.
 pub fn initial(shape: &Shape, sector: u64) -> u64 {
     match shape.start {
-        Start::Backing(sectors) if sector < sectors => 0xbac0_0000_0000_0000 | sector,
+        Start::Backing(sectors) | Start::SealedBacking(sectors) if sector < sectors => {
+            0xbac0_0000_0000_0000 | sector
+        }
         _ if sector >= shape.written() => 0,
         _ => 0xf111_0000_0000_0000 | sector,
     }
@@ -126,6 +131,11 @@ pub fn options(shape: &Shape) -> CreateOptions {
         NewLuks { cipher, hash: Hash::Sha256, cost: Cost::Iterations(0) }
     };
     CreateOptions {
+        integrity: match shape.start {
+            Start::Checksummed(_) => Some(NewIntegrity::Crc32c),
+            _ if shape.is_authenticated() => Some(NewIntegrity::Aes256Gcm(key(), SlotCost::TINY)),
+            _ => None,
+        },
         encryption: shape.is_encrypted().then(|| NewEncryption::Luks(luks(), key())),
         size: shape.size * SECTOR,
         version: if shape.version3 { Version::V3 } else { Version::V2 },

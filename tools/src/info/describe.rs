@@ -1,5 +1,6 @@
 //! Reading what an image and the images below it say about themselves.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -99,12 +100,14 @@ pub fn describe(source: &Source, opening: &Opening<'_>) -> Result<(Identity, Des
     let path = unmistakable(source.path());
     let unusable = |e: Error| image::reason_not_open(&path, &e);
     let disk = opening.open_file_of(source)?;
-    let info = block_on(ImageInfo::read(&disk, &path, source.format)).map_err(unusable)?;
+    let key = opening.key_of(source)?;
+    let info = ImageInfo::read_with(&disk, &path, source.format, key.as_deref());
+    let info = block_on(info).map_err(unusable)?;
     let bitmaps = match &info.header {
         Some(header) => block_on(read_directory(&disk, header)).map_err(unusable)?,
         None => Vec::new(),
     };
-    let backing = info.header.as_ref().and_then(|header| backing_of(&path, header));
+    let backing = named_backing(&info).and_then(|(name, format)| backing_of(&path, name, format));
     Ok((disk.identity(), Description { path, info, bitmaps, backing }))
 }
 
@@ -117,15 +120,24 @@ fn unmistakable(path: &Path) -> PathBuf {
     }
 }
 
-fn backing_of(path: &Path, header: &Header) -> Option<Backing> {
-    let name = header.backing_name.as_ref()?;
+/// The backing file that an image names, and its format.
+fn named_backing(info: &ImageInfo) -> Option<(&OsStr, Option<String>)> {
+    let sealed = info.sealed.as_ref().and_then(|sealed| sealed.state.as_ref());
+    if let Some((name, format)) = sealed.and_then(|state| state.details.backing.as_ref()) {
+        return Some((name, format.clone()));
+    }
+    let header = info.header.as_ref()?;
+    Some((header.backing_name.as_ref()?, header.extensions.backing_format.clone()))
+}
+
+fn backing_of(path: &Path, name: &OsStr, format: Option<String>) -> Option<Backing> {
     let path = qcow::gate::resolve_name(path, name).ok();
     let full_name = path.as_ref().map_or(name.to_string_lossy(), |path| path.to_string_lossy());
     Some(Backing {
         name: name.to_string_lossy().into_owned(),
         full_name: full_name.into_owned(),
         path,
-        format: header.extensions.backing_format.clone(),
+        format,
     })
 }
 

@@ -3,13 +3,15 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qcow::crypt::luks::LuksHeader;
+use qcow::crypt::seal::SealKind;
+use qcow::engine::SealedInfo;
 use qcow::format::bitmap::{BitmapEntry, BitmapFlags};
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
 use qcow::format::snapshot::{SnapshotEntry, as_shown};
 
 use super::describe::Description;
-use super::encryption;
+use super::{encryption, sealed};
 use crate::output::say;
 use crate::size::human;
 
@@ -22,6 +24,9 @@ pub fn print(image: &Description) {
     say!("disk size: {}", human(info.allocated_len));
     if let Some(header) = image.qcow2() {
         print_qcow2(image, header);
+    }
+    if let Some(sealed) = &info.sealed {
+        print_sealed(image, sealed);
     }
     if let Some(header) = image.luks() {
         say!("encrypted: yes");
@@ -48,6 +53,21 @@ fn print_qcow2(image: &Description, header: &Header) {
     }
     for line in format_specific(header, image.info.luks.as_ref(), &image.bitmaps) {
         say!("{line}");
+    }
+}
+
+fn print_sealed(image: &Description, sealed: &SealedInfo) {
+    if sealed.header.kind == SealKind::Aes256Gcm {
+        say!("encrypted: yes");
+    }
+    say!("cluster_size: {}", sealed.header.cluster_len());
+    print_backing(image);
+    if !image.info.snapshots.is_empty() {
+        print_snapshots(&image.info.snapshots);
+    }
+    say!("Format specific information:");
+    for (name, value) in sealed::properties(sealed) {
+        say!("    {name}: {value}");
     }
 }
 

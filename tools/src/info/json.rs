@@ -1,6 +1,8 @@
 //! An image's description as JSON, with QEMU's keys.
 
 use qcow::crypt::luks::LuksHeader;
+use qcow::crypt::seal::SealKind;
+use qcow::engine::SealedInfo;
 use qcow::format::bitmap::BitmapEntry;
 use qcow::format::feature::{Autoclear, Compatible, Incompatible};
 use qcow::format::header::{CryptMethod, Header, Version};
@@ -8,8 +10,8 @@ use qcow::format::snapshot::{SnapshotEntry, as_shown};
 use serde_json::{Map, Value, json};
 
 use super::describe::Description;
-use super::encryption;
 use super::human::flag_names;
+use super::{encryption, sealed};
 
 /// All of it.
 pub fn to_json(image: &Description) -> Value {
@@ -37,6 +39,9 @@ pub fn to_json(image: &Description) -> Value {
     if let Some(header) = image.qcow2() {
         add_qcow2(&mut object, image, header);
     }
+    if let Some(sealed) = &info.sealed {
+        add_sealed(&mut object, image, sealed);
+    }
     if let Some(header) = image.luks() {
         let data = encryption::luks_properties(header, None).to_json();
         object.insert("format-specific".to_owned(), json!({ "type": "luks", "data": data }));
@@ -59,6 +64,28 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
     if header.crypt_method != CryptMethod::None {
         put("encrypted", true.into());
     }
+    add_backing(object, image);
+    let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+    let data = format_specific(header, image.info.luks.as_ref(), &image.bitmaps);
+    put("format-specific", json!({ "type": "qcow2", "data": data }));
+}
+
+fn add_sealed(object: &mut Map<String, Value>, image: &Description, info: &SealedInfo) {
+    object.insert("cluster-size".to_owned(), info.header.cluster_len().into());
+    if info.header.kind == SealKind::Aes256Gcm {
+        object.insert("encrypted".to_owned(), true.into());
+    }
+    add_backing(object, image);
+    let properties = sealed::properties(info).into_iter();
+    let data: Map<String, Value> =
+        properties.map(|(name, value)| (name.replace(' ', "-"), value.into())).collect();
+    let specific = json!({ "type": "qcow2", "data": data });
+    object.insert("format-specific".to_owned(), specific);
+}
+
+/// Backing file and snapshots.
+fn add_backing(object: &mut Map<String, Value>, image: &Description) {
+    let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
     if let Some(backing) = &image.backing {
         put("backing-filename", backing.name.as_str().into());
         put("full-backing-filename", backing.full_name.as_str().into());
@@ -69,8 +96,6 @@ fn add_qcow2(object: &mut Map<String, Value>, image: &Description, header: &Head
     if !image.info.snapshots.is_empty() {
         put("snapshots", image.info.snapshots.iter().map(snapshot).collect());
     }
-    let data = format_specific(header, image.info.luks.as_ref(), &image.bitmaps);
-    put("format-specific", json!({ "type": "qcow2", "data": data }));
 }
 
 /// An internal snapshot, with the keys that `info` uses.

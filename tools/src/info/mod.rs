@@ -7,6 +7,7 @@ pub mod describe;
 pub mod encryption;
 pub mod human;
 mod json;
+mod sealed;
 
 use std::path::PathBuf;
 

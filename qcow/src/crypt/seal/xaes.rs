@@ -86,7 +86,7 @@ impl Keyed {
     }
 }
 
-/// What the key is derived with, and the nonce under that key: N[:12] and Nx.
+/// What the key is derived with, and the nonce under that key: `N[:12]` and Nx.
 fn halves(nonce: &[u8; NONCE_LEN]) -> (&[u8; GCM_NONCE_LEN], &[u8; GCM_NONCE_LEN]) {
     let halves = (nonce.first_chunk(), nonce.last_chunk());
     halves.0.zip(halves.1).expect("two halves")

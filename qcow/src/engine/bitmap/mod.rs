@@ -200,7 +200,7 @@ impl<D: Disk> Image<D> {
     pub(super) fn record(&self, at: u64, len: u64) -> Option<Recording<'_>> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(qcow2.bitmaps.record(at, len)),
-            Layer::Raw(_) | Layer::Luks(_) => None,
+            Layer::Sealed(_) | Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 }

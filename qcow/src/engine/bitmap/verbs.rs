@@ -57,7 +57,7 @@ impl<D: Disk> Image<D> {
     pub fn keeps_bitmaps(&self) -> bool {
         match self.top() {
             Layer::Qcow2(qcow2) => lock(&qcow2.header).version == Version::V3,
-            Layer::Raw(_) | Layer::Luks(_) => false,
+            Layer::Sealed(_) | Layer::Raw(_) | Layer::Luks(_) => false,
         }
     }
 

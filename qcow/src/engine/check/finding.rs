@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::fault::{Fault, Growth};
-use crate::addr::{ClusterCount, HostCluster};
+use crate::addr::{ClusterCount, HostBlock, HostCluster};
 
 /// How bad a [`Finding`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,29 @@ pub enum Finding {
         /// Why, and what can be done.
         reason: String,
     },
+    /// A part of an authenticated image is not what was written there.
+    Unsealed {
+        /// Which part, with its place in the file.
+        what: String,
+        /// Whether it was made anew from another copy.
+        repaired: bool,
+    },
+    /// Blocks of an authenticated image to which its tree leads more than once, or which its map says are free.
+    BlocksMisused {
+        /// The first of them.
+        first: HostBlock,
+        /// How many.
+        count: u64,
+        /// Whether it is the map that contradicts the tree.
+        by_map: bool,
+    },
+    /// Blocks of an authenticated image that are in use for nothing.
+    BlocksLeaked {
+        /// The first of them.
+        first: HostBlock,
+        /// How many.
+        count: u64,
+    },
     /// Nothing is repaired, since more would be lost than won.
     NotRepaired {
         /// Why.
@@ -154,8 +177,9 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Leaked { repaired: true, .. } => Severity::LeakFixed,
-            Self::Leaked { .. } => Severity::Leak,
+            Self::Leaked { .. } | Self::BlocksLeaked { .. } => Severity::Leak,
             Self::Undercounted { repaired: true, .. }
+            | Self::Unsealed { repaired: true, .. }
             | Self::CopiedFlagOfTable { repaired: true, .. }
             | Self::CopiedFlagOfCluster { repaired: true, .. }
             | Self::SnapshotsDiscarded { .. }
@@ -179,6 +203,8 @@ impl Finding {
             | Self::Undercounted { .. }
             | Self::CopiedFlagOfTable { .. }
             | Self::CopiedFlagOfCluster { .. }
+            | Self::Unsealed { .. }
+            | Self::BlocksMisused { .. }
             | Self::Fault(_) => Severity::Corruption,
         }
     }
@@ -267,6 +293,18 @@ impl fmt::Display for Finding {
                 write!(f, "{} snapshot table entry {index} is incomplete", verb_of(*repaired))
             }
             Self::SnapshotTableUnusable { reason } => write!(f, "ERROR {reason}"),
+            Self::Unsealed { what, repaired } => {
+                write!(f, "{} {what} is not what was written there", verb_of(*repaired))
+            }
+            Self::BlocksMisused { first, count, by_map } => {
+                let why =
+                    if *by_map { "in use, but free in the map of blocks" } else { "used twice" };
+                let (first, last) = (first.get(), first.get() + count - 1);
+                write!(f, "ERROR blocks {first} to {last} are {why}")
+            }
+            Self::BlocksLeaked { first, count } => {
+                write!(f, "Leaked blocks {} to {}", first.get(), first.get() + count - 1)
+            }
             Self::NotRepaired { reason } => write!(f, "Nothing is repaired: {reason}"),
             Self::Fault(fault) => fault.fmt(f),
             Self::RefcountUnknown { first, count } => {

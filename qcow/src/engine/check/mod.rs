@@ -15,6 +15,7 @@ use std::path::Path;
 
 use super::load::{probe, read_header_cluster, see_medium};
 use super::options::Format;
+use super::sealed::{is_sealed, read_sealed_header};
 use crate::addr::{ClusterCount, HostCluster};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -104,13 +105,24 @@ pub async fn examine<D: Disk>(disk: &D, path: &Path, format: Option<Format>) -> 
             Some(format) => format,
             None => probe(disk).await?,
         };
-        if format == Format::Qcow2 {
+        if format == Format::Qcow2 && is_sealed(disk).await? {
+            read_sealed_header(disk).await?;
+        } else if format == Format::Qcow2 {
             let (cluster0, file_len) = read_header_cluster(disk).await?;
             Header::parse_damaged(&cluster0, file_len)?;
         }
         Ok(format)
     };
     examined.await.map_err(|e: Error| e.in_file(path))
+}
+
+/// Whether the qcow2 image in `disk` is an authenticated one, which is to be opened and
+/// [checked](super::Image::check_authenticated) as a whole.
+///
+/// # Errors
+/// The file cannot be read.
+pub async fn is_authenticated<D: Disk>(disk: &D) -> Result<bool> {
+    is_sealed(disk).await
 }
 
 /// Checks the qcow2 image in `disk`, the file at `path`, and repairs what `repair` allows. Nobody else may write to it

@@ -1,8 +1,8 @@
 //! Going back to a snapshot: the disk goes on with a copy of the snapshot's L1 table, with the size it had then.
 
 use super::change::Change;
-use super::not_found;
 use super::settle::Flags;
+use super::{Target, not_found};
 use crate::addr::Geometry;
 use crate::disk::Disk;
 use crate::engine::Image;
@@ -27,8 +27,12 @@ impl<D: Disk> Image<D> {
     /// cannot have it now (`Unsupported` in version 2, `Invalid`, `Limit`); the image is read-only, in use, damaged, raw or has
     /// an external data file; its refcounts are too narrow (`Invalid`); or the host failed.
     pub async fn apply_snapshot(&self, which: &SnapshotChoice) -> Result<()> {
-        let qcow2 = self.snapshot_target()?;
+        let target = self.snapshot_target()?;
         let _resizing = self.inner.resizing.acquire().await;
+        let qcow2 = match target {
+            Target::Qcow2(qcow2) => qcow2,
+            Target::Sealed(sealed) => return sealed.apply_snapshot(which).await,
+        };
         let header = lock(&qcow2.header).clone();
         if header.autoclear.contains(Autoclear::BITMAPS) {
             let what = "Device has active dirty bitmaps";

@@ -4,12 +4,13 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use super::Target;
 use super::change::Change;
 use super::settle::Flags;
+use crate::addr::HostOffset;
 use crate::disk::Disk;
 use crate::engine::Image;
 use crate::error::{Error, Result};
-use crate::format::header::Header;
 use crate::format::snapshot::SnapshotEntry;
 use crate::limits::SNAPSHOT_COUNT_MAX;
 use crate::meta::settle::trees::{Trees, without_flags};
@@ -28,8 +29,8 @@ impl<D: Disk> Image<D> {
     /// snapshots as it can have (`Limit`); the image's refcounts are too narrow, or the name is too long (`Invalid`); or
     /// the host failed.
     pub async fn create_snapshot(&self, name: &OsStr, date: Duration) -> Result<SnapshotEntry> {
-        self.keep_disk(|snapshots, header| SnapshotEntry {
-            l1_table_offset: header.l1_table_offset,
+        self.keep_disk(|snapshots, disk_size| SnapshotEntry {
+            l1_table_offset: HostOffset::new(0),
             l1_size: 0,
             id: next_id(snapshots),
             name: name.to_owned(),
@@ -37,7 +38,7 @@ impl<D: Disk> Image<D> {
             date_nanoseconds: date.subsec_nanos(),
             vm_clock_nanoseconds: 0,
             vm_state_size: 0,
-            disk_size: header.virtual_size(),
+            disk_size,
             // What qemu-img says of a disk that no machine was running on.
             icount: Some(0),
             unknown_extra: Vec::new(),
@@ -55,13 +56,18 @@ impl<D: Disk> Image<D> {
         self.keep_disk(|_, _| model.clone()).await
     }
 
-    /// Keeps the disk as the snapshot that `entry` makes up, but for where its L1 table is.
+    /// Keeps the disk as the snapshot that `entry` makes of those there are and of the disk's size, but for where its L1 table
+    /// is.
     async fn keep_disk(
         &self,
-        entry: impl FnOnce(&[SnapshotEntry], &Header) -> SnapshotEntry,
+        entry: impl FnOnce(&[SnapshotEntry], u64) -> SnapshotEntry,
     ) -> Result<SnapshotEntry> {
-        let qcow2 = self.snapshot_target()?;
+        let target = self.snapshot_target()?;
         let _resizing = self.inner.resizing.acquire().await;
+        let qcow2 = match target {
+            Target::Qcow2(qcow2) => qcow2,
+            Target::Sealed(sealed) => return sealed.create_snapshot(entry).await,
+        };
         let mut snapshots = qcow2.read_snapshots().await?;
         if snapshots.len() >= SNAPSHOT_COUNT_MAX as usize {
             let what = format!("the image has {SNAPSHOT_COUNT_MAX} snapshots and cannot have more");
@@ -75,7 +81,7 @@ impl<D: Disk> Image<D> {
         let entry = SnapshotEntry {
             l1_table_offset: header.l1_table_offset,
             l1_size: l1.len() as u32,
-            ..entry(&snapshots, &header)
+            ..entry(&snapshots, header.virtual_size())
         };
         snapshots.push(entry.clone());
         let mut trees = Trees::default();

@@ -1,8 +1,8 @@
 //! Forgetting a snapshot: what it alone referred to becomes free.
 
 use super::change::Change;
-use super::not_found;
 use super::settle::Flags;
+use super::{Target, not_found};
 use crate::disk::Disk;
 use crate::engine::Image;
 use crate::engine::layer::Qcow2;
@@ -24,8 +24,12 @@ impl<D: Disk> Image<D> {
     /// There is no such snapshot (`NotFound`); the image is read-only, in use, damaged, raw or has an external data file; or
     /// the host failed.
     pub async fn delete_snapshot(&self, which: &SnapshotChoice) -> Result<()> {
-        let qcow2 = self.snapshot_target()?;
+        let target = self.snapshot_target()?;
         let _resizing = self.inner.resizing.acquire().await;
+        let qcow2 = match target {
+            Target::Qcow2(qcow2) => qcow2,
+            Target::Sealed(sealed) => return sealed.delete_snapshot(which).await,
+        };
         let mut snapshots = qcow2.read_snapshots().await?;
         let index = which.find(&snapshots).ok_or_else(|| qcow2.named(not_found(which)))?;
         let snapshot = snapshots.remove(index);

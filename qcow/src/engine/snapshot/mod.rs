@@ -10,6 +10,7 @@ use super::Image;
 use super::layer::{Layer, Qcow2};
 use super::load::read_snapshots;
 use super::options::Discard;
+use super::sealed::Sealed;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::feature::Incompatible;
@@ -34,6 +35,12 @@ pub use view::NOT_LOADED;
 /// Rounds of flushing after which something that is still on its way must belong to a request in flight.
 const ROUNDS_MAX: u32 = 8;
 
+/// An image whose snapshots may be changed.
+enum Target<'a, D: Disk> {
+    Qcow2(&'a Qcow2<D>),
+    Sealed(&'a Sealed<D>),
+}
+
 impl<D: Disk> Image<D> {
     /// The internal snapshots of the top image, in the order of their table. A raw image has none.
     ///
@@ -42,6 +49,7 @@ impl<D: Disk> Image<D> {
     pub async fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
         match self.top() {
             Layer::Qcow2(qcow2) => qcow2.read_snapshots().await,
+            Layer::Sealed(sealed) => Ok(sealed.snapshots()),
             Layer::Raw(_) | Layer::Luks(_) => Ok(Vec::new()),
         }
     }
@@ -51,22 +59,26 @@ impl<D: Disk> Image<D> {
     pub fn vm_state_start(&self, disk_size: u64) -> Option<u64> {
         match self.top() {
             Layer::Qcow2(qcow2) => Some(view::vm_state_start(qcow2.geometry, disk_size)),
-            Layer::Raw(_) | Layer::Luks(_) => None,
+            Layer::Sealed(_) | Layer::Raw(_) | Layer::Luks(_) => None,
         }
     }
 
     /// The image, if its snapshots may be changed.
-    fn snapshot_target(&self) -> Result<&Qcow2<D>> {
+    fn snapshot_target(&self) -> Result<Target<'_, D>> {
         self.check_change(0, 0)?;
         let named = |e: Error| e.in_file(self.top().path());
-        let Layer::Qcow2(qcow2) = self.top() else {
-            return Err(named(Error::unsupported("a raw image has no internal snapshots")));
+        let qcow2 = match self.top() {
+            Layer::Qcow2(qcow2) => qcow2,
+            Layer::Sealed(sealed) => return Ok(Target::Sealed(sealed)),
+            Layer::Raw(_) | Layer::Luks(_) => {
+                return Err(named(Error::unsupported("a raw image has no internal snapshots")));
+            }
         };
         if lock(&qcow2.header).incompatible.contains(Incompatible::EXTERNAL_DATA) {
             let what = "an image with an external data file cannot have internal snapshots";
             return Err(named(Error::unsupported(what)));
         }
-        Ok(qcow2)
+        Ok(Target::Qcow2(qcow2))
     }
 
     /// Carries out `change`, and gives the host the space of what has become free.
@@ -124,10 +136,10 @@ impl<D: Disk> Qcow2<D> {
     }
 }
 
-fn in_use() -> Error {
+pub(super) fn in_use() -> Error {
     Error::invalid("the image is in use: its snapshots change only while nothing else is going on")
 }
 
-fn not_found(which: &SnapshotChoice) -> Error {
+pub(super) fn not_found(which: &SnapshotChoice) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no snapshot with {which}"))
 }
