@@ -60,7 +60,8 @@ impl Bed {
 }
 
 fn start(dir: &TempDir) -> Daemon {
-    let settings = Settings { format: "qcow2".into(), direct: false, queues: 2, l2_cache: 0 };
+    let settings =
+        Settings { format: "qcow2".into(), direct: false, queues: 2, l2_cache: 0, key: None };
     let (image, socket) = (dir.path().join("disk.qcow2"), dir.path().join("disk.sock"));
     Daemon::start(&Template::qemu_storage_daemon(), &image, &socket, &settings)
         .expect("this test needs qemu-storage-daemon (Debian: qemu-system-common or qemu-utils)")

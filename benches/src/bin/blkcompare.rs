@@ -117,6 +117,7 @@ fn prepare(args: &Args, work_dir: PathBuf) -> Result<Comparison> {
         direct: args.direct,
         queues: cases.iter().map(|case| case.queues).max().unwrap_or(1),
         l2_cache: 0,
+        key: None,
     };
     let ours = match &args.ours_command {
         Some(command) => Template::from(command.as_str()),

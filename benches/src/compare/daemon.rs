@@ -1,7 +1,7 @@
 //! Starts and stops the daemons that are compared.
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub struct Settings {
     pub queues: u16,
     /// Bytes of L2 cache that cover the whole disk; 0 for `raw`.
     pub l2_cache: u64,
+    /// The file with the passphrase, of an encrypted image; only our daemon is told of it.
+    pub key: Option<PathBuf>,
 }
 
 /// A daemon's command line, with `{image}`, `{socket}` and so on to be filled in.
@@ -30,7 +32,7 @@ impl Template {
     /// Our daemon, by its path.
     pub fn vhost_blk(program: &Path) -> Self {
         let options = "--socket-path={socket} --blk-file={image} --format={format} \
-                       --num-queues={queues} --cache={cache} --discard=unmap";
+                       --num-queues={queues} --cache={cache} --discard=unmap {key_option}";
         let program = program.display().to_string();
         Self(std::iter::once(program).chain(words(options)).collect())
     }
@@ -58,7 +60,11 @@ impl Template {
             0 => String::new(),
             bytes => format!(",l2-cache-size={bytes}"),
         };
+        let key = settings.key.as_ref();
+        let key_option =
+            key.map_or(String::new(), |key| format!("--encrypt-key-file={}", key.display()));
         let values = [
+            ("{key_option}", key_option),
             ("{image}", image.display().to_string()),
             ("{socket}", socket.display().to_string()),
             ("{format}", settings.format.clone()),
@@ -72,7 +78,7 @@ impl Template {
             values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value))
         };
         let mut command = Command::new(fill(&self.0[0]));
-        command.args(self.0[1..].iter().map(fill));
+        command.args(self.0[1..].iter().map(fill).filter(|word| !word.is_empty()));
         command
     }
 }
@@ -150,7 +156,8 @@ mod tests {
 
     #[test]
     fn a_template_is_filled_in() {
-        let settings = Settings { format: "qcow2".into(), direct: true, queues: 2, l2_cache: 4096 };
+        let settings =
+            Settings { format: "qcow2".into(), direct: true, queues: 2, l2_cache: 4096, key: None };
         let command = Template::from("d -i {image} --x={cache},{direct}{l2_option} {queues}")
             .command("/a b".as_ref(), "/s".as_ref(), &settings);
         let words: Vec<_> = command.get_args().collect();

@@ -21,6 +21,11 @@ pub enum ImageKind {
         /// Bytes of the disk.
         size: u64,
     },
+    /// All blocks written, in order, encrypted with LUKS; in clear, too, beside it.
+    Encrypted {
+        /// Bytes of the disk.
+        size: u64,
+    },
     /// Nothing.
     Thin {
         /// Bytes of the disk.
@@ -82,6 +87,7 @@ impl Images {
                 let extended_l2 = if extended_l2 { "extended_l2=on" } else { "extended_l2=off" };
                 image::create(&qcow2, "qcow2", size, &["-o", extended_l2])?;
             }
+            ImageKind::Encrypted { size } => images.make_encrypted(size, ours)?,
             ImageKind::Overlay { size } => images.make_overlay(size, ours)?,
             ImageKind::Spots { size, every } => {
                 image::create(&qcow2, "qcow2", size, &[])?;
@@ -121,9 +127,29 @@ impl Images {
         self.backing.get(format).map(PathBuf::as_path).into_iter().chain([image])
     }
 
+    /// The file with the passphrase, of an encrypted image.
+    pub fn key(&self) -> Option<PathBuf> {
+        Some(self.dir.path().join("key")).filter(|key| key.exists())
+    }
+
     /// Where a daemon may listen.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("disk.sock")
+    }
+
+    fn make_encrypted(&self, size: u64, ours: &Template) -> Result<()> {
+        image::make_full(&self.source("plain"), size, ours, &settings("qcow2"))?;
+        let key = self.dir.path().join("key");
+        fs::write(&key, "no secret").with_context(|| key.display().to_string())?;
+        let (encrypted, secret) =
+            (self.source("qcow2"), format!("secret,id=key,file={}", key.display()));
+        let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+        image::create(&encrypted, "qcow2", size, &["--object", &secret, "-o", luks])?;
+        let settings = Settings { key: Some(key), ..settings("qcow2") };
+        image::fill(&encrypted, ours, &settings, |job| {
+            job.block_size = 1 << 20;
+            job.limit = Limit::Requests(size >> 20);
+        })
     }
 
     fn make_overlay(&mut self, size: u64, ours: &Template) -> Result<()> {
@@ -181,5 +207,5 @@ impl Drop for Copy {
 
 /// For filling an image.
 fn settings(format: &str) -> Settings {
-    Settings { format: format.to_owned(), direct: false, queues: 1, l2_cache: 0 }
+    Settings { format: format.to_owned(), direct: false, queues: 1, l2_cache: 0, key: None }
 }

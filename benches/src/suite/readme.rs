@@ -31,7 +31,7 @@ A ratio is ours divided by the other's; it is the median of the ratios of the ro
 order that alternates, on the same file, or on a fresh copy of it where the load writes. Nothing is left to be written back when a
 turn begins, and the file is in the page cache, in single pages for everybody, except with O_DIRECT. QEMU's daemon has an iothread, io_uring and an L2 cache that
 covers the disk, except where its default is named. Its iothread polls, so CPU ratios mean something where it has no time to idle: not
-at depth 1. *our raw* is our daemon on a raw file that holds the same; *bare* is an io_uring loop over that file with no daemon at all,
+at depth 1. *our raw* is our daemon on a raw file that holds the same, *our plain* on a qcow2 image that has it in clear; *bare* is an io_uring loop over that file with no daemon at all,
 client and server in one; where there is a backing file, it copies a whole cluster for each write. *floor* is the bare loop against
 the same rival: the kernel's own cost, below which no daemon gets by much (the loop has no guest to serve:
 no rings, no interrupts); a target that it misses itself is *beyond the floor*. First

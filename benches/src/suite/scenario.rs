@@ -19,13 +19,15 @@ pub enum Side {
     Peer,
     /// Our daemon, on a raw image that holds the same.
     OursRaw,
+    /// Our daemon, on a qcow2 image that holds the same in clear.
+    OursPlain,
     /// Nobody: [`crate::load::bare`] on that raw image, copying from the one below if there is one.
     Bare,
 }
 
 impl Side {
     /// All, in the order in which tables show them.
-    pub const ALL: [Self; 4] = [Self::Ours, Self::Peer, Self::OursRaw, Self::Bare];
+    pub const ALL: [Self; 5] = [Self::Ours, Self::Peer, Self::OursRaw, Self::OursPlain, Self::Bare];
 
     /// For the heading of a column.
     pub fn heading(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Side {
             Self::Ours => "ours",
             Self::Peer => "QEMU",
             Self::OursRaw => "our raw",
+            Self::OursPlain => "our plain",
             Self::Bare => "bare",
         }
     }
@@ -64,6 +67,10 @@ const fn peer_throughput(throughput_min: f64) -> Rival {
 
 const fn raw(throughput_min: f64) -> Rival {
     Rival { side: Side::OursRaw, cpu_max: Some(1.1), throughput_min: Some(throughput_min) }
+}
+
+const fn plain(cpu_max: f64) -> Rival {
+    Rival { side: Side::OursPlain, cpu_max: Some(cpu_max), throughput_min: None }
 }
 
 /// The floor has no target: it says how far below the others anything can get here.
@@ -127,6 +134,7 @@ const fn within(case: &'static str, range: u64) -> Work {
 }
 
 const FULL: ImageKind = ImageKind::Full { size: GIB };
+const LUKS: ImageKind = ImageKind::Encrypted { size: GIB };
 const THIN: ImageKind = ImageKind::Thin { size: 64 * GIB, extended_l2: false };
 const THIN_EXTENDED: ImageKind = ImageKind::Thin { size: 64 * GIB, extended_l2: true };
 const SPOTS: ImageKind = ImageKind::Spots { size: TIB, every: 64 * MIB };
@@ -203,6 +211,22 @@ pub const ALL: &[Scenario] = &[
         name: "idle",
         title: "idle, a guest connected",
         rivals: &[Rival { side: Side::Peer, cpu_max: None, throughput_min: None }],
+        ..USUAL
+    },
+    Scenario {
+        name: "luks-read-4k-d32",
+        title: "4 KiB random read of an encrypted image, depth 32",
+        image: LUKS,
+        work: load("read:random:4k:32"),
+        rivals: &[plain(1.5)],
+        ..USUAL
+    },
+    Scenario {
+        name: "luks-write-4k-d32",
+        title: "4 KiB random overwrite of an encrypted image, depth 32",
+        image: LUKS,
+        work: load("write:random:4k:32"),
+        rivals: &[plain(1.5)],
         ..USUAL
     },
     Scenario {

@@ -34,10 +34,10 @@ impl Turns<'_> {
     pub fn load(&self, side: Side, load: &Load) -> Result<Report> {
         let case: Case = load.case.parse().map_err(|e: String| anyhow!(e))?;
         let report = if case.modifies() {
-            let copy = self.images.copy(format(side))?;
+            let copy = self.images.copy(file(side))?;
             self.serve(side, copy.path(), &case, load)?
         } else {
-            self.serve(side, &self.images.source(format(side)), &case, load)?
+            self.serve(side, &self.images.source(file(side)), &case, load)?
         };
         ensure!(report.errors == 0, "{} requests failed", report.errors);
         Ok(report)
@@ -67,7 +67,7 @@ impl Turns<'_> {
     /// Counts how often `side` wakes up with a client that wants nothing.
     pub fn idle(&self, side: Side) -> Result<u64> {
         let template = self.programs.of(side).context("there is no daemon to be idle")?;
-        let (image, socket) = (self.images.source(format(side)), self.images.socket());
+        let (image, socket) = (self.images.source(file(side)), self.images.socket());
         let settings = self.settings(side, &image, 1)?;
         let daemon = Daemon::start(template, &image, &socket, &settings)?;
         let wake_ups = idle::wake_ups(&socket)?;
@@ -108,6 +108,7 @@ impl Turns<'_> {
             direct: self.scenario.direct,
             queues,
             l2_cache: if own_choice { 0 } else { image::l2_cache(image)? },
+            key: self.images.key().filter(|_| side == Side::Ours),
         })
     }
 }
@@ -116,11 +117,16 @@ impl Programs {
     /// The daemon of a side.
     pub fn of(&self, side: Side) -> Option<&Template> {
         match side {
-            Side::Ours | Side::OursRaw => Some(&self.ours),
+            Side::Ours | Side::OursRaw | Side::OursPlain => Some(&self.ours),
             Side::Peer => Some(&self.peer),
             Side::Bare => None,
         }
     }
+}
+
+/// How the name of a side's image ends.
+fn file(side: Side) -> &'static str {
+    if side == Side::OursPlain { "plain" } else { format(side) }
 }
 
 fn format(side: Side) -> &'static str {
