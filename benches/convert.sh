@@ -3,6 +3,7 @@
 # of the time that passes and of the time that the processors work. DIRECTORY in memory (/dev/shm) leaves the disk out of it.
 # Usage: benches/convert.sh QCOW [ROUNDS=5] [DIRECTORY=/dev/shm] [MIB=2048]
 set -eu
+here=$(dirname "$(realpath "$0")")
 qcow=$(realpath "$1") rounds=${2:-5} directory=$(mktemp -d -p "${3:-/dev/shm}") mib=${4:-2048}
 trap 'rm -rf "$directory"' EXIT
 cd "$directory"
@@ -30,15 +31,4 @@ for round in $(seq "$rounds"); do
   done
 done 2> times
 qemu-img compare -q -f raw -F "$to" disk.raw out
-for way in qcow2-raw raw-qcow2 qcow2-qcow2 qcow2-raw-W raw-qcow2-W qcow2-qcow2-W; do
-  awk -v way=$way -v ours="$(basename "$qcow")" '
-    function median(list, count,  i, j, kept) {
-      for (i = 1; i <= count; i++) for (j = i + 1; j <= count; j++)
-        if (list[j] < list[i]) { kept = list[i]; list[i] = list[j]; list[j] = kept }
-      return list[int((count + 1) / 2)]
-    }
-    $2 == way && $1 == ours { a[++n] = $3; b[n] = $4 + $5 }
-    $2 == way && $1 != ours { c[++m] = $3; d[m] = $4 + $5 }
-    END { printf "%-14s qcow takes %.2f of the time of qemu-img, and %.2f of its processor time\n", way, median(a, n) / median(c, m), median(b, n) / median(d, m) }
-  ' times
-done
+awk -v ours="$(basename "$qcow")" -v ways="qcow2-raw raw-qcow2 qcow2-qcow2 qcow2-raw-W raw-qcow2-W qcow2-qcow2-W" -f "$here/ratios.awk" times

@@ -4,6 +4,7 @@
 # work. With -n the target is there already, so that no key is made. DIRECTORY in memory (/dev/shm) leaves the disk out of it.
 # Usage: benches/encrypt.sh QCOW [ROUNDS=5] [DIRECTORY=/dev/shm] [MIB=1024]
 set -eu
+here=$(dirname "$(realpath "$0")")
 qcow=$(realpath "$1") rounds=${2:-5} directory=$(mktemp -d -p "${3:-/dev/shm}") mib=${4:-1024}
 trap 'rm -rf "$directory"' EXIT
 cd "$directory"
@@ -29,15 +30,4 @@ for round in $(seq "$rounds"); do
     done
   done
 done 2> times
-for way in raw-luks raw-luks-n luks-raw raw-qcow2 raw-qcow2-n qcow2-raw; do
-  awk -v way=$way -v ours="$(basename "$qcow")" '
-    function median(list, count,  i, j, kept) {
-      for (i = 1; i <= count; i++) for (j = i + 1; j <= count; j++)
-        if (list[j] < list[i]) { kept = list[i]; list[i] = list[j]; list[j] = kept }
-      return list[int((count + 1) / 2)]
-    }
-    $2 == way && $1 == ours { a[++n] = $3; b[n] = $4 + $5 }
-    $2 == way && $1 != ours { c[++m] = $3; d[m] = $4 + $5 }
-    END { printf "%-12s qcow takes %.2f of the time of qemu-img, and %.2f of its processor time\n", way, median(a, n) / median(c, m), median(b, n) / median(d, m) }
-  ' times
-done
+awk -v ours="$(basename "$qcow")" -v ways="raw-luks raw-luks-n luks-raw raw-qcow2 raw-qcow2-n qcow2-raw" -f "$here/ratios.awk" times
