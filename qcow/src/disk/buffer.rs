@@ -24,7 +24,7 @@ const ZEROS_LEN: usize = 64 << 10;
 /// Pages of a buffer that is kept for the next one: a cluster of the usual size.
 const SPARE_PAGES: usize = 16;
 /// Buffers that a thread keeps: for as many copies on write as are usually under way at a time.
-const SPARE_COUNT_MAX: usize = 32;
+const SPARE_COUNT_MAX: usize = 128;
 
 thread_local! {
     /// Pages that this thread has done with.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::write::{buffers_for, joined};
 use super::{Sealed, cluster};
 use crate::codec::Decompressor;
 use crate::disk::{Buffer, Disk, Payload};
@@ -13,8 +14,10 @@ use crate::format::sealed::{BLOCK_LEN, start_of};
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::sealed::tree::Found;
 
-/// Bytes that go through one buffer: as many as a buffer has that is kept for the next one.
-pub(super) const PIECE_LEN: u64 = 64 << 10;
+/// Bytes that are read or written at a time, in buffers of our own.
+pub(super) const PIECE_LEN: u64 = 1 << 20;
+/// Bytes of such a buffer: as many as one has that is kept for the next one.
+pub(super) const BUFFER_LEN: u64 = 64 << 10;
 
 thread_local! {
     /// Contexts are large and slow to make: one set for each thread.
@@ -119,21 +122,28 @@ impl<D: Disk> Sealed<D> {
     async fn read_part(&self, part: &Part, at: u64, into: &Payload) -> Result<()> {
         let len: u64 = part.stored.iter().map(|stored| u64::from(stored.len)).sum();
         let start = start_of(part.stored[0].place);
-        let mut buffer = Buffer::scratch(len as usize);
-        let read = self.disk.read(start, &buffer.payload()).await;
+        let mut buffers = buffers_for(len);
+        let all = joined(&buffers);
+        let read = self.disk.read(start, &all).await;
+        drop(all);
         read.map_err(|e| self.named(Error::io(format!("read at {start}"), &e)))?;
-        let mut rest = buffer.make_mut();
+        // A cluster lies in one buffer, as all but compressed ones have the same length.
+        let mut rest = buffers.iter_mut().map(Buffer::make_mut);
+        let mut bytes: &mut [u8] = &mut [];
         for (index, stored) in (part.first..).zip(&part.stored) {
-            let (bytes, behind) = rest.split_at_mut(stored.len as usize);
-            rest = behind;
-            if !self.open_stored(0, index, stored, bytes) {
+            if bytes.is_empty() {
+                bytes = rest.next().expect("a buffer for each cluster");
+            }
+            let (cluster, behind) = bytes.split_at_mut(stored.len as usize);
+            bytes = behind;
+            if !self.open_stored(0, index, stored, cluster) {
                 return Err(self.does_not_open(0, index, stored));
             }
             let (skip, offset, len) = self.overlap(index, at, into.len());
             if stored.compressed {
-                self.unpack(bytes, skip, &into.slice(offset, len))?;
+                self.unpack(cluster, skip, &into.slice(offset, len))?;
             } else {
-                into.copy_from(offset, &bytes[skip as usize..(skip + len) as usize]);
+                into.copy_from(offset, &cluster[skip as usize..(skip + len) as usize]);
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::claim::Claimed;
-use super::read::PIECE_LEN;
+use super::read::{BUFFER_LEN, PIECE_LEN};
 use super::{Freed, Sealed, cluster};
 use crate::crypt::seal::Seal;
 use crate::disk::{Buffer, Disk, Payload};
@@ -14,6 +14,7 @@ use crate::exec::try_join_all;
 use crate::format::sealed::entry::{Entry, Stored};
 use crate::format::sealed::{BLOCK_LEN, blocks_for, start_of};
 use crate::limits::IN_FLIGHT_MAX;
+use crate::meta::sealed::BlockRun;
 use crate::seeded_bugs::Bug;
 use crate::sync::lock;
 
@@ -48,38 +49,43 @@ impl<D: Disk> Image<D> {
         let _inside = sealed.drain.enter();
         let clusters = sealed.clusters(at, from.len());
         let _held = sealed.hold(clusters.clone()).await;
-        let mut buffer = self.whole_clusters(sealed, &clusters, at, &from).await?;
-        sealed.store(clusters.start, &mut buffer).await
+        let buffers = self.whole_clusters(sealed, &clusters, at, &from).await?;
+        sealed.store(clusters.start, buffers).await
     }
 
-    /// The bytes of `clusters`, with `from` at `at`, and around it what the disk has there.
+    /// The bytes of `clusters`, with `from` at `at`, and around it what the disk has there: in buffers one behind the other.
     async fn whole_clusters(
         &self,
         sealed: &Sealed<D>,
         clusters: &Range<u64>,
         at: u64,
         from: &Payload,
-    ) -> Result<Buffer> {
+    ) -> Result<Vec<Buffer>> {
         let len = sealed.cluster_len();
         let (start, end) = (clusters.start * len, clusters.end * len);
-        let mut buffer = Buffer::scratch((end - start) as usize);
+        let mut buffers = buffers_for(end - start);
+        let all = joined(&buffers);
         if clusters.end - clusters.start == 1 && from.len() < len {
             // One look for what is around it.
-            Box::pin(self.fill_old(sealed, &buffer.payload(), start)).await?;
+            Box::pin(self.fill_old(sealed, &all, start)).await?;
         } else {
             let (head, tail) = (at - start, end - at - from.len());
             if head > 0 {
-                let payload = buffer.payload().slice(0, head);
-                Box::pin(self.fill_old(sealed, &payload, start)).await?;
+                Box::pin(self.fill_old(sealed, &all.slice(0, head), start)).await?;
             }
             if tail > 0 {
-                let payload = buffer.payload().slice(at + from.len() - start, tail);
-                Box::pin(self.fill_old(sealed, &payload, end - tail)).await?;
+                let part = all.slice(at + from.len() - start, tail);
+                Box::pin(self.fill_old(sealed, &part, end - tail)).await?;
             }
         }
-        let skip = (at - start) as usize;
-        from.copy_to(0, &mut buffer.make_mut()[skip..skip + from.len() as usize]);
-        Ok(buffer)
+        drop(all);
+        let (mut done, mut skip) = (0, (at - start) as usize);
+        for buffer in &mut buffers {
+            let count = (buffer.len() - skip).min((from.len() - done) as usize);
+            from.copy_to(done, &mut buffer.make_mut()[skip..skip + count]);
+            (done, skip) = (done + count as u64, 0);
+        }
+        Ok(buffers)
     }
 
     /// Fills `into` with what the disk has at `at`; behind its end there are zeros.
@@ -90,6 +96,20 @@ impl<D: Disk> Image<D> {
             0 => Ok(()),
             _ => self.read_from(0, at, &into.slice(0, there)).await,
         }
+    }
+}
+
+/// Buffers for so many bytes, of a size that is kept for the next ones.
+pub(super) fn buffers_for(len: u64) -> Vec<Buffer> {
+    let starts = (0..len).step_by(BUFFER_LEN as usize);
+    starts.map(|start| Buffer::scratch((len - start).min(BUFFER_LEN) as usize)).collect()
+}
+
+/// The bytes of `buffers`, one behind the other.
+pub(super) fn joined(buffers: &[Buffer]) -> Payload {
+    match buffers {
+        [buffer] => buffer.payload(),
+        _ => Payload::concat(buffers.iter().map(Buffer::payload).collect()),
     }
 }
 
@@ -107,20 +127,22 @@ fn pieces(at: u64, from: &Payload) -> impl Iterator<Item = (u64, Payload)> + '_ 
 
 impl<D: Disk> Sealed<D> {
     /// Stores the clusters from `first` on, which the caller holds and whose bytes are in `plain`.
-    async fn store(&self, first: u64, plain: &mut Buffer) -> Result<()> {
+    async fn store(&self, first: u64, mut plain: Vec<Buffer>) -> Result<()> {
         let (unit, len) = (self.cluster_blocks(), self.cluster_len() as usize);
-        let count = (plain.len() / len) as u64;
-        let claimed = self.claim(unit, count)?;
-        let clusters = (first..).zip(plain.make_mut().chunks_mut(len));
-        let seals: Vec<(Seal, u32)> = clusters
+        let bytes: usize = plain.iter().map(Buffer::len).sum();
+        let claimed = self.claim(unit, (bytes / len) as u64)?;
+        let clusters = plain.iter_mut().flat_map(|buffer| buffer.make_mut().chunks_mut(len));
+        let seals: Vec<(Seal, u32)> = (first..)
+            .zip(clusters)
             .map(|(index, bytes)| (self.seal(0, index, bytes), bytes.len() as u32))
             .collect();
+        let sealed = joined(&plain);
         if Bug::SealedLinkedBeforeWritten.is_seeded() {
             let runs = claimed.runs().to_vec();
             self.link(first, seals, false, claimed).await?;
-            return self.write_runs(&runs, plain).await;
+            return self.write_runs(&runs, &sealed).await;
         }
-        self.write_runs(claimed.runs(), plain).await?;
+        self.write_runs(claimed.runs(), &sealed).await?;
         self.link(first, seals, false, claimed).await
     }
 
@@ -132,20 +154,16 @@ impl<D: Disk> Sealed<D> {
         let bytes = &mut buffer.make_mut()[..packed.len()];
         bytes.copy_from_slice(packed);
         let seal = self.seal(0, index, bytes);
-        self.write_runs(claimed.runs(), &buffer).await?;
+        self.write_runs(claimed.runs(), &buffer.payload()).await?;
         self.link(index, vec![(seal, packed.len() as u32)], true, claimed).await
     }
 
-    /// Writes `buffer` to `runs`, one after the other.
-    async fn write_runs(
-        &self,
-        runs: &[crate::meta::sealed::BlockRun],
-        buffer: &Buffer,
-    ) -> Result<()> {
-        let (payload, mut done) = (buffer.payload(), 0);
+    /// Writes `sealed` to `runs`, one after the other.
+    async fn write_runs(&self, runs: &[BlockRun], sealed: &Payload) -> Result<()> {
+        let mut done = 0;
         for run in runs {
             let (at, len) = (start_of(run.first), run.count * BLOCK_LEN);
-            let written = self.disk.write(at, &payload.slice(done, len)).await;
+            let written = self.disk.write(at, &sealed.slice(done, len)).await;
             written.map_err(|e| self.named(Error::io(format!("write at {at}"), &e)))?;
             done += len;
         }
