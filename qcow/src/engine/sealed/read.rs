@@ -111,7 +111,7 @@ impl<D: Disk> Sealed<D> {
 
     /// What of cluster `index` the `len` bytes at `at` cover: from where on in the cluster, where that is among those bytes, and
     /// how many.
-    fn overlap(&self, index: u64, at: u64, len: u64) -> (u64, u64, u64) {
+    pub(super) fn overlap(&self, index: u64, at: u64, len: u64) -> (u64, u64, u64) {
         let start = index * self.cluster_len();
         let from = start.max(at);
         let end = (start + self.cluster_len()).min(at + len);

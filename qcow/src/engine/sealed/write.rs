@@ -49,43 +49,36 @@ impl<D: Disk> Image<D> {
         let _inside = sealed.drain.enter();
         let clusters = sealed.clusters(at, from.len());
         let _held = sealed.hold(clusters.clone()).await;
-        let buffers = self.whole_clusters(sealed, &clusters, at, &from).await?;
-        sealed.store(clusters.start, buffers).await
+        let mut buffers = buffers_for((clusters.end - clusters.start) * sealed.cluster_len());
+        self.fill_around(sealed, &joined(&buffers), &clusters, at, from.len()).await?;
+        let seals = sealed.copy_and_seal(&mut buffers, &clusters, at, &from);
+        sealed.store(clusters.start, seals, &joined(&buffers)).await
     }
 
-    /// The bytes of `clusters`, with `from` at `at`, and around it what the disk has there: in buffers one behind the other.
-    async fn whole_clusters(
+    /// Fills `into`, which is for `clusters`, with what the disk has there, but for `len` bytes at `at`.
+    async fn fill_around(
         &self,
         sealed: &Sealed<D>,
+        into: &Payload,
         clusters: &Range<u64>,
         at: u64,
-        from: &Payload,
-    ) -> Result<Vec<Buffer>> {
-        let len = sealed.cluster_len();
-        let (start, end) = (clusters.start * len, clusters.end * len);
-        let mut buffers = buffers_for(end - start);
-        let all = joined(&buffers);
-        if clusters.end - clusters.start == 1 && from.len() < len {
-            // One look for what is around it.
-            Box::pin(self.fill_old(sealed, &all, start)).await?;
-        } else {
-            let (head, tail) = (at - start, end - at - from.len());
-            if head > 0 {
-                Box::pin(self.fill_old(sealed, &all.slice(0, head), start)).await?;
-            }
-            if tail > 0 {
-                let part = all.slice(at + from.len() - start, tail);
-                Box::pin(self.fill_old(sealed, &part, end - tail)).await?;
-            }
+        len: u64,
+    ) -> Result<()> {
+        let (start, end) =
+            (clusters.start * sealed.cluster_len(), clusters.end * sealed.cluster_len());
+        if clusters.end - clusters.start == 1 && len < into.len() {
+            // One look for what is on both sides.
+            return Box::pin(self.fill_old(sealed, into, start)).await;
         }
-        drop(all);
-        let (mut done, mut skip) = (0, (at - start) as usize);
-        for buffer in &mut buffers {
-            let count = (buffer.len() - skip).min((from.len() - done) as usize);
-            from.copy_to(done, &mut buffer.make_mut()[skip..skip + count]);
-            (done, skip) = (done + count as u64, 0);
+        let (head, tail) = (at - start, end - at - len);
+        if head > 0 {
+            Box::pin(self.fill_old(sealed, &into.slice(0, head), start)).await?;
         }
-        Ok(buffers)
+        if tail > 0 {
+            let part = into.slice(at + len - start, tail);
+            Box::pin(self.fill_old(sealed, &part, end - tail)).await?;
+        }
+        Ok(())
     }
 
     /// Fills `into` with what the disk has at `at`; behind its end there are zeros.
@@ -126,23 +119,34 @@ fn pieces(at: u64, from: &Payload) -> impl Iterator<Item = (u64, Payload)> + '_ 
 }
 
 impl<D: Disk> Sealed<D> {
-    /// Stores the clusters from `first` on, which the caller holds and whose bytes are in `plain`.
-    async fn store(&self, first: u64, mut plain: Vec<Buffer>) -> Result<()> {
-        let (unit, len) = (self.cluster_blocks(), self.cluster_len() as usize);
-        let bytes: usize = plain.iter().map(Buffer::len).sum();
-        let claimed = self.claim(unit, (bytes / len) as u64)?;
-        let clusters = plain.iter_mut().flat_map(|buffer| buffer.make_mut().chunks_mut(len));
-        let seals: Vec<(Seal, u32)> = (first..)
-            .zip(clusters)
-            .map(|(index, bytes)| (self.seal(0, index, bytes), bytes.len() as u32))
-            .collect();
-        let sealed = joined(&plain);
+    /// Copies `from`, which goes to `at`, into `buffers`, which are for `clusters`, and seals these one by one: what has just been
+    /// copied is near.
+    fn copy_and_seal(
+        &self,
+        buffers: &mut [Buffer],
+        clusters: &Range<u64>,
+        at: u64,
+        from: &Payload,
+    ) -> Vec<(Seal, u32)> {
+        let len = self.cluster_len() as usize;
+        let bytes = buffers.iter_mut().flat_map(|buffer| buffer.make_mut().chunks_mut(len));
+        let sealed = clusters.clone().zip(bytes).map(|(index, bytes)| {
+            let (skip, offset, count) = self.overlap(index, at, from.len());
+            from.copy_to(offset, &mut bytes[skip as usize..(skip + count) as usize]);
+            (self.seal(0, index, bytes), bytes.len() as u32)
+        });
+        sealed.collect()
+    }
+
+    /// Stores the clusters from `first` on, which the caller holds and which are `sealed` with `seals`.
+    async fn store(&self, first: u64, seals: Vec<(Seal, u32)>, sealed: &Payload) -> Result<()> {
+        let claimed = self.claim(self.cluster_blocks(), seals.len() as u64)?;
         if Bug::SealedLinkedBeforeWritten.is_seeded() {
             let runs = claimed.runs().to_vec();
             self.link(first, seals, false, claimed).await?;
-            return self.write_runs(&runs, &sealed).await;
+            return self.write_runs(&runs, sealed).await;
         }
-        self.write_runs(claimed.runs(), &sealed).await?;
+        self.write_runs(claimed.runs(), sealed).await?;
         self.link(first, seals, false, claimed).await
     }
 
