@@ -20,6 +20,13 @@ if [[ $directory == */sealed_slots ]]; then
     { printf '\377'; head -c 4096 /dev/zero; } > "$directory/checked"
     exit 0
 fi
+if [[ $directory == */authenticated_image ]]; then
+    # The first byte says that checksums are made right, and twelve that follow what changes.
+    printf '\000' > "$directory/real"
+    printf '\000\000\001\000\000\000\000\000\001\000\000\000\000' > "$directory/size"
+    printf '\000\002\211\000\001\000\000\000\000\000\000\000\011' > "$directory/entry"
+    exit 0
+fi
 raw=$(mktemp)
 trap 'rm -f "$raw"' EXIT
 head -c 40000 /dev/zero | tr '\0' q > "$raw"

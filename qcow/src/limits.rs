@@ -97,6 +97,10 @@ pub const ARGON_WORK_MAX: u64 = 1 << 26;
 pub const SEALED_CLUSTER_BITS_MIN: u32 = 12;
 /// Largest cluster of an authenticated image: ours. Each write, however small, writes a whole one.
 pub const SEALED_CLUSTER_BITS_MAX: u32 = 16;
+/// Largest disk of an authenticated image in bytes: ours; no sum of an offset and a length in it is too large for a number.
+pub const SEALED_DISK_BYTES_MAX: u64 = 1 << 62;
+/// Newest root that an image can have: ours. With one each nanosecond it would be reached after 146 years.
+pub const SEALED_GENERATION_MAX: u64 = 1 << 62;
 /// Most bytes of what a root names beside its tree, details or a map of blocks: ours. A map of that size is one of 16 TiB.
 pub const SEALED_BLOB_BYTES_MAX: u64 = 512 << 20;
 /// Nodes that are kept in memory of an authenticated image by default, those of changes that are not durable yet beside them:

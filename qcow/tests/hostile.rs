@@ -10,6 +10,8 @@ use qcow::crypt::luks::{Cost, NewLuks, create};
 use qcow::crypt::{Hash, Passphrase};
 use qcow::disk::sim::Random;
 
+#[path = "../../fuzz/src/authenticated_image.rs"]
+mod authenticated_image;
 #[path = "../../fuzz/src/luks_header.rs"]
 mod luks_header;
 #[path = "../../fuzz/src/open_any_image.rs"]
@@ -23,6 +25,8 @@ const CASES: u64 = 4000;
 const LUKS_CASES: u64 = 400;
 /// Damaged key slots of authenticated images.
 const SLOT_CASES: u64 = 3000;
+/// Authenticated images with changes behind their checksums.
+const AUTHENTICATED_CASES: u64 = 20_000;
 
 #[test]
 fn damaged_images_neither_panic_nor_hang() {
@@ -73,6 +77,31 @@ fn damaged_luks_headers_neither_panic_nor_ask_for_too_much() {
         }
         let cut = if random.below(8) == 0 { random.below(70_000) } else { damaged.len() as u64 };
         luks_header::run(&damaged[..cut as usize]);
+    }
+}
+
+#[test]
+fn hostile_authenticated_images_neither_panic_nor_hang() {
+    // First the image as it is: what is made of it has to be sound.
+    authenticated_image::run(&[0]);
+    for seed in 0..AUTHENTICATED_CASES {
+        let mut random = Random::new(seed);
+        let mut input = vec![u8::from(random.below(16) == 0)];
+        for _ in 0..1 + random.below(4) {
+            // Most changes are to a few places, and most numbers small, or close to where something overflows.
+            let block = if random.below(2) == 0 { random.below(256) } else { 8 + random.below(32) };
+            input.extend([random.below(8) as u8, block as u8]);
+            input.extend((random.below(1 << 16) as u16).to_be_bytes());
+            let number = match random.below(4) {
+                0 => random.below(100),
+                1 => (1_u64 << random.below(64)).wrapping_sub(random.below(3) * 512),
+                2 => u64::MAX - random.below(1024),
+                _ => random.draw(),
+            };
+            input.extend(number.to_be_bytes());
+        }
+        let result = std::panic::catch_unwind(|| authenticated_image::run(&input));
+        assert!(result.is_ok(), "input {input:02x?} of seed {seed}");
     }
 }
 

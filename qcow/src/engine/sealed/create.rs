@@ -12,7 +12,8 @@ use crate::format::sealed::entry::{Entry, Stored};
 use crate::format::sealed::header::SealedHeader;
 use crate::format::sealed::root::Root;
 use crate::format::sealed::{
-    BLOCK_LEN, DETAILS_LEVEL, FIRST_BLOCK, KEY_SLOTS_BLOCK, SPACE_LEVEL, blocks_for, start_of,
+    BLOCK_LEN, DETAILS_LEVEL, FIRST_BLOCK, KEY_SLOTS_BLOCK, SPACE_LEVEL, blocks_for,
+    check_disk_size, start_of,
 };
 use crate::meta::sealed::BlockRun;
 use crate::meta::sealed::blocks::Blocks;
@@ -27,6 +28,7 @@ pub(in crate::engine) async fn create_sealed<D: Disk>(
     options: &CreateOptions,
     integrity: &NewIntegrity,
 ) -> Result<()> {
+    check_disk_size(options.size)?;
     let image = ImageId::random();
     let (sealer, slots) = match integrity {
         NewIntegrity::Crc32c => (Sealer::crc32c(image), None),

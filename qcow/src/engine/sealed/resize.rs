@@ -10,6 +10,7 @@ use crate::disk::{Disk, Payload};
 use crate::engine::Image;
 use crate::engine::zero::Otherwise;
 use crate::error::{Error, Result};
+use crate::format::sealed::check_disk_size;
 use crate::format::sealed::entry::Entry;
 use crate::format::sealed::header::SealedHeader;
 use crate::sync::lock;
@@ -26,6 +27,7 @@ impl<D: Disk> Image<D> {
             let what = "a disk whose backing file is not open cannot grow: it may show through";
             return Err(sealed.named(Error::unsupported(what)));
         }
+        check_disk_size(size).map_err(|e| sealed.named(e))?;
         let len = sealed.cluster_len();
         lock(&sealed.state).tree.reach_for(size.div_ceil(len));
         if size > old {

@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::Generation;
 use super::entry::{ENTRY_LEN, Entry, check_len_of};
 use super::root::{LEVELS_MAX, Root};
+use super::{Generation, check_disk_size};
 use crate::addr::{HostBlock, HostOffset};
 use crate::error::{Error, Result};
 use crate::format::bytes::Reader;
@@ -160,6 +160,7 @@ impl SealedSnapshot {
                 let what = format!("a snapshot of {disk_size} bytes with {levels} levels");
                 return Err(Error::corrupt(what));
             }
+            check_disk_size(disk_size)?;
             check_len_of(&top, levels, cluster_len)?;
             Ok(Self { entry, top, levels, generation })
         }))

@@ -21,6 +21,8 @@ pub mod header;
 pub mod root;
 
 use crate::addr::{HostBlock, HostOffset};
+use crate::error::{Error, Result};
+use crate::limits::SEALED_DISK_BYTES_MAX;
 
 /// log2 of the bytes of a block, the unit of the file.
 pub const BLOCK_BITS: u32 = 12;
@@ -42,6 +44,19 @@ pub const SPACE_LEVEL: u8 = 253;
 
 /// Which root comes after which: a root has a higher one than all before it.
 pub type Generation = u64;
+
+/// Checks that a disk of so many bytes is not larger than any can be.
+///
+/// # Errors
+/// It is (`Limit`).
+pub fn check_disk_size(size: u64) -> Result<()> {
+    match size <= SEALED_DISK_BYTES_MAX {
+        true => Ok(()),
+        false => Err(Error::limit(format!(
+            "a disk of {size} bytes: an authenticated image has {SEALED_DISK_BYTES_MAX} at most"
+        ))),
+    }
+}
 
 /// Where a block starts.
 pub fn start_of(block: HostBlock) -> HostOffset {

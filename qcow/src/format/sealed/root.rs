@@ -16,12 +16,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::entry::{ENTRY_LEN, Entry, NODE_BITS};
-use super::{Generation, ROOT_LEVEL, start_of};
+use super::{Generation, ROOT_LEVEL, check_disk_size, start_of};
 use crate::addr::{HostBlock, HostOffset};
 use crate::crypt::seal::{Label, NONCE_LEN, Seal, Sealer, TAG_LEN};
 use crate::error::{Error, Result};
 use crate::format::bytes::Reader;
-use crate::limits::{SEALED_CLUSTER_BITS_MAX, SEALED_CLUSTER_BITS_MIN};
+use crate::limits::{SEALED_CLUSTER_BITS_MAX, SEALED_CLUSTER_BITS_MIN, SEALED_GENERATION_MAX};
 
 /// Copies of roots in an image.
 pub const COPY_COUNT: usize = 4;
@@ -161,6 +161,10 @@ impl Root {
         if !bits.contains(&self.cluster_bits) || !(1..=LEVELS_MAX).contains(&self.levels) {
             return Err(Error::corrupt("a root says what no root says"));
         }
+        if self.generation > SEALED_GENERATION_MAX {
+            return Err(Error::limit(format!("root {}, which no image gets to", self.generation)));
+        }
+        check_disk_size(self.size)?;
         let clusters = self.size.div_ceil(1 << self.cluster_bits);
         let covered = Self::reach(self.levels).is_none_or(|reach| reach >= clusters);
         if !covered || !self.size.is_multiple_of(crate::limits::SECTOR_BYTES) {
@@ -356,6 +360,18 @@ mod tests {
             assert_eq!(roots.newest().unwrap().0, root(8));
             assert_eq!(roots.to_mend(), [(place_of(1), &sectors[0][..])]);
         }
+    }
+
+    #[test]
+    fn numbers_beyond_all_images_are_refused() {
+        let sealer = Sealer::crc32c(ImageId([1; 16]));
+        let parse =
+            |root: Root| Root::parse(&root.encode(&sealer).0, &sealer).map(|(root, _)| root);
+        let newest = Root { levels: LEVELS_MAX, ..root(SEALED_GENERATION_MAX) };
+        let largest = Root { size: crate::limits::SEALED_DISK_BYTES_MAX, ..newest };
+        assert_eq!(parse(largest).unwrap(), largest);
+        assert!(parse(Root { size: largest.size + 512, ..largest }).is_err());
+        assert!(parse(Root { generation: newest.generation + 1, ..newest }).is_err());
     }
 
     #[test]
