@@ -441,36 +441,29 @@ fn show_qemu(files: &Files, found: &Content, version3: bool) {
 
 #[test]
 fn no_power_cut_leaves_half_a_snapshot() {
-    let first =
-        std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let (start, mut states) = (Instant::now(), 0);
-    for seed in first..first + wanted(CASES, CASES_SOAK) {
-        let message = message_of(|| states += run(&Scene::new(seed), true));
-        if let Some(message) = message {
-            panic!(
-                "{message}\nrepeat it with: SIMULATION_SEED={seed} SIMULATION_SHARE={CASES} cargo test -p qcow --test \
-                 simulation no_power_cut_leaves_half_a_snapshot"
-            );
-        }
-    }
-    println!("snapshots: {states} states in {:.1?}", start.elapsed());
+    hunt("no_power_cut_leaves_half_a_snapshot", CASES, |seed| run(&Scene::new(seed), true));
 }
 
 #[test]
 fn no_power_cut_leaves_half_a_snapshot_of_an_authenticated_image() {
+    let test = "no_power_cut_leaves_half_a_snapshot_of_an_authenticated_image";
+    hunt(test, SEALED_CASES, |seed| run(&Scene::sealed(seed), false));
+}
+
+/// Runs the cases of `test`, so many for each change; each says how many states were looked at.
+fn hunt(test: &str, cases: u64, case: impl Fn(u64) -> u64) {
     let first =
         std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let (start, mut states) = (Instant::now(), 0);
-    for seed in first..first + wanted(SEALED_CASES, CASES_SOAK) {
-        let message = message_of(|| states += run(&Scene::sealed(seed), false));
-        if let Some(message) = message {
+    for seed in first..first + wanted(cases, CASES_SOAK) {
+        if let Some(message) = message_of(|| states += case(seed)) {
             panic!(
-                "{message}\nrepeat it with: SIMULATION_SEED={seed} SIMULATION_SHARE={SEALED_CASES} cargo test -p qcow \
-                 --test simulation no_power_cut_leaves_half_a_snapshot_of_an"
+                "{message}\nrepeat it with: SIMULATION_SEED={seed} SIMULATION_SHARE={cases} cargo test -p qcow --test \
+                 simulation -- --exact snapshots::{test}"
             );
         }
     }
-    println!("snapshots of authenticated images: {states} states in {:.1?}", start.elapsed());
+    println!("{test}: {states} states in {:.1?}", start.elapsed());
 }
 
 /// What shows `bug`, if anything does.

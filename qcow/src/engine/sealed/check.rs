@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::open::read_roots;
+use super::parts::read_roots;
 use super::{Sealed, Stored, what_is};
 use crate::addr::HostBlock;
 use crate::disk::Disk;

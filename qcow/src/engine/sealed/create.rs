@@ -1,6 +1,6 @@
 //! Making a new, empty authenticated image.
 
-use super::open::write;
+use super::parts::write;
 use crate::addr::{HostBlock, HostOffset};
 use crate::crypt::seal::{DataKey, ImageId, Label, SealKind, Sealer};
 use crate::crypt::sealed_slots::KeySlots;

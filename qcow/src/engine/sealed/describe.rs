@@ -1,19 +1,15 @@
 //! What an authenticated image says about itself without being opened.
 
-use super::open::{read_key_slots, read_roots, read_sealed_header, sealer_of};
+use super::parts::{read_details, read_key_slots, read_roots, read_sealed_header, sealer_of};
 use crate::crypt::Passphrase;
-use crate::crypt::seal::{Label, SealKind, Sealer};
+use crate::crypt::seal::SealKind;
 use crate::crypt::sealed_slots::{SLOT_COUNT, SlotState};
 use crate::disk::Disk;
-use crate::engine::load::read_bytes;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::sealed::details::Details;
-use crate::format::sealed::entry::Entry;
 use crate::format::sealed::header::SealedHeader;
-use crate::format::sealed::root::{Root, RootTag};
-use crate::format::sealed::{DETAILS_LEVEL, start_of};
+use crate::format::sealed::root::RootTag;
 use crate::format::snapshot::SnapshotEntry;
-use crate::limits::SEALED_BLOB_BYTES_MAX;
 
 /// What an authenticated image says about itself.
 #[derive(Debug)]
@@ -67,27 +63,4 @@ impl SealedInfo {
         info.state = Some(SealedState { root: tag, size, is_closed, details });
         Ok(info)
     }
-}
-
-/// The details that `root` leads to.
-pub(super) async fn read_details<D: Disk>(
-    disk: &D,
-    sealer: &Sealer,
-    header: &SealedHeader,
-    root: &Root,
-) -> Result<Details> {
-    let Entry::Stored(stored) = &root.details else { return Ok(Details::default()) };
-    let len = u64::from(stored.len);
-    if len > SEALED_BLOB_BYTES_MAX {
-        return Err(Error::limit(format!("{len} bytes of details")));
-    }
-    let at = start_of(stored.place);
-    let mut bytes = read_bytes(disk, at, len, "details").await?;
-    let label = Label { level: DETAILS_LEVEL, index: 0, len: stored.len };
-    if !sealer.open(label, &stored.seal, &mut bytes) {
-        return Err(Error::corrupt(format!(
-            "the details of the image, stored at {at}, are not what was written there"
-        )));
-    }
-    Details::parse(&bytes, header.cluster_len(), root.end)
 }

@@ -1,7 +1,7 @@
 //! Passphrases of an authenticated image: which there are, another one, one less.
 
 use super::Sealed;
-use super::open::{read_key_slots, write};
+use super::parts::{read_key_slots, write};
 use crate::crypt::Passphrase;
 use crate::crypt::seal::SealKind;
 use crate::crypt::sealed_slots::{KeySlots, SlotCost};

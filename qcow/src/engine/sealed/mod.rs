@@ -37,6 +37,7 @@ use crate::seeded_bugs::Bug;
 use crate::sync::{Exclusive, WaitQueue, lock};
 
 mod blob;
+mod buffers;
 pub(super) mod check;
 mod claim;
 mod close;
@@ -47,6 +48,7 @@ mod key_slots;
 mod kill;
 mod load;
 mod open;
+mod parts;
 mod read;
 mod resize;
 mod snapshot;
@@ -54,7 +56,7 @@ mod sweep;
 mod write;
 mod zero;
 
-pub(super) use open::{is_sealed, read_sealed_header};
+pub(super) use parts::{is_sealed, read_sealed_header};
 
 /// An open authenticated image.
 #[derive(Debug)]
@@ -172,6 +174,11 @@ impl<D: Disk> Sealed<D> {
     fn clusters(&self, at: u64, len: u64) -> Range<u64> {
         let bits = self.header.cluster_bits;
         at >> bits..(at + len).div_ceil(self.cluster_len())
+    }
+
+    /// Where `clusters` start, and where they end, in bytes of the disk.
+    fn bytes_of(&self, clusters: &Range<u64>) -> (u64, u64) {
+        (clusters.start * self.cluster_len(), clusters.end * self.cluster_len())
     }
 
     /// Whether it has a backing file, opened or not.

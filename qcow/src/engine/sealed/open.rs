@@ -4,21 +4,20 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::describe::read_details;
+use super::parts::{read_details, read_roots, read_sealed_header, sealer_of, write};
 use super::{Sealed, State};
-use crate::addr::{HostBlock, HostOffset};
+use crate::addr::HostBlock;
 use crate::crypt::Passphrase;
-use crate::crypt::seal::{DataKey, SealKind, Sealer};
-use crate::crypt::sealed_slots::{KeySlots, SLOTS_LEN};
-use crate::disk::{Buffer, Disk};
+use crate::crypt::seal::Sealer;
+use crate::disk::Disk;
 use crate::engine::OpenOptions;
-use crate::engine::load::{read_bytes, see_medium};
-use crate::error::{Error, ErrorKind, Result};
+use crate::engine::load::see_medium;
+use crate::error::{Error, Result};
 use crate::format::sealed::details::Details;
 use crate::format::sealed::entry::{Entry, NODE_LEN};
-use crate::format::sealed::header::{HEADER_LEN, SealedHeader};
-use crate::format::sealed::root::{COPY_COUNT, ROOT_LEN, Root, RootTag, Roots, place_of};
-use crate::format::sealed::{BLOCK_LEN, FIRST_BLOCK, KEY_SLOTS_BLOCK, SPACE_LEVEL, start_of};
+use crate::format::sealed::header::SealedHeader;
+use crate::format::sealed::root::{Root, RootTag, Roots};
+use crate::format::sealed::{BLOCK_LEN, FIRST_BLOCK, SPACE_LEVEL, start_of};
 use crate::limits::SEALED_NODES_DEFAULT;
 use crate::meta::drain::Drain;
 use crate::meta::order::Sequencer;
@@ -31,64 +30,6 @@ use crate::sync::{Exclusive, WaitQueue, lock};
 
 /// Fewest nodes that are kept in memory, whatever is asked for: a way down, and some beside it.
 const RESIDENT_MIN: usize = 64;
-
-/// Whether the file is an authenticated image, as far as its first bytes tell.
-pub(in crate::engine) async fn is_sealed<D: Disk>(disk: &D) -> Result<bool> {
-    let prefix = read_bytes(disk, HostOffset::new(0), HEADER_LEN as u64, "header").await?;
-    Ok(SealedHeader::is_at(&prefix))
-}
-
-/// The header of an authenticated image.
-pub(in crate::engine) async fn read_sealed_header<D: Disk>(disk: &D) -> Result<SealedHeader> {
-    let bytes = read_bytes(disk, HostOffset::new(0), HEADER_LEN as u64, "header").await?;
-    SealedHeader::parse(&bytes)
-}
-
-/// The key slots of an image with `header`.
-pub(in crate::engine) async fn read_key_slots<D: Disk>(
-    disk: &D,
-    header: &SealedHeader,
-) -> Result<KeySlots> {
-    let at = start_of(KEY_SLOTS_BLOCK);
-    let bytes = read_bytes(disk, at, SLOTS_LEN as u64, "key slots").await?;
-    KeySlots::parse(header.image, &bytes)
-}
-
-/// The key that `passphrase` unlocks.
-pub(in crate::engine) async fn unlock<D: Disk>(
-    disk: &D,
-    header: &SealedHeader,
-    passphrase: Option<&Passphrase>,
-) -> Result<DataKey> {
-    let missing = || {
-        let what = "Parameter 'encrypt.key-secret' is required for cipher";
-        Error::new(ErrorKind::Denied, what)
-    };
-    let passphrase = passphrase.ok_or_else(missing)?;
-    read_key_slots(disk, header).await?.unlock(passphrase).map(|(_, key)| key)
-}
-
-pub(super) async fn sealer_of<D: Disk>(
-    disk: &D,
-    header: &SealedHeader,
-    passphrase: Option<&Passphrase>,
-) -> Result<Sealer> {
-    Ok(match header.kind {
-        SealKind::Crc32c => Sealer::crc32c(header.image),
-        SealKind::Aes256Gcm => {
-            Sealer::aes_256_gcm(header.image, &unlock(disk, header, passphrase).await?)
-        }
-    })
-}
-
-/// All copies of roots.
-pub(super) async fn read_roots<D: Disk>(disk: &D, sealer: &Sealer) -> Result<Roots> {
-    let mut sectors: [Vec<u8>; COPY_COUNT] = Default::default();
-    for (index, sector) in sectors.iter_mut().enumerate() {
-        *sector = read_bytes(disk, place_of(index), ROOT_LEN as u64, "root").await?;
-    }
-    Ok(Roots::parse(sectors, sealer))
-}
 
 impl<D: Disk> Sealed<D> {
     /// Opens the authenticated image in `disk`, as it was at `snapshot` if one is given.
@@ -244,10 +185,4 @@ fn check_root(root: &Root, header: &SealedHeader, file_blocks: HostBlock) -> Res
         )));
     }
     Ok(())
-}
-
-/// Writes `bytes` at `at`.
-pub(super) async fn write<D: Disk>(disk: &D, at: HostOffset, bytes: &[u8]) -> Result<()> {
-    let written = disk.write(at, &Buffer::from_bytes(bytes).payload()).await;
-    written.map_err(|e| Error::io(format!("write at {at}"), &e))
 }

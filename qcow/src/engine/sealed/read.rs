@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::write::{buffers_for, joined};
+use super::buffers::{PIECE_LEN, buffers_for, joined};
 use super::{Sealed, cluster};
 use crate::codec::Decompressor;
 use crate::disk::{Buffer, Disk, Payload};
@@ -13,11 +13,6 @@ use crate::format::sealed::entry::{Entry, Stored};
 use crate::format::sealed::{BLOCK_LEN, start_of};
 use crate::limits::IN_FLIGHT_MAX;
 use crate::meta::sealed::tree::Found;
-
-/// Bytes that are read or written at a time, in buffers of our own.
-pub(super) const PIECE_LEN: u64 = 1 << 20;
-/// Bytes of such a buffer: as many as one has that is kept for the next one.
-pub(super) const BUFFER_LEN: u64 = 64 << 10;
 
 thread_local! {
     /// Contexts are large and slow to make: one set for each thread.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::flush::Change;
-use super::open::write;
+use super::parts::write;
 use super::{Freed, Sealed};
 use crate::addr::HostOffset;
 use crate::disk::{Disk, Payload};

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::buffers::{PIECE_LEN, buffers_for, joined};
 use super::claim::Claimed;
-use super::read::{BUFFER_LEN, PIECE_LEN};
 use super::{Freed, Sealed, cluster};
 use crate::crypt::seal::Seal;
 use crate::disk::{Buffer, Disk, Payload};
@@ -64,8 +64,7 @@ impl<D: Disk> Image<D> {
         at: u64,
         len: u64,
     ) -> Result<()> {
-        let (start, end) =
-            (clusters.start * sealed.cluster_len(), clusters.end * sealed.cluster_len());
+        let (start, end) = sealed.bytes_of(clusters);
         if clusters.end - clusters.start == 1 && len < into.len() {
             // One look for what is on both sides.
             return Box::pin(self.fill_old(sealed, into, start)).await;
@@ -89,20 +88,6 @@ impl<D: Disk> Image<D> {
             0 => Ok(()),
             _ => self.read_from(0, at, &into.slice(0, there)).await,
         }
-    }
-}
-
-/// Buffers for so many bytes, of a size that is kept for the next ones.
-pub(super) fn buffers_for(len: u64) -> Vec<Buffer> {
-    let starts = (0..len).step_by(BUFFER_LEN as usize);
-    starts.map(|start| Buffer::scratch((len - start).min(BUFFER_LEN) as usize)).collect()
-}
-
-/// The bytes of `buffers`, one behind the other.
-pub(super) fn joined(buffers: &[Buffer]) -> Payload {
-    match buffers {
-        [buffer] => buffer.payload(),
-        _ => Payload::concat(buffers.iter().map(Buffer::payload).collect()),
     }
 }
 

@@ -24,7 +24,7 @@ impl<D: Disk> Image<D> {
         if whole.is_empty() {
             return self.zero_bytes(sealed, at, len, otherwise).await;
         }
-        let (start, end) = (whole.start * sealed.cluster_len(), whole.end * sealed.cluster_len());
+        let (start, end) = sealed.bytes_of(&whole);
         self.zero_bytes(sealed, at, start - at, otherwise).await?;
         let space = if unmap { Freed::Punched } else { Freed::Kept };
         sealed.clear(whole, sealed.void(), space).await?;
@@ -52,7 +52,7 @@ impl<D: Disk> Image<D> {
         let whole = self.whole_clusters_in(sealed, at, len);
         let (start, end) = match whole.is_empty() {
             true => (at + len, at + len),
-            false => (whole.start * sealed.cluster_len(), whole.end * sealed.cluster_len()),
+            false => sealed.bytes_of(&whole),
         };
         self.write_zero_bytes_sealed(sealed, at, start - at).await?;
         sealed.clear(whole, Entry::Zeros, Freed::Kept).await?;

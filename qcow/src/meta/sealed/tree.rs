@@ -454,3 +454,6 @@ pub fn slot_above(id: NodeId) -> (NodeId, usize) {
 
 /// Levels are few enough for every shift.
 const _: () = assert!(NODE_BITS * (LEVELS_MAX as u32) < 64);
+
+#[cfg(test)]
+mod tests;
