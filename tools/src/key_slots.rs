@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qcow::crypt::Passphrase;
 use qcow::crypt::luks::{Cost, LuksHeader, SLOT_COUNT};
-use qcow::crypt::sealed_slots::SlotCost;
+use qcow::crypt::sealed_slots::{self, SlotCost, SlotState};
 use qcow::disk::uring::block_on;
 
 use crate::failure::{Failure, Outcome};
@@ -119,34 +119,34 @@ impl SlotChange {
                 block_on(image.add_sealed_key(self.slot, passphrase, new, cost))?;
             }
             State::Inactive { old } => {
-                let unlocked = |old: &Passphrase| block_on(image.sealed_slots())?.unlock(old);
-                let slot = match (self.slot, old) {
-                    (None, None) => {
-                        return Err(Failure::new(
-                            "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
-                        ));
-                    }
-                    (Some(slot), None) => slot,
-                    (wanted, Some(old)) => {
-                        let (found, _) = unlocked(old).map_err(|_| {
-                            Failure::new(
-                                "No keyslots match given (old) password for erase operation",
-                            )
-                        })?;
-                        match wanted {
-                            Some(wanted) if wanted != found => {
-                                return Err(Failure::new(format!(
-                                    "Given keyslot {wanted} doesn't contain the given old password for erase operation"
-                                )));
-                            }
-                            _ => found,
-                        }
-                    }
-                };
-                block_on(image.erase_sealed_key(slot))?;
+                for slot in self.sealed_slots_to_empty(image, old.as_deref())? {
+                    block_on(image.erase_sealed_key(slot))?;
+                }
             }
         }
         Ok(())
+    }
+
+    fn sealed_slots_to_empty(
+        &self,
+        image: &HostImage,
+        old: Option<&Passphrase>,
+    ) -> Outcome<Vec<usize>> {
+        let mut slots = block_on(image.sealed_slots())?;
+        let is_active = |slot: &usize| matches!(slots.state(*slot), SlotState::Active(_));
+        let active = (0..sealed_slots::SLOT_COUNT).filter(is_active).count();
+        let matching = old.map(|old| {
+            let mut found = Vec::new();
+            while let Ok((slot, _)) = slots.unlock(old) {
+                found.push(slot);
+                // The last one stays, and all of them have been found.
+                if slots.erase(slot).is_err() {
+                    break;
+                }
+            }
+            found
+        });
+        choose_to_empty(self.slot, matching, active, false)
     }
 
     fn slot_to_fill(&self, header: &LuksHeader) -> Outcome<usize> {
@@ -168,25 +168,10 @@ impl SlotChange {
         old: Option<&Passphrase>,
     ) -> Outcome<Vec<usize>> {
         let matching = old.map(|old| block_on(image.slots_of(old))).transpose()?;
-        match (self.slot, matching) {
-            (None, None) => Err(Failure::new(
-                "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
-            )),
-            (Some(slot), Some(matching)) if !matching.contains(&slot) => {
-                Err(Failure::new(format!(
-                    "Given keyslot {slot} doesn't contain the given old password for erase operation"
-                )))
-            }
-            (Some(slot), _) => self.slot_to_empty(header, slot).map(|slot| vec![slot]),
-            (None, Some(matching)) if matching.is_empty() => {
-                Err(Failure::new("No keyslots match given (old) password for erase operation"))
-            }
-            (None, Some(matching)) if matching.len() == header.active_count() && !self.force => {
-                Err(Failure::new(
-                    "All the active keyslots match the (old) password that was given and erasing them will erase all the data in the image irreversibly - refusing operation",
-                ))
-            }
-            (None, Some(matching)) => Ok(matching),
+        let chosen = choose_to_empty(self.slot, matching, header.active_count(), self.force)?;
+        match self.slot {
+            Some(slot) => self.slot_to_empty(header, slot).map(|slot| vec![slot]),
+            None => Ok(chosen),
         }
     }
 
@@ -201,5 +186,31 @@ impl SlotChange {
             (true, _) => return Ok(slot),
         };
         Err(Failure::new(refused))
+    }
+}
+
+/// Which slots are to be emptied: `slot` if it is given, those that the old passphrase is `matching` with if that is; all that
+/// are active only where it is forced.
+fn choose_to_empty(
+    slot: Option<usize>,
+    matching: Option<Vec<usize>>,
+    active: usize,
+    force: bool,
+) -> Outcome<Vec<usize>> {
+    match (slot, matching) {
+        (None, None) => Err(Failure::new(
+            "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
+        )),
+        (Some(slot), Some(matching)) if !matching.contains(&slot) => Err(Failure::new(format!(
+            "Given keyslot {slot} doesn't contain the given old password for erase operation"
+        ))),
+        (Some(slot), _) => Ok(vec![slot]),
+        (None, Some(matching)) if matching.is_empty() => {
+            Err(Failure::new("No keyslots match given (old) password for erase operation"))
+        }
+        (None, Some(matching)) if matching.len() == active && !force => Err(Failure::new(
+            "All the active keyslots match the (old) password that was given and erasing them will erase all the data in the image irreversibly - refusing operation",
+        )),
+        (None, Some(matching)) => Ok(matching),
     }
 }

@@ -77,8 +77,11 @@ fn add_sealed(object: &mut Map<String, Value>, image: &Description, info: &Seale
     }
     add_backing(object, image);
     let properties = sealed::properties(info).into_iter();
-    let data: Map<String, Value> =
+    let mut data: Map<String, Value> =
         properties.map(|(name, value)| (name.replace(' ', "-"), value.into())).collect();
+    if let Some(state) = &info.state {
+        data.insert("closed".to_owned(), state.is_closed.into());
+    }
     let specific = json!({ "type": "qcow2", "data": data });
     object.insert("format-specific".to_owned(), specific);
 }

@@ -1,6 +1,7 @@
 //! `qcow` against QEMU's own tools: both run the same commands on equal files, and must say and do the same.
 
 mod amend;
+mod authenticated;
 mod bad_input;
 mod bench;
 mod bitmap;
