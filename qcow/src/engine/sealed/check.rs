@@ -120,8 +120,7 @@ impl<D: Disk> Check<'_, D> {
                 if others.contains(run.first) {
                     continue;
                 }
-                self.mark(run);
-                if level > 0 || self.scrub {
+                if self.mark(run) && (level > 0 || self.scrub) {
                     wanted.push((level, index, stored));
                 }
             }
@@ -145,11 +144,14 @@ impl<D: Disk> Check<'_, D> {
         Ok(())
     }
 
-    fn mark(&mut self, run: BlockRun) {
-        if !self.marked.insert(run) {
+    /// Whether nothing else leads to any of these blocks, as it has to be.
+    fn mark(&mut self, run: BlockRun) -> bool {
+        let is_new = self.marked.insert(run);
+        if !is_new {
             let BlockRun { first, count } = run;
             self.note(&Finding::BlocksMisused { first, count, by_map: false }, count);
         }
+        is_new
     }
 
     fn count(&mut self, stored: &Stored) {
