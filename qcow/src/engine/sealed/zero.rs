@@ -5,13 +5,14 @@ use std::ops::Range;
 use super::{Freed, Sealed, cluster};
 use crate::disk::{Disk, Payload};
 use crate::engine::Image;
+use crate::engine::options::Discard;
 use crate::engine::zero::{Otherwise, ZERO_WRITE_LEN};
 use crate::error::Result;
 use crate::format::sealed::entry::Entry;
 use crate::meta::sealed::tree::Found;
 
 impl<D: Disk> Image<D> {
-    /// Makes `len` bytes at `at` read as zeros; with `space` says what becomes of theirs.
+    /// Makes `len` bytes at `at` read as zeros; with `unmap` the host gets their space back, where discards are done at all.
     pub(in crate::engine) async fn zero_sealed(
         &self,
         sealed: &Sealed<D>,
@@ -26,7 +27,8 @@ impl<D: Disk> Image<D> {
         }
         let (start, end) = sealed.bytes_of(&whole);
         self.zero_bytes(sealed, at, start - at, otherwise).await?;
-        let space = if unmap { Freed::Punched } else { Freed::Kept };
+        let punches = unmap && self.inner.options.discard == Discard::Unmap;
+        let space = if punches { Freed::Punched } else { Freed::Kept };
         sealed.clear(whole, sealed.void(), space).await?;
         self.zero_bytes(sealed, end, (at + len).saturating_sub(end), otherwise).await
     }
