@@ -72,7 +72,7 @@ impl<D: Disk> Image<D> {
         }
         let qcow2 = match self.top() {
             Layer::Qcow2(qcow2) => qcow2,
-            Layer::Sealed(sealed) => return sealed.note_memory(&*memory, found).map(|()| 0),
+            Layer::Sealed(sealed) => return sealed.note_memory(memory, found).map(|()| 0),
             Layer::Raw(_) | Layer::Luks(_) => return Ok(0),
         };
         let contents = match found {

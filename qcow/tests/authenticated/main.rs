@@ -19,6 +19,7 @@ use template::Template;
 
 mod afterwards;
 mod corruption;
+mod kill;
 mod oracle;
 mod reach;
 mod shape;

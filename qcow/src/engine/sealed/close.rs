@@ -16,8 +16,15 @@ const ROUNDS_MAX: u32 = 8;
 const FITS_MAX: u32 = 8;
 
 impl<D: Disk> Sealed<D> {
-    /// Writes everything back, and, where it is known, which blocks are in use. No request may be in flight.
+    /// Writes everything back, and, where it is known, which blocks are in use. No request may be in flight, and none may
+    /// follow.
     pub async fn close(&self) -> Result<()> {
+        self.write_all_back().await?;
+        self.release_memory();
+        Ok(())
+    }
+
+    async fn write_all_back(&self) -> Result<()> {
         self.come_to_rest().await?;
         let has_strays = {
             let state = lock(&self.state);

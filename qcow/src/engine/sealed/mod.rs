@@ -15,8 +15,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::addr::{GuestCluster, HostBlock};
 use crate::crypt::seal::{Label, Seal, Sealer};
@@ -30,6 +30,7 @@ use crate::format::sealed::{BLOCK_LEN, Generation, start_of};
 use crate::limits::{SEALED_DIRTY_NODES_MAX, SEALED_PENDING_BLOCKS_MAX};
 use crate::meta::drain::Drain;
 use crate::meta::order::Sequencer;
+use crate::meta::redo::SharedWords;
 use crate::meta::sealed::pending::{Pending, Space as Freed};
 use crate::meta::sealed::space::Space;
 use crate::meta::sealed::tree::{AskedTree, Tree};
@@ -73,8 +74,6 @@ pub(super) struct Sealed<D: Disk> {
     flushes: bool,
     /// Which opening of an image this is: a random number.
     session: u64,
-    /// Whether the image was closed before it was opened.
-    was_closed: bool,
     state: Mutex<State>,
     /// Woken on every change in `state` that somebody may wait for.
     changed: WaitQueue,
@@ -111,6 +110,8 @@ struct State {
     has_strays: bool,
     /// Whether somebody looks for them.
     sweeping: bool,
+    /// What says for as long as this image is in use that this session has it.
+    memory: Option<Arc<dyn SharedWords>>,
     /// Why this image takes no more writes, once that is so.
     failure: Option<Error>,
 }

@@ -100,6 +100,7 @@ impl<D: Disk> Sealed<D> {
             flush: Sequencer::default(),
             has_strays: false,
             sweeping: false,
+            memory: None,
             failure: None,
         };
         Self {
@@ -111,7 +112,6 @@ impl<D: Disk> Sealed<D> {
             names_backing: AtomicBool::new(false),
             flushes: options.flushes,
             session,
-            was_closed: !root.space.is_void(),
             state: Mutex::new(state),
             changed: WaitQueue::default(),
             drain: Drain::default(),
