@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use crate::case::{Case, Start, busy_case, small_case};
+use crate::case::{Case, Start, busy_case, sealed_case, small_case};
 use crate::drive::{Drive, Ending};
 use crate::history::History;
 use crate::hunt::{expect_none, find, wanted};
@@ -27,7 +27,7 @@ pub fn schedule(case: &Case) -> Vec<u8> {
 
 /// Cases of all sizes.
 pub fn any_case() -> impl Strategy<Value = Case> {
-    prop_oneof![1 => busy_case().boxed(), 2 => small_case().boxed()]
+    prop_oneof![3 => busy_case().boxed(), 6 => small_case().boxed(), 1 => sealed_case().boxed()]
 }
 
 #[test]

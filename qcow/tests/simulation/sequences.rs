@@ -43,7 +43,7 @@ fn requests() -> Vec<Op> {
     ]
 }
 
-fn starts() -> [Start; 11] {
+fn starts() -> [Start; 9] {
     [
         Start::Empty,
         Start::Backing(5),
@@ -53,8 +53,6 @@ fn starts() -> [Start; 11] {
         Start::External(3),
         Start::RawExternal(3),
         Start::Encrypted(3),
-        Start::Checksummed(9),
-        Start::Sealed(9),
         Start::SealedBacking(9),
     ]
 }
