@@ -99,6 +99,9 @@ pub const SEALED_CLUSTER_BITS_MIN: u32 = 12;
 pub const SEALED_CLUSTER_BITS_MAX: u32 = 16;
 /// Largest disk of an authenticated image in bytes: ours; no sum of an offset and a length in it is too large for a number.
 pub const SEALED_DISK_BYTES_MAX: u64 = 1 << 62;
+/// Largest file of an authenticated image in bytes: ours, and more than most file systems take. What is known of its blocks
+/// takes 32 MiB of memory at least in a file of that length, however sparse it is.
+pub const SEALED_FILE_BYTES_MAX: u64 = 1 << 48;
 /// Newest root that an image can have: ours. With one each nanosecond it would be reached after 146 years.
 pub const SEALED_GENERATION_MAX: u64 = 1 << 62;
 /// Most bytes of what a root names beside its tree, details or a map of blocks: ours. A map of that size is one of 16 TiB.

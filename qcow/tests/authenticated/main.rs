@@ -20,6 +20,7 @@ use template::Template;
 mod afterwards;
 mod corruption;
 mod kill;
+mod length;
 mod oracle;
 mod reach;
 mod shape;

@@ -18,7 +18,7 @@ use crate::format::sealed::entry::{Entry, NODE_LEN};
 use crate::format::sealed::header::SealedHeader;
 use crate::format::sealed::root::{Root, RootTag, Roots};
 use crate::format::sealed::{BLOCK_LEN, FIRST_BLOCK, SPACE_LEVEL, start_of};
-use crate::limits::SEALED_NODES_DEFAULT;
+use crate::limits::{SEALED_FILE_BYTES_MAX, SEALED_NODES_DEFAULT};
 use crate::meta::drain::Drain;
 use crate::meta::order::Sequencer;
 use crate::meta::sealed::blocks::Blocks;
@@ -167,6 +167,11 @@ impl<D: Disk> Sealed<D> {
 
 fn file_blocks<D: Disk>(disk: &D) -> Result<HostBlock> {
     let len = disk.len().map_err(|e| Error::io("find the length", &e))?;
+    if len > SEALED_FILE_BYTES_MAX {
+        return Err(Error::limit(format!(
+            "a file of {len} bytes: that of an authenticated image has {SEALED_FILE_BYTES_MAX} at most"
+        )));
+    }
     Ok(HostBlock::new(len.div_ceil(BLOCK_LEN)).max(FIRST_BLOCK))
 }
 

@@ -22,7 +22,7 @@ pub mod root;
 
 use crate::addr::{HostBlock, HostOffset};
 use crate::error::{Error, Result};
-use crate::limits::SEALED_DISK_BYTES_MAX;
+use crate::limits::{SEALED_DISK_BYTES_MAX, SEALED_FILE_BYTES_MAX};
 
 /// log2 of the bytes of a block, the unit of the file.
 pub const BLOCK_BITS: u32 = 12;
@@ -30,8 +30,8 @@ pub const BLOCK_BITS: u32 = 12;
 pub const BLOCK_LEN: u64 = 1 << BLOCK_BITS;
 /// The first block that an entry may name.
 pub const FIRST_BLOCK: HostBlock = HostBlock::new(8);
-/// Blocks that an entry can name: their offsets fit the bits that qcow2 has for them.
-pub const BLOCKS_MAX: u64 = 1 << (crate::limits::HOST_OFFSET_BITS - BLOCK_BITS);
+/// Blocks that an entry can name.
+pub const BLOCKS_MAX: u64 = SEALED_FILE_BYTES_MAX >> BLOCK_BITS;
 /// Where the key slots lie.
 pub const KEY_SLOTS_BLOCK: HostBlock = HostBlock::new(5);
 
